@@ -1,0 +1,33 @@
+"""`checkpoint` and `logger`: what a run leaves behind."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dfmspec.spec.base import Count, Section
+
+
+class Checkpoint(Section):
+    """Where and how often the whole state is committed to disk."""
+
+    save: str | None = None
+    """Folder of the checkpoints; derived: ${RUN_DIR}/checkpoints."""
+    load: str | None = None
+    """Folder to resume from; derived: checkpoint.save."""
+    ckpt_step: Count | None = None
+    """Iteration to resume from; null: the newest whole checkpoint."""
+    save_interval: Count = 1000
+    """Iterations between checkpoints; the last iteration is always saved."""
+    most_recent_k: Annotated[int, Field(ge=-1)] = -1
+    """Checkpoints to keep, at least 2; -1: all."""
+
+
+class Logger(Section):
+    """What is reported while the run goes on."""
+
+    log_interval: Count = 10
+    """Iterations between console lines."""
+    tensorboard_dir: str | None = None
+    """Folder of the TensorBoard events; derived: ${RUN_DIR}/tensorboard."""

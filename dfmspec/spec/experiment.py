@@ -1,0 +1,41 @@
+"""The whole spec: every section, as one model. Its JSON Schema is what `load` checks a file against."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dfmspec.spec.base import Section
+from dfmspec.spec.checkpoint import Checkpoint, Logger
+from dfmspec.spec.cluster import Cluster, Launcher, Run
+from dfmspec.spec.data import Data, Dataset
+from dfmspec.spec.model import Diffusion, Model
+from dfmspec.spec.training import Ddp, Dist, MixedPrecision, Optimizer, Rng, Scheduler, Train
+
+
+class Experiment(Section):
+    """An experiment for target megatron_core."""
+
+    spec_version: Literal[1] = 1
+    """Version of this format."""
+    name: str | None = None
+    """Name of the experiment; derived: the stem of the spec's file name."""
+    recipe: Literal["dit_tiny", "dit_s", "dit_b", "dit_l", "dit_xl"] = "dit_xl"
+    """The defaults to start from."""
+    target: Literal["megatron_core", "dfm"] = "megatron_core"
+    """What trains: dfmspec's own trainer, or NVIDIA DFM's script at its pinned revision."""
+    cluster: Cluster = Cluster()
+    launcher: Launcher = Launcher()
+    run: Run = Run()
+    data: Data = Data()
+    dataset: Dataset = Dataset()
+    model: Model = Model()
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+    ddp: Ddp = Ddp()
+    mixed_precision: MixedPrecision = MixedPrecision()
+    checkpoint: Checkpoint = Checkpoint()
+    logger: Logger = Logger()
+    rng: Rng = Rng()
+    dist: Dist = Dist()

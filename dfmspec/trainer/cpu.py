@@ -1,0 +1,60 @@
+"""megatron-core on the CPU, over gloo: what lets its unmodified code run where there is no CUDA.
+
+megatron-core writes `device="cuda"` and `torch.cuda.*` into its buffers, its schedules and its optimizer. Here a
+`TorchFunctionMode` sends those tensors to the CPU, and the few `torch.cuda` functions it calls get an answer. Nothing
+else in dfmspec knows of this module, and it refuses to load for a CUDA run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+
+
+def _is_cuda(device: object) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+class _CudaToCpu(TorchFunctionMode):
+    """Every tensor that is asked for on a CUDA device is made on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], _CPU, *args[2:])
+        result = func(*args, **kwargs)
+        # The optimizers sort parameters by type names such as 'torch.cuda.FloatTensor'.
+        if func is torch.Tensor.type and len(args) == 1 and isinstance(result, str):
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result
+
+
+def install(device: str) -> None:
+    """Let megatron-core run on the CPU in this process.
+
+    Raises:
+        RuntimeError: when the run's device is not `cpu`.
+    """
+    if device != "cpu":
+        raise RuntimeError(f"dfmspec.trainer.cpu is for cluster.device cpu, not {device}")
+    _CudaToCpu().__enter__()
+    cuda = torch.cuda
+    cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
+    cuda.device_count = lambda: 1
+    for silent in ("synchronize", "set_device", "manual_seed", "empty_cache"):
+        setattr(cuda, silent, lambda *args, **kwargs: None)
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()  # type: ignore[assignment]
+
+    import megatron.core.tensor_parallel.random as tensor_parallel_random
+
+    tensor_parallel_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)

@@ -1,0 +1,59 @@
+"""Embeddings of the DiT: sin-cos positions on three axes, and the noise level.
+
+Shapes: s tokens, n segments, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+def sinusoid(positions: Tensor, width: int) -> Tensor:
+    """[n] positions -> [n, width]: sines, then cosines, of frequencies 1 down to 1/10000; fp32."""
+    frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64, device=positions.device) / (width // 2))
+    angles = positions.double()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+class PositionEmbedding(nn.Module):
+    """Fixed sin-cos positions: a quarter of the width for time, three eighths each for height and width (as DFM)."""
+
+    def __init__(self, hidden_size: int, sizes: tuple[int, int, int]) -> None:
+        super().__init__()
+        widths = (hidden_size // 4, 3 * hidden_size // 8, 3 * hidden_size // 8)
+        for axis, size, width in zip("thw", sizes, widths, strict=True):
+            table = sinusoid(torch.arange(size), width).to("cuda")
+            self.register_buffer(f"table_{axis}", table, persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[s, 3] patch positions (t, h, w) -> [s, D]; a position past its axis's table is an IndexError."""
+        t, h, w = positions.unbind(-1)
+        return torch.cat([self.table_t[t], self.table_h[h], self.table_w[w]], dim=-1)
+
+
+class NoiseEmbedding(nn.Module):
+    """The noise level as a vector: sinusoid, linear, SiLU, linear."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, kind = config.hidden_size, {"dtype": config.params_dtype, "device": "cuda"}
+        self.linear_1 = nn.Linear(width, width, **kind)
+        self.linear_2 = nn.Linear(width, width, **kind)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """[n] -> [n, D]"""
+        x = sinusoid(c_noise, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        return self.linear_2(nn.functional.silu(self.linear_1(x)))
+
+
+def axis_sizes(max_frames: int, max_img_h: int, max_img_w: int, patch_temporal: int, patch_spatial: int) -> tuple[int, int, int]:
+    """Sizes of the position tables, in patches."""
+    return (
+        math.ceil(max_frames / patch_temporal),
+        math.ceil(max_img_h / patch_spatial),
+        math.ceil(max_img_w / patch_spatial),
+    )

@@ -1,0 +1,37 @@
+"""Gradients of what every pipeline stage holds a copy of.
+
+The noise embedding stands on each pipeline stage (and in each model chunk of one), and each copy meets only its own
+layers' share of the gradient. megatron-core offers `has_cond_embedder` for this, but sums after the data-parallel
+reduce-scatter, when a rank holds the reduced values of *its* buffer range only, and those ranges differ from stage to
+stage. Summing over the stages first and over the replicas then is right for every layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+
+
+def finalize(model: list[Any], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:
+    """megatron-core's finalize_model_grads, after the sum over pipeline stages."""
+    sum_over_stages(model)
+    finalize_model_grads(model, num_tokens, **kwargs)
+
+
+def sum_over_stages(model: list[Any]) -> None:
+    """Give every copy of a parameter that all pipeline stages share the sum of the copies' gradients."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return
+    copies: dict[str, list[torch.Tensor]] = {}
+    for chunk in model:
+        for name, weight in chunk.named_parameters():
+            if getattr(weight, "pipeline_parallel", False):
+                copies.setdefault(name, []).append(weight.main_grad)
+    total = torch.cat([sum(grads).flatten() for grads in copies.values()])
+    torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    for grads, piece in zip(copies.values(), total.split([grads[0].numel() for grads in copies.values()]), strict=True):
+        for grad in grads:
+            grad.copy_(piece.view_as(grad))

@@ -1,0 +1,172 @@
+"""From a shard's bytes to packed samples: safe decoding, and the choice of what shares a pack.
+
+A sample is DFM's: `.pth` a latent [C, T, H, W] (or [1, C, T, H, W]), `.pickle` a text embedding [L, E] (or [1, L, E]),
+`.json` its description. Shards come from other people: neither file may run code here.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from megatron.energon import Cooker, SkipSample, edataclass, stateless
+from megatron.energon import Sample as EnergonSample
+from megatron.energon import TaskEncoder as EnergonTaskEncoder
+from torch import Tensor
+
+from dfmspec.spec.experiment import Experiment
+from dfmspec.trainer.pack import num_tokens
+
+
+class DataError(Exception):
+    """A sample that cannot be used; the message names its key, its shard and what to do."""
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles tensors and numpy arrays, and refuses to import anything else."""
+
+    _ALLOWED = {
+        ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise DataError(f"its pickle wants to run {module}.{name}, which a tensor does not need")
+
+
+def load_latent(data: bytes) -> Tensor:
+    """The latent [C, T, H, W] of a `.pth` file; raises DataError."""
+    return _unbatched(_tensor(lambda: torch.load(io.BytesIO(data), weights_only=True), ".pth"), 4, ".pth")
+
+
+def load_context(data: bytes) -> Tensor:
+    """The text embedding [L, E] of a `.pickle` file; raises DataError."""
+    return _unbatched(_tensor(lambda: torch.as_tensor(_TensorUnpickler(io.BytesIO(data)).load()), ".pickle"), 2, ".pickle")
+
+
+def _tensor(load: Any, part: str) -> Tensor:
+    try:
+        value = load()
+    except DataError:
+        raise
+    except Exception as error:  # torch.load and pickle raise whatever the bytes lead them to
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"its {part} cannot be read as a tensor: {first_line}") from error
+    if not isinstance(value, Tensor):
+        raise DataError(f"its {part} holds a {type(value).__name__}, not a tensor")
+    return value
+
+
+def _unbatched(tensor: Tensor, axes: int, part: str) -> Tensor:
+    if tensor.dim() == axes + 1 and tensor.size(0) == 1:
+        tensor = tensor[0]
+    if tensor.dim() != axes:
+        raise DataError(f"its {part} has shape {list(tensor.shape)}, not {axes} axes")
+    if not torch.isfinite(tensor).all():
+        raise DataError(f"its {part} has values that are not finite")
+    return tensor
+
+
+@edataclass
+class LatentSample(EnergonSample):
+    """One picture or video with its text."""
+
+    latent: Tensor
+    context: Tensor
+
+
+@edataclass
+class PackedSample(EnergonSample):
+    """Samples that share one packed sequence."""
+
+    keys: list[str]
+    latents: list[Tensor]
+    contexts: list[Tensor]
+
+
+@stateless
+def _cook(sample: dict[str, Any]) -> LatentSample:
+    missing = [part for part in ("pth", "pickle") if part not in sample]
+    if missing:
+        raise DataError(f"it has no .{missing[0]} file")
+    return LatentSample(
+        __key__=sample["__key__"],
+        __restore_key__=sample["__restore_key__"],
+        __subflavors__=sample.get("__subflavors__"),
+        __sources__=sample.get("__sources__"),
+        latent=load_latent(sample["pth"]),
+        context=load_context(sample["pickle"]),
+    )
+
+
+class TaskEncoder(EnergonTaskEncoder):
+    """Energon's task encoder: raw bytes in, packs out; everything here is stateless or deterministic."""
+
+    decoder = None  # bytes: Energon's own decoder would unpickle whatever it is given
+    cookers = (Cooker(_cook),)
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._length = experiment.dataset.task_encoder_seq_length
+        self._patch = experiment.model.patch_temporal, experiment.model.patch_spatial
+
+    @stateless
+    def preencode_sample(self, sample: LatentSample) -> LatentSample:
+        """Refuse what cannot be patched or does not fit a pack, instead of dropping it in silence as DFM does."""
+        shape = tuple(sample.latent.shape)
+        (pt, p), (_, t, h, w) = self._patch, shape
+        if t % pt or h % p or w % p:
+            raise DataError(f"its latent {list(shape)} is not a whole number of {pt}x{p}x{p} patches")
+        if (tokens := num_tokens(shape, pt, p)) > self._length:
+            raise DataError(f"it has {tokens} tokens, more than dataset.task_encoder_seq_length = {self._length}")
+        return sample
+
+    def select_samples_to_pack(self, samples: list[LatentSample]) -> list[list[LatentSample]]:
+        """First fit, longest first; ties in the order of arrival, so a resumed run packs as one that never stopped."""
+        packs: list[tuple[int, list[LatentSample]]] = []
+        for sample in sorted(samples, key=self._tokens, reverse=True):
+            tokens = self._tokens(sample)
+            for i, (free, pack) in enumerate(packs):
+                if tokens <= free:
+                    pack.append(sample)
+                    packs[i] = (free - tokens, pack)
+                    break
+            else:
+                packs.append((self._length - tokens, [sample]))
+        return [pack for _, pack in packs]
+
+    @stateless
+    def pack_selected_samples(self, samples: list[LatentSample]) -> PackedSample:
+        """One packed sequence."""
+        return PackedSample(
+            __key__=",".join(sample.__key__ for sample in samples),
+            __restore_key__=(),
+            __subflavors__=None,
+            __sources__=None,
+            keys=[sample.__key__ for sample in samples],
+            latents=[sample.latent for sample in samples],
+            contexts=[sample.context for sample in samples],
+        )
+
+    def _tokens(self, sample: LatentSample) -> int:
+        return num_tokens(tuple(sample.latent.shape), *self._patch)
+
+
+def raise_data_error(error: Exception, sample: Any, sources: Any) -> None:
+    """Energon's error handler: stop, and say which sample of which shard is at fault."""
+    if isinstance(error, SkipSample):
+        return
+    places = sorted({f"{source.dataset_path}/{source.shard_name}" for source in sources or () if source.shard_name})
+    keys = sample.get("__key__") if isinstance(sample, dict) else getattr(sample, "__key__", None)
+    where = f"sample {keys}" + (f" of {', '.join(places)}" if places else "")
+    raise SystemError(f"{where}: {error}") from error  # Energon passes SystemError through, and swallows others

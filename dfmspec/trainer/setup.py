@@ -1,0 +1,144 @@
+"""Process groups, device, and the training objects that megatron-core builds from a configuration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from dfmspec.spec.experiment import Experiment
+from dfmspec.trainer import gradients
+from dfmspec.trainer.ema import Ema
+from dfmspec.trainer.model import DiT, initialize, transformer_config
+
+
+def initialize_distributed(experiment: Experiment) -> None:
+    """Join the process groups that torchrun's environment and the layout describe; without torchrun, a world of one."""
+    model, device = experiment.model, experiment.cluster.device
+    if device == "cpu":
+        from dfmspec.trainer import cpu
+
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        cpu.install(device)
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "nccl", timeout=timedelta(minutes=experiment.dist.distributed_timeout_minutes), **alone
+    )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
+        context_parallel_size=model.context_parallel_size,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(experiment.rng.seed)
+
+
+def build_model(experiment: Experiment) -> list[DiT]:
+    """This rank's model chunks (one, or VPP of them), initialised the same in every layout."""
+    config = transformer_config(experiment)
+    stages = experiment.model.virtual_pipeline_model_parallel_size
+    chunks = []
+    for vp_stage in range(stages) if stages else [None]:
+        chunk = DiT(
+            experiment,
+            config,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            vp_stage=vp_stage,
+        )
+        initialize(chunk, seed=experiment.rng.seed, std=experiment.model.init_method_std)
+        chunks.append(chunk)
+    return chunks
+
+
+@dataclass
+class Trainer:
+    """What a training step works on."""
+
+    experiment: Experiment
+    chunks: list[DiT]
+    """The bare model chunks of this rank."""
+    model: list[Any]
+    """The same, wrapped for mixed precision and data parallelism."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    ema: Ema
+
+
+def build_trainer(experiment: Experiment) -> Trainer:
+    """Model, DDP, distributed optimizer, schedule and averaged weights, from one configuration."""
+    chunks = build_model(experiment)
+    config, ddp = chunks[0].config, experiment.ddp
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=ddp.use_distributed_optimizer,
+        overlap_grad_reduce=ddp.overlap_grad_reduce,
+        overlap_param_gather=ddp.overlap_param_gather,
+        grad_reduce_in_fp32=ddp.grad_reduce_in_fp32,
+        bucket_size=ddp.bucket_size,
+        check_for_nan_in_grad=ddp.check_for_nan_in_grad,
+    )
+    model: list[Any] = [Float16Module(config, chunk) for chunk in chunks] if config.bf16 else list(chunks)
+    model = [
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(model)
+    ]
+    for chunk in model:
+        chunk.broadcast_params()
+    ema = Ema(chunks, experiment.diffusion.ema_decay)
+    optimizer = build_optimizer(experiment, model)
+    config.finalize_model_grads_func = gradients.finalize
+    config.grad_scale_func = optimizer.scale_loss
+    if ddp.overlap_grad_reduce:
+        config.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
+    return Trainer(experiment, chunks, model, optimizer, build_scheduler(experiment, optimizer), ema)
+
+
+def build_optimizer(experiment: Experiment, model: list[Any]) -> MegatronOptimizer:
+    """Adam over the model's parameters; 1-D parameters have no weight decay."""
+    optimizer, bf16 = experiment.optimizer, bool(experiment.mixed_precision.bf16)
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer=optimizer.optimizer,
+            lr=optimizer.lr,
+            min_lr=optimizer.min_lr,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.adam_beta1,
+            adam_beta2=optimizer.adam_beta2,
+            adam_eps=optimizer.adam_eps,
+            clip_grad=optimizer.clip_grad,
+            bf16=bf16,
+            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            use_distributed_optimizer=optimizer.use_distributed_optimizer,
+        ),
+        model,
+    )
+
+
+def build_scheduler(experiment: Experiment, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    """Warm-up, decay and weight decay, counted in iterations."""
+    schedule, train = experiment.scheduler, experiment.train
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=schedule.lr_warmup_init,
+        max_lr=experiment.optimizer.lr,
+        min_lr=experiment.optimizer.min_lr,
+        lr_warmup_steps=schedule.lr_warmup_iters,
+        lr_decay_steps=schedule.lr_decay_iters,
+        lr_decay_style=schedule.lr_decay_style,
+        start_wd=schedule.start_weight_decay,
+        end_wd=schedule.end_weight_decay,
+        wd_incr_steps=train.train_iters,
+        wd_incr_style="constant" if schedule.start_weight_decay == schedule.end_weight_decay else "linear",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )

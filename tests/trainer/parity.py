@@ -1,0 +1,119 @@
+"""Runs parity_worker.py in a layout and compares layouts: what must agree, and by how much (trainer.md 3.4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORKER = Path(__file__).with_name("parity_worker.py")
+ROOT = Path(__file__).parents[2]
+LOSS, GRAD_NORM, GRADIENT = 1e-6, 1e-5, 1e-5
+"""Relative tolerances of fp32: loss, gradient norm before clipping, relative L2 of each parameter's gradient."""
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "tp2": {"tensor_model_parallel_size": 2},
+    "tp2_sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "pp2": {"pipeline_model_parallel_size": 2},
+    "pp2_vpp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+    "dp2": {},
+}
+PROCESSES = {name: 1 if name == "one" else 2 for name in LAYOUTS}
+
+
+def experiment(layout: dict[str, Any], **train: Any) -> dict[str, Any]:
+    """A small experiment on mock data, complete; only the layout differs between two of them."""
+    return {
+        "cluster": {"device": "cpu"},
+        "data": {"source": "mock", "num_streams": 2},
+        "dataset": {"task_encoder_seq_length": 64},
+        "model": {
+            "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 256, "kv_channels": 16,
+            "num_query_groups": 4, "adaln_lora_rank": 16, "seq_length": 64, "crossattn_emb_size": 32,
+            "transformer_impl": "local", **layout,
+        },
+        "train": {"global_batch_size": 4, "train_iters": 4, **train},
+        "optimizer": {"lr": 2e-3, "min_lr": 2e-4},
+        "scheduler": {"lr_decay_iters": 4, "lr_warmup_iters": 1, "start_weight_decay": 0.03, "end_weight_decay": 0.03},
+        "ddp": {"use_distributed_optimizer": True},
+        "mixed_precision": {"bf16": False},
+    }  # fmt: skip
+
+
+def torchrun(script: Path, *args: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run a script on `processes` ranks of this machine, on a free port."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
+    return subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run(layout: str, folder: Path, fault: str = "", **train: Any) -> list[dict[str, Any]]:
+    """The ranks' records of one layout."""
+    folder.mkdir(parents=True)
+    config = folder / "experiment.json"
+    config.write_text(json.dumps(experiment(LAYOUTS[layout], **train)))
+    result = torchrun(WORKER, str(config), str(folder), *([fault] if fault else []), processes=PROCESSES[layout])
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [torch.load(path) for path in sorted(folder.glob("rank*.pt"))]
+
+
+def whole(records: list[dict[str, Any]], iteration: int) -> dict[str, torch.Tensor]:
+    """Every parameter's gradient at its full shape, put together from the tensor-parallel slices."""
+    gradients: dict[str, torch.Tensor] = {}
+    ranks = sorted({record["tensor_rank"] for record in records})
+    for name in {name for record in records for name in record["cut"]}:
+        holders = {record["tensor_rank"]: record for record in records if name in record["cut"]}
+        slices = [holders[rank]["gradients"][iteration][name] for rank in ranks if rank in holders]
+        cut = holders[ranks[0]]["cut"][name]
+        gradients[name] = slices[0] if cut is None else torch.cat(slices, dim=cut)
+    return gradients
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layout is from the reference; the largest over iterations and parameters."""
+
+    loss: float
+    grad_norm: float
+    gradient: float
+    worst_gradient: str
+    replicas: float
+    """Largest absolute difference between two copies of a parameter that ranks share; must be 0."""
+
+    @property
+    def agrees(self) -> bool:
+        return self.loss <= LOSS and self.grad_norm <= GRAD_NORM and self.gradient <= GRADIENT and self.replicas == 0
+
+
+def compare(reference: list[dict[str, Any]], other: list[dict[str, Any]]) -> Difference:
+    """The differences of a layout's records from the reference's."""
+    relative = lambda key: max(  # noqa: E731
+        abs(a - b) / abs(a) for a, b in zip(reference[0][key], other[0][key], strict=True)
+    )
+    worst, worst_name = 0.0, ""
+    for iteration in range(len(reference[0]["losses"])):
+        expected, actual = whole(reference, iteration), whole(other, iteration)
+        assert expected.keys() == actual.keys()
+        for name, gradient in expected.items():
+            distance = float((gradient - actual[name]).norm() / gradient.norm())
+            if distance > worst:
+                worst, worst_name = distance, name
+    return Difference(relative("losses"), relative("grad_norms"), worst, worst_name, replica_difference(other))
+
+
+def replica_difference(records: list[dict[str, Any]]) -> float:
+    """Largest difference between copies of one parameter, over all ranks and model chunks."""
+    first: dict[Any, torch.Tensor] = {}
+    largest = 0.0
+    for record in records:
+        for name, tensor in record["copies"]:
+            key = (name, None if record["cut"][name] is None else record["tensor_rank"])
+            largest = max(largest, float((tensor - first.setdefault(key, tensor)).abs().max()))
+    return largest

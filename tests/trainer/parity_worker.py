@@ -1,0 +1,115 @@
+"""One rank of a parity run: train a few iterations and write down everything that layouts must agree on.
+
+usage: torchrun ... parity_worker.py EXPERIMENT.json OUT_DIR [FAULT]
+
+Each rank writes OUT_DIR/rank<r>.pt: losses, gradient norms before clipping, every parameter's gradient at every
+iteration with how it is cut, and the parameters at the end. FAULT injects one of NVIDIA DFM's own faults.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+
+def inject(fault: str | None) -> None:
+    """Make this process commit a fault of the upstream (trainer.md 3.2, items 9 to 11)."""
+    if fault == "missing_sequence_parallel_flag":
+        from dfmspec.trainer.block import AdaLN
+
+        original = AdaLN.__init__
+
+        def without_flag(self: AdaLN, *args: object) -> None:
+            original(self, *args)  # type: ignore[arg-type]
+            self.down.weight.sequence_parallel = False  # type: ignore[assignment]
+
+        AdaLN.__init__ = without_flag  # type: ignore[method-assign]
+    elif fault == "unreduced_qk_norm":
+        from dfmspec.trainer import model
+
+        original_config = model.transformer_config
+
+        def without_reduction(experiment: object) -> object:
+            config = original_config(experiment)  # type: ignore[arg-type]
+            config.qk_layernorm = False
+            return config
+
+        from dfmspec.trainer import setup
+
+        setup.transformer_config = without_reduction  # type: ignore[assignment]
+    elif fault == "summing_final_gather":
+        from megatron.core import tensor_parallel
+
+        original_gather = tensor_parallel.gather_from_sequence_parallel_region
+        tensor_parallel.gather_from_sequence_parallel_region = lambda x, tensor_parallel_output_grad: original_gather(
+            x, tensor_parallel_output_grad=True
+        )
+    elif fault is not None:
+        raise ValueError(fault)
+
+
+def main() -> None:
+    config_path, out_dir, *rest = sys.argv[1:]
+    logging.disable(logging.WARNING)
+    from megatron.core import parallel_state
+
+    from dfmspec.spec.experiment import Experiment
+    from dfmspec.trainer import setup, step
+    from dfmspec.trainer.model import global_name
+    from dfmspec.trainer.streams import RankStreams
+
+    experiment = Experiment.model_validate(json.loads(Path(config_path).read_text()))
+    setup.initialize_distributed(experiment)
+    inject(rest[0] if rest else None)
+    trainer = setup.build_trainer(experiment)
+    wake(trainer.chunks)
+    trainer.optimizer.reload_model_params()
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    packs = RankStreams(experiment, "train", rank=rank, size=size)
+
+    def named() -> list[tuple[str, torch.nn.Parameter]]:
+        return [(global_name(chunk, name), weight) for chunk in trainer.chunks for name, weight in chunk.named_parameters()]
+
+    record: dict = {"losses": [], "grad_norms": [], "gradients": []}
+    for iteration in range(1, experiment.train.train_iters + 1):
+        for chunk in trainer.model:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        trainer.optimizer.zero_grad()
+        record["losses"].append(step.forward_backward(trainer, iter(packs), force_all_reduce=True))
+        record["gradients"].append({name: weight.main_grad.clone() for name, weight in named()})
+        _, grad_norm, _ = trainer.optimizer.step()
+        record["grad_norms"].append(float(grad_norm))
+        trainer.scheduler.step(increment=1)
+        trainer.ema.update(iteration)
+    record["cut"] = {
+        name: weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None for name, weight in named()
+    }
+    record["parameters"] = {name: weight.detach().clone() for name, weight in named()}
+    record["copies"] = [  # every copy on this rank, VPP's included
+        (name, weight.detach().clone()) for name, weight in named()
+    ]
+    record["tensor_rank"] = parallel_state.get_tensor_model_parallel_rank()
+    torch.save(record, Path(out_dir) / f"rank{torch.distributed.get_rank()}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@torch.no_grad()
+def wake(chunks: list) -> None:
+    """Give the zero-initialised weights values, so that every gradient is alive from the first iteration."""
+    from dfmspec.trainer.model import global_name
+    from dfmspec.trainer.noise import counter_seed
+
+    for chunk in chunks:
+        for name, weight in chunk.named_parameters():
+            if "adaln.up" in name or name.startswith("final_linear"):
+                generator = torch.Generator().manual_seed(counter_seed("wake", global_name(chunk, name)))
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+
+
+if __name__ == "__main__":
+    main()
