@@ -17,7 +17,6 @@ from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
 
 from dfmspec.spec.experiment import Experiment
@@ -123,9 +122,7 @@ class DiT(MegatronModule):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
         """As MegatronModule's, with the noise embedding written once, by the first pipeline stage."""
-        sharded = {}
-        for name, module in self.named_children():
-            sharded.update(sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata))
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         stage = parallel_state.get_pipeline_model_parallel_rank() + (self.vp_stage or 0) * parallel_state.get_pipeline_model_parallel_world_size()  # fmt: skip
         for key, tensor in sharded.items():
             if key.startswith(f"{prefix}noise_embedding."):

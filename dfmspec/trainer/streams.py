@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.noise import counter_seed, draw
-from dfmspec.trainer.pack import DrawnSample, Pack, num_tokens
+from dfmspec.trainer.pack import DrawnSample, Pack
+from dfmspec.trainer.patches import num_tokens
 from dfmspec.trainer.samples import PackedSample, TaskEncoder, raise_data_error
 
 _SHUFFLE_SEQUENCE = 100  # samples read in a row from one place of a shard before jumping to another

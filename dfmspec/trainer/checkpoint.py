@@ -1,0 +1,303 @@
+"""Committed checkpoints: a checkpoint is whole, or it does not exist.
+
+Everything of one moment (model, averaged weights, optimizer, schedule, streams) goes into `iter_N.tmp-<uuid>/`; each
+rank's files are fsynced, `manifest.json` lists every file with size and checksum, and only then the folder is renamed
+to `iter_N` and the tracker replaced, each followed by an fsync of the parent. Nothing is ever written into an existing
+checkpoint. Loading takes the newest whole one and says what it passed over; folders without a whole checkpoint are an
+error, never a fresh start. The shards are megatron-core's torch_dist, so they can be read in another layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistLoadShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.msc_utils import MultiStorageClientFeature
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint import FileSystemWriter, save as torch_save
+
+from dfmspec.trainer.setup import Trainer
+from dfmspec.trainer.streams import RankStreams, load_states, save_states
+
+TRACKER = "latest_checkpointed_iteration.txt"
+MANIFEST = "manifest.json"
+_FORMAT_VERSION = 1
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "non_homogeneous_layers": True, "chained_optim_avoid_prefix": True}
+
+MultiStorageClientFeature.disable()  # it would replace megatron-core's reader when Energon's dependency is installed
+
+
+class CheckpointError(Exception):
+    """No checkpoint can be loaded; the message says what was found and what to do."""
+
+
+class _SyncStrategy(SaveShardedStrategy):
+    """torch_dist shards, written and fsynced in this process.
+
+    megatron-core's own strategy starts writer processes for every save; this one is as fast as the disk.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def can_handle_sharded_objects(self) -> bool:
+        return True
+
+    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+        renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        torch_save(
+            mcore_to_pyt_state_dict(renamed, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def sharded_state(trainer: Trainer, *, is_loading: bool) -> ShardedStateDict:
+    """Everything that megatron-core shards: model (by chunk of this rank), averaged weights, optimizer, schedule."""
+    model: ShardedStateDict = {
+        f"chunk{index}": chunk.sharded_state_dict(metadata=_METADATA) for index, chunk in enumerate(trainer.chunks)
+    }
+    return {
+        "model": model,
+        "ema": trainer.ema.sharded_state_dict(),
+        "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA),
+        "scheduler": trainer.scheduler.state_dict(),
+    }
+
+
+def save(trainer: Trainer, streams: RankStreams, folder: Path, iteration: int, config: dict[str, Any], digest: str) -> Path:
+    """Commit the whole state after `iteration`; a checkpoint of that iteration that is there already is left alone.
+
+    Raises:
+        OSError: the disk; the aside folder is removed and nothing earlier is touched.
+    """
+    final = folder / f"iter_{iteration:07d}"
+    names = [f"{final.name}.tmp-{uuid.uuid4().hex[:8]}" if not final.exists() else ""]
+    dist.broadcast_object_list(names, src=0)
+    if not names[0]:
+        return final
+    aside = folder / names[0]
+    first = dist.get_rank() == 0
+    if first:
+        (aside / "streams").mkdir(parents=True)
+    dist.barrier()
+    error: OSError | None = None
+    written: list[Path] = []
+    try:
+        dist_checkpointing.save(
+            sharded_state(trainer, is_loading=False), str(aside), sharded_strategy=_SyncStrategy(), content_metadata=_METADATA
+        )
+        if _owns_streams():
+            written = save_states(aside / "streams", list(streams.streams.values()))
+        for path in written:
+            _fsync(path)
+    except OSError as caught:
+        error = caught
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, str(error) if error else None)
+    if any(failures):
+        if first:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(next(failure for failure in failures if failure))
+    if first:
+        _commit(aside, final, iteration, config, digest)
+        _prune(folder, trainer.experiment.checkpoint.most_recent_k)
+    dist.barrier()
+    return final
+
+
+def _owns_streams() -> bool:
+    """One rank of each data-parallel group writes its streams; its model-parallel peers read the same ones."""
+    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pipeline_model_parallel_rank() == 0
+
+
+def _commit(aside: Path, final: Path, iteration: int, config: dict[str, Any], digest: str) -> None:
+    files = {}
+    for path in sorted(path for path in aside.rglob("*") if path.is_file()):
+        _fsync(path)
+        files[path.relative_to(aside).as_posix()] = {"size": path.stat().st_size, "crc32": _crc32(path)}
+    manifest = {
+        "format_version": _FORMAT_VERSION, "iteration": iteration, "config_digest": digest, "config": config, "files": files,
+    }  # fmt: skip
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    for path in (aside / MANIFEST, *(path for path in aside.rglob("*") if path.is_dir()), aside):
+        _fsync(path)
+    os.rename(aside, final)
+    _fsync(final.parent)
+    tracker = final.parent / f"{TRACKER}.tmp"
+    tracker.write_text(f"{iteration}\n")
+    _fsync(tracker)
+    os.replace(tracker, final.parent / TRACKER)
+    _fsync(final.parent)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove the oldest checkpoints beyond `keep` (at least 2; -1: keep all), and what killed saves left aside."""
+    for left in folder.glob("iter_*.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    if keep == -1:
+        return
+    for path in committed(folder)[max(keep, 2) :]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def committed(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that were committed, newest first."""
+    found = [path for path in folder.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name) and (path / MANIFEST).exists()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def problem(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole; None when every file has the size and checksum of its manifest."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read ({type(error).__name__})"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if _crc32(path) != expected["crc32"]:
+            return f"{name} does not have its checksum"
+    return None
+
+
+def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint to load: the newest whole one, or that of `iteration`; None when there is nothing to resume from.
+
+    Raises:
+        CheckpointError: `iteration` is not there or not whole; or checkpoints exist and none is whole.
+    """
+    if iteration is not None:
+        path = folder / f"iter_{iteration:07d}"
+        have = ", ".join(str(int(found.name[5:])) for found in committed(folder)) or "none"
+        if not path.exists():
+            raise CheckpointError(f"{folder} has no checkpoint of iteration {iteration}; it has: {have}")
+        if fault := problem(path):
+            raise CheckpointError(f"checkpoint {path} is not whole: {fault}. Committed iterations: {have}")
+        return path
+    candidates = sorted((path for path in folder.glob("iter_*") if ".tmp-" not in path.name), reverse=True)
+    for path in candidates:
+        fault = problem(path)
+        if fault is None:
+            return path
+        report(f"[WARNING] Checkpoint {path} is passed over: {fault}")
+    if candidates:
+        raise CheckpointError(
+            f"none of the {len(candidates)} checkpoints in {folder} is whole; to start afresh, move them away or set run.resume=never"
+        )
+    return None
+
+
+def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
+    """Restore everything that `save` wrote, into this layout.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model, or of another number of streams.
+    """
+    stored = stored_config(checkpoint)
+    ours = trainer.experiment
+    if stored["data"]["num_streams"] != ours.data.num_streams:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} has {stored['data']['num_streams']} streams and this run {ours.data.num_streams}; "
+            f"give data.num_streams={stored['data']['num_streams']} to continue its data exactly"
+        )
+    _allocate_moments(trainer.optimizer)
+    try:
+        state = dist_checkpointing.load(
+            sharded_state(trainer, is_loading=True), str(checkpoint), sharded_strategy=TorchDistLoadShardedStrategy()
+        )
+    except (KeyError, ValueError, dist_checkpointing.core.CheckpointingException) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"checkpoint {checkpoint} is of another model: {first}") from error
+    for index, chunk in enumerate(trainer.chunks):
+        chunk.load_state_dict(state["model"][f"chunk{index}"])
+    _load_optimizer(trainer.optimizer, state["optimizer"])
+    trainer.scheduler.load_state_dict(state["scheduler"])
+    load_states(checkpoint / "streams", list(streams.streams.values()))
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """megatron-core's load_state_dict, mended for torch's Adam (it is written for Apex's and Transformer Engine's).
+
+    It forgets the step count among the loaded tensors, and then gives all parameters one shared step tensor, which
+    torch counts up once for each of them.
+    """
+    for single in _single_optimizers(optimizer):
+        if isinstance(single, DistributedOptimizer) and "step" in next(iter(single.optimizer.state.values()), {}):
+            single._set_main_param_and_optimizer_states = partial(_set_with_step, single)
+    optimizer.load_state_dict(state)
+    for single in _single_optimizers(optimizer):
+        for values in single.optimizer.state.values():
+            if isinstance(values.get("step"), torch.Tensor):
+                values["step"] = values["step"].clone()
+
+
+def _set_with_step(optimizer: DistributedOptimizer, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+    group, order = optimizer.model_param_group_index_map[model_param]
+    own = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
+    DistributedOptimizer._set_main_param_and_optimizer_states(optimizer, model_param, {"step": own["step"], **tensors})
+
+
+def _single_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _allocate_moments(optimizer: MegatronOptimizer) -> None:
+    """Let the optimizer have the state that is about to be overwritten: megatron-core asks its step count first."""
+    for single in _single_optimizers(optimizer):
+        for group in single.optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+        single.optimizer.step()
+        single.optimizer.zero_grad()
+
+
+def stored_config(checkpoint: Path) -> dict[str, Any]:
+    """The configuration of the run that wrote a checkpoint."""
+    config: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())["config"]
+    return config
+
+
+def stored_iteration(checkpoint: Path) -> int:
+    """The iteration after which a checkpoint was written."""
+    iteration: int = json.loads((checkpoint / MANIFEST).read_text())["iteration"]
+    return iteration
+
+
+def _crc32(path: Path) -> str:
+    value = 0
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,112 @@
+"""The run: resume, then fetch, step, report, evaluate and save until the last iteration or a signal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.core import parallel_state
+
+from dfmspec.spec.experiment import Experiment
+from dfmspec.trainer import checkpoint
+from dfmspec.trainer.report import Reporter
+from dfmspec.trainer.setup import Trainer, build_trainer
+from dfmspec.trainer.signals import StopSignal
+from dfmspec.trainer.step import evaluate, train_step
+from dfmspec.trainer.streams import RankStreams
+
+_MAX_FAILED_SAVES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    iteration: int
+    stopped_by: int
+    """Signal number, or 0 when the target was reached."""
+
+
+def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None) -> Outcome:
+    """Train to `train.train_iters`.
+
+    `config` and `digest` are stored in the checkpoints; `resume` finds the checkpoint to start from, if any.
+
+    Raises:
+        CheckpointError: nothing that exists can be loaded.
+        FloatingPointError: gradients that are not finite.
+        OSError: several checkpoints in a row could not be written.
+    """
+    stop, train = StopSignal(), experiment.train
+    report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
+    trainer = build_trainer(experiment)
+    start_from = resume(report.say)
+    iteration = checkpoint.stored_iteration(start_from) if start_from else 0
+    streams = _streams(experiment, "train", consumed=iteration * train.global_batch_size)
+    if start_from:
+        checkpoint.load(trainer, streams, start_from)
+        report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
+    save = _Saver(trainer, streams, config, digest, report)
+    report.event("started", iteration=iteration, train_iters=train.train_iters)
+    report.say("[INFO] Starting pretraining...")
+
+    first, stopped_by = iteration + 1, 0
+    while iteration < train.train_iters and not stopped_by:
+        began = time.perf_counter()
+        loss, grad_norm = train_step(trainer, streams, iteration + 1)
+        iteration += 1
+        seconds = time.perf_counter() - began
+        report.iteration(
+            iteration,
+            console=iteration in (first, train.train_iters) or iteration % experiment.logger.log_interval == 0,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=trainer.optimizer.param_groups[0]["lr"],
+            seconds=round(seconds, 4),
+            tokens_per_second=round(train.global_batch_size * experiment.model.seq_length / seconds, 1),
+        )
+        stopped_by = stop.agreed()
+        last = iteration == train.train_iters
+        if train.eval_iters and (iteration % train.eval_interval == 0 or last) and not stopped_by:
+            report.evaluation(iteration, evaluate(trainer, _streams(experiment, "val"), train.eval_iters))
+        if iteration % experiment.checkpoint.save_interval == 0 or last or stopped_by:
+            save(iteration, must=last or bool(stopped_by))
+    report.event("stopped" if stopped_by else "finished", iteration=iteration, signal=stopped_by)
+    if stopped_by:
+        report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
+    report.close()
+    return Outcome(iteration, stopped_by)
+
+
+def _streams(experiment: Experiment, split: str, consumed: int = 0) -> RankStreams:
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    return RankStreams(experiment, split, rank=rank, size=size, consumed=consumed)
+
+
+class _Saver:
+    """Commits checkpoints; a full disk costs a checkpoint, not the run, until it has cost several in a row."""
+
+    def __init__(self, trainer: Trainer, streams: RankStreams, config: dict[str, Any], digest: str, report: Reporter) -> None:
+        self._trainer, self._streams, self._config, self._digest = trainer, streams, config, digest
+        self._report, self._failed = report, 0
+        self._folder = Path(trainer.experiment.checkpoint.save)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, iteration: int, *, must: bool) -> None:
+        began = time.perf_counter()
+        try:
+            path = checkpoint.save(self._trainer, self._streams, self._folder, iteration, self._config, self._digest)
+        except OSError as error:
+            self._failed += 1
+            self._report.event("save_failed", iteration=iteration, error=str(error))
+            self._report.say(f"[WARNING] Checkpoint of iteration {iteration} not saved: {error}. Earlier ones are untouched")
+            if must or self._failed == _MAX_FAILED_SAVES:
+                raise
+        else:
+            self._failed = 0
+            self._report.checkpoint(iteration, path, time.perf_counter() - began)
+
+
