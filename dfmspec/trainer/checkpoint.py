@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,11 +34,10 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint import FileSystemWriter, save as torch_save
 
+from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32, iteration_of, problem
 from dfmspec.trainer.setup import Trainer
 from dfmspec.trainer.streams import RankStreams, load_states, save_states
 
-TRACKER = "latest_checkpointed_iteration.txt"
-MANIFEST = "manifest.json"
 _FORMAT_VERSION = 1
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "non_homogeneous_layers": True, "chained_optim_avoid_prefix": True}
 
@@ -135,7 +132,7 @@ def _commit(aside: Path, final: Path, iteration: int, config: dict[str, Any], di
     files = {}
     for path in sorted(path for path in aside.rglob("*") if path.is_file()):
         _fsync(path)
-        files[path.relative_to(aside).as_posix()] = {"size": path.stat().st_size, "crc32": _crc32(path)}
+        files[path.relative_to(aside).as_posix()] = {"size": path.stat().st_size, "crc32": crc32(path)}
     manifest = {
         "format_version": _FORMAT_VERSION, "iteration": iteration, "config_digest": digest, "config": config, "files": files,
     }  # fmt: skip
@@ -161,29 +158,6 @@ def _prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def committed(folder: Path) -> list[Path]:
-    """The checkpoints of a folder that were committed, newest first."""
-    found = [path for path in folder.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name) and (path / MANIFEST).exists()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
-
-
-def problem(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole; None when every file has the size and checksum of its manifest."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its {MANIFEST} cannot be read ({type(error).__name__})"
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if _crc32(path) != expected["crc32"]:
-            return f"{name} does not have its checksum"
-    return None
-
-
 def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) -> Path | None:
     """The checkpoint to load: the newest whole one, or that of `iteration`; None when there is nothing to resume from.
 
@@ -192,7 +166,7 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
     """
     if iteration is not None:
         path = folder / f"iter_{iteration:07d}"
-        have = ", ".join(str(int(found.name[5:])) for found in committed(folder)) or "none"
+        have = ", ".join(str(iteration_of(found)) for found in committed(folder)) or "none"
         if not path.exists():
             raise CheckpointError(f"{folder} has no checkpoint of iteration {iteration}; it has: {have}")
         if fault := problem(path):
@@ -285,14 +259,6 @@ def stored_iteration(checkpoint: Path) -> int:
     """The iteration after which a checkpoint was written."""
     iteration: int = json.loads((checkpoint / MANIFEST).read_text())["iteration"]
     return iteration
-
-
-def _crc32(path: Path) -> str:
-    value = 0
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"
 
 
 def _fsync(path: Path) -> None:

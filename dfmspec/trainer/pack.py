@@ -5,6 +5,7 @@ Shapes: C, T, H, W of a latent; L text tokens; s tokens of a microbatch, n segme
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,10 @@ class Microbatch:
     """[n + 1] first text token of each segment, and the end."""
     num_tokens: int
     """Tokens that are not padding."""
+
+    def with_input(self, net_input: Tensor) -> Microbatch:
+        """The same segments with another network input [s, P]: what the sampler evaluates."""
+        return dataclasses.replace(self, net_input=net_input)
 
     def segments(self, sequence_parallel: bool) -> Segments:
         """What TransformerBlock needs to know of the segments, for this rank's tokens."""

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
 from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
@@ -127,6 +128,14 @@ def write_metadata(folder: Path, names: list[str]) -> None:
         found, *_ = WebdatasetPreparator.prepare_dataset(EPath(str(folder.absolute())), names, split_parts_ratio=split, workers=1)
     assert found, "Energon found no samples in shards that were just written"
     (folder / ".nv-meta" / "dataset.yaml").write_text("__module__: megatron.energon\n__class__: CrudeWebdataset\n")
+
+
+def ensure_dataset(experiment: Experiment) -> None:
+    """Draw the embedded data when the spec asks for it and it is not there yet."""
+    data, path = experiment.data, experiment.dataset.path
+    if data.source == "embedded" and path and not Path(path).exists():
+        print(f"[INFO] Drawing {data.num_samples} embedded samples at {data.resolution} px into {path}", flush=True)
+        write_dataset(embedded_pictures(data.resolution, data.num_samples, data.seed), Path(path), count=data.num_samples)
 
 
 def inspect(path: Path, limit: int = 64) -> dict[str, Any]:

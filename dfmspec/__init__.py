@@ -1,0 +1,3 @@
+"""dfmspec: one YAML file for a Megatron diffusion-training run; checked, compiled, run and written down."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,6 @@
+"""python -m dfmspec."""
+
+from dfmspec.cli.app import main
+
+if __name__ == "__main__":
+    main()

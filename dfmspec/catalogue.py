@@ -1,0 +1,69 @@
+"""The legal keys of a target, read from its JSON Schema: the same file that editors and the structural stage read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from dfmspec.resources import resource
+
+SCHEMAS = {
+    "megatron_core": "schemas/targets/megatron_core-0.16.1.schema.json",
+    "dfm": "schemas/targets/dfm-7cb7634.schema.json",
+}
+"""The catalogue of each target, one file a pinned revision."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Sections, fields, types and defaults of one target."""
+
+    schema: dict[str, Any]
+
+    def field(self, key: str) -> dict[str, Any] | None:
+        """The schema of `section.field`, or of a top-level key; None when there is no such key."""
+        node = self.schema
+        for part in key.split("."):
+            node = node.get("properties", {}).get(part)
+            if node is None:
+                return None
+        return node
+
+    def is_section(self, key: str) -> bool:
+        """Whether a top-level key is a section with fields."""
+        node = self.field(key)
+        return node is not None and "properties" in node
+
+    def fields(self, section: str) -> tuple[str, ...]:
+        """The fields of a section."""
+        node = self.field(section)
+        return tuple(node.get("properties", {})) if node else ()
+
+    @property
+    def top_level(self) -> tuple[str, ...]:
+        """Sections and top-level keys."""
+        return tuple(self.schema["properties"])
+
+    def defaults(self) -> Iterator[tuple[str, Any]]:
+        """(key, default) of every field, None where it is derived or absent."""
+        for name, node in self.schema["properties"].items():
+            if "properties" in node:
+                for field, inner in node["properties"].items():
+                    yield f"{name}.{field}", inner.get("default")
+            else:
+                yield name, node.get("default")
+
+
+@lru_cache
+def catalogue(target: str) -> Catalogue:
+    """The catalogue of a target."""
+    return Catalogue(json.loads(resource(SCHEMAS[target]).read_text()))
+
+
+def types(field: dict[str, Any]) -> tuple[str, ...]:
+    """The JSON types that a field takes."""
+    declared = field.get("type", ())
+    return (declared,) if isinstance(declared, str) else tuple(declared)

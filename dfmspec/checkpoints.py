@@ -1,0 +1,48 @@
+"""Committed checkpoints as files: which there are, and whether they are whole. Without torch; the trainer writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+TRACKER = "latest_checkpointed_iteration.txt"
+MANIFEST = "manifest.json"
+
+
+def committed(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that were committed, newest first."""
+    found = [path for path in folder.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name) and (path / MANIFEST).exists()]
+    return sorted(found, key=iteration_of, reverse=True)
+
+
+def iteration_of(checkpoint: Path) -> int:
+    """500 for `.../iter_0000500`."""
+    return int(checkpoint.name[5:])
+
+
+def problem(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole; None when every file has the size and checksum of its manifest."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read ({type(error).__name__})"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if crc32(path) != expected["crc32"]:
+            return f"{name} does not have its checksum"
+    return None
+
+
+def crc32(path: Path) -> str:
+    """CRC-32 of a file, eight hexadecimal digits."""
+    value = 0
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"

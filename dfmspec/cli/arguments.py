@@ -1,0 +1,98 @@
+"""What several commands share: words of the command line, and loading a spec with its findings shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from dfmspec.diagnostics import Diagnostic, Severity
+from dfmspec.errors import InvalidSpec, UsageError
+from dfmspec.load import load_spec
+from dfmspec.report import REPORTERS, reporter
+from dfmspec.resolve import Resolved, resolve_spec
+from dfmspec.rules import LEVELS, check_spec
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional words as (files, key=value overrides); a file that has an `=` in its name wins."""
+    files = [word for word in words if "=" not in word or Path(word).exists()]
+    return files, [word for word in words if word not in files]
+
+
+def one_file(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Exactly one file and overrides."""
+    files, overrides = split_words(words)
+    if len(files) != 1:
+        raise UsageError(f"give one spec, then key=value overrides; got {len(files)} files: {', '.join(files) or 'none'}")
+    return files[0], overrides
+
+
+def load_checked(file: str, overrides: Sequence[str], dataset_path: str | None, levels: Sequence[str]) -> tuple[Resolved, tuple[Diagnostic, ...]]:
+    """A spec, resolved, with its findings.
+
+    Raises:
+        UsageError: the file cannot be read, or an override is not key=value.
+    """
+    if Path(file).is_dir():
+        raise UsageError(f"{file} is a folder; name a YAML file in it")
+    try:
+        resolved = resolve_spec(load_spec(file, overrides, dataset_path=dataset_path))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    return resolved, check_spec(resolved, levels=levels)
+
+
+def texts_of(resolved: Resolved) -> dict[str, str]:
+    """The text of each file that a spec was made of."""
+    return {document.file: document.text for document in resolved.spec.documents}
+
+
+def require_valid(resolved: Resolved, findings: Sequence[Diagnostic]) -> None:
+    """Show what matters on stderr; stop at errors.
+
+    Raises:
+        InvalidSpec: there are errors.
+    """
+    shown = [finding for finding in findings if finding.severity >= Severity.WARNING]
+    if shown:
+        typer.echo(reporter("full")(shown, texts_of(resolved)), err=True)
+    errors = sum(finding.severity is Severity.ERROR for finding in shown)
+    if errors:
+        raise InvalidSpec(f"{resolved.spec.file} has {errors} error{'s' if errors > 1 else ''}; nothing was started")
+
+
+def check_levels(text: str) -> tuple[str, ...]:
+    """`--check spec,paths`."""
+    levels = tuple(word.strip() for word in text.split(",") if word.strip())
+    if unknown := [level for level in levels if level not in LEVELS]:
+        raise UsageError(f"--check {unknown[0]}: known levels are {', '.join(LEVELS)}")
+    return levels
+
+
+def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
+    """`--format NAME`."""
+    if name not in known:
+        raise UsageError(f"--format {name}: known formats are {', '.join(known)}")
+    return name
+
+
+def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
+    """Run `python -m dfmspec.trainer.<module>`: torch code is always another process. Returns its exit code.
+
+    quiet: what it prints as data goes to stderr too, since it is not this command's.
+
+    Raises:
+        PreflightError: the train extra is not installed.
+    """
+    import importlib.util
+    import subprocess
+
+    from dfmspec.errors import PreflightError
+
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("megatron") is None:
+        raise PreflightError("this command needs the trainer's packages; run: pip install 'dfmspec[train]'")
+    command = [sys.executable, "-m", f"dfmspec.trainer.{module}", *args]
+    return subprocess.run(command, stdout=sys.stderr if quiet else None, check=False).returncode

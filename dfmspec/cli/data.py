@@ -1,0 +1,46 @@
+"""dfmspec data: make a WebDataset with Energon metadata, and look into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfmspec.cli.arguments import trainer_module
+from dfmspec.errors import UsageError
+
+app = typer.Typer(help="Make a WebDataset with Energon metadata, and look into one.", no_args_is_help=True, rich_markup_mode=None)
+
+_RESOLUTIONS = (64, 128, 256, 512)
+
+
+@app.command("prepare")
+def prepare(
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")],
+    resolution: Annotated[int, typer.Option(help="Pixels on a side: 64, 128, 256 or 512.")] = 64,
+    num_samples: Annotated[int, typer.Option(help="Pictures to draw.", min=8)] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn pictures.", min=0)] = 0,
+    images: Annotated[Path | None, typer.Option(help="Take the pictures of this folder instead, with .txt captions of the same names.")] = None,
+) -> None:
+    """Draw butterflies, or take a folder of pictures, and write shards that Energon reads.
+
+    A sample is a latent (.pth), a text embedding (.pickle) and a description (.json), made without any download.
+    """
+    if resolution not in _RESOLUTIONS:
+        raise UsageError(f"--resolution {resolution}: one of {', '.join(map(str, _RESOLUTIONS))}")
+    if images is not None and not images.is_dir():
+        raise UsageError(f"--images {images} is not a folder")
+    arguments = [str(out), "--resolution", str(resolution), "--num-samples", str(num_samples), "--seed", str(seed)]
+    raise typer.Exit(trainer_module("prepare", *arguments, *(["--images", str(images)] if images else [])))
+
+
+@app.command("inspect")
+def inspect(path: Annotated[Path, typer.Argument(help="Folder of a WebDataset.")]) -> None:
+    """Read the first samples of every shard as the trainer would, and report shapes, spread and problems.
+
+    Nothing in a shard can run code. Exit code 1: there are problems.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a folder")
+    raise typer.Exit(trainer_module("prepare", str(path), "--inspect"))

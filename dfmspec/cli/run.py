@@ -1,0 +1,108 @@
+"""dfmspec run: validate, plan, launch, watch, write down."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
+from dfmspec.errors import OK, PreflightError, UsageError
+
+
+def run(
+    words: Annotated[list[str], typer.Argument(metavar="SPEC|PLAN_DIR [KEY=VALUE]...", help="A spec with overrides, or a folder that `plan -o` wrote.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan and start nothing.")] = False,
+    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
+    run_output: Annotated[str | None, typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir.")] = None,
+) -> None:
+    """Train: check the spec, start the plan's commands, supervise them, and record the run.
+
+    Progress goes to stderr, the run directory to stdout. The same command again continues an unfinished run.
+
+    Exit code 0: the last iteration was reached and its checkpoint is whole. 1: findings, or training failed. 3: a stale
+    plan. 4: something is missing on this machine. 5: the run is locked. 75: stopped by a signal and resumable.
+
+    Example: dfmspec run spec.yaml train.train_iters=100
+    """
+    from dfmspec.cli.plan import described
+    from dfmspec.plan import make_plan, read_bundle
+    from dfmspec.supervise import Request, execute, talk_to_stderr
+
+    file, overrides = one_file(words)
+    text: str | None = None
+    if Path(file).is_dir():
+        if overrides:
+            raise UsageError("a plan is run exactly as it is; give overrides to `dfmspec plan` instead")
+        plan = read_bundle(Path(file))
+        if dry_run:
+            raise UsageError(f"{file} is a plan already; read {file}/plan.json, or run it")
+    else:
+        resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"))
+        require_valid(resolved, findings)
+        if resolved["dataset.path"] is None and resolved.values.get("data.source") != "mock" and not dry_run:
+            raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
+        plan = make_plan(resolved)
+        if dry_run:
+            typer.echo(described(resolved, plan))
+            return
+        text = resolved.spec.documents[0].text if resolved.spec.documents else None
+    if plan.target != "megatron_core":
+        raise PreflightError(
+            f"target {plan.target} runs in its own checkout: write the plan with `dfmspec plan -o DIR`, and start DIR/node0.sh there"
+        )
+    if run_output is not None:
+        plan = dataclasses.replace(plan, run={**plan.run, "output_dir": run_output})
+    if plan.config["cluster"]["device"] == "cuda" and not Path("/dev/nvidiactl").exists():
+        raise PreflightError("the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU")
+    _prepare(plan.config)
+    code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr))
+    if code == OK and plan.run["num_samples"]:
+        _draw(run_dir, plan.run["num_samples"])
+    _conclude(run_dir, code)
+    raise typer.Exit(code)
+
+
+def _prepare(config: Mapping[str, Any]) -> None:
+    """Draw the embedded data before anything is launched."""
+    data, path = config["data"], config["dataset"]["path"]
+    if data["source"] == "embedded" and not Path(path).exists():
+        arguments = [path, "--resolution", str(data["resolution"]), "--num-samples", str(data["num_samples"]), "--seed", str(data["seed"])]
+        if trainer_module("prepare", *arguments, quiet=True):
+            raise PreflightError(f"the embedded dataset {path} could not be made; the lines above say why")
+
+
+def _draw(run_dir: Path, count: int) -> None:
+    """Pictures from the final checkpoint, and the loss curve; their absence does not undo a training run."""
+    from dfmspec.manifest import read_manifest, write_manifest
+
+    out = run_dir / "samples"
+    if (out / "grid.png").exists():
+        return
+    trainer_module("sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True)
+    manifest = read_manifest(run_dir)
+    manifest.artifacts = sorted(str(path.relative_to(run_dir)) for path in out.glob("*.png"))
+    write_manifest(run_dir, manifest)
+
+
+def _conclude(run_dir: Path, code: int) -> None:
+    """The verdict on stderr, the run directory on stdout."""
+    from dfmspec.manifest import read_manifest
+
+    manifest = read_manifest(run_dir)
+    metrics = manifest.metrics
+    typer.echo(f"{manifest.verdict}: {manifest.reason}", err=True)
+    if metrics.final_loss is not None and metrics.first_loss is not None:
+        evaluation = f", evaluation {metrics.eval_loss:.3f}" if metrics.eval_loss is not None else ""
+        typer.echo(f"loss {metrics.first_loss:.3f} -> {metrics.final_loss:.3f}{evaluation}; {metrics.tokens_per_second:,.0f} tokens/s", err=True)
+    if manifest.verdict == "failed":
+        attempt = manifest.attempts[-1] if manifest.attempts else None
+        if attempt and attempt.failure:
+            typer.echo(f"full traceback: {run_dir}/attempts/{attempt.number}/node{attempt.failure.node}/rank{attempt.failure.rank}/error.json", err=True)
+        typer.echo(f"logs: {run_dir}/attempts", err=True)
+    for artifact in manifest.artifacts:
+        typer.echo(f"drawn: {run_dir}/{artifact}", err=True)
+    typer.echo(run_dir)

@@ -1,0 +1,27 @@
+"""dfmspec schema: the JSON Schemas."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dfmspec.errors import UsageError
+from dfmspec.resources import resource
+
+_NAMES = {
+    "experiment": "schemas/experiment.schema.json",
+    "megatron_core": "schemas/targets/megatron_core-0.16.1.schema.json",
+    "dfm": "schemas/targets/dfm-7cb7634.schema.json",
+    "manifest": "schemas/manifest.schema.json",
+}
+
+
+def schema(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(_NAMES)}.")] = "experiment") -> None:
+    """Print a JSON Schema, for editors and other tools.
+
+    In a spec, for yaml-language-server: # yaml-language-server: $schema=schemas/experiment.schema.json
+    """
+    if name not in _NAMES:
+        raise UsageError(f"there is no schema {name!r}; known: {', '.join(_NAMES)}")
+    typer.echo(resource(_NAMES[name]).read_text(), nl=False)

@@ -1,0 +1,199 @@
+"""What torchrun starts on every rank: the how-to's flags, the same checks as `dfmspec validate`, then the trainer.
+
+Identical on every rank; rank 0 talks. Started by a plan, DFMSPEC_RUN_DIR and DFMSPEC_ATTEMPT_DIR say where things go;
+started alone, checkpoints go to checkpoints/<name>, as in the how-to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfmspec.diagnostics import Severity
+from dfmspec.errors import FINDINGS, OK, PREFLIGHT, USAGE, UsageError
+from dfmspec.load import load_spec
+from dfmspec.plan import canonical, code_digest
+from dfmspec.report.text import render
+from dfmspec.resolve import Resolved, resolve_spec
+from dfmspec.rules import check_spec
+from dfmspec.targets import target_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXTRA = "pip install 'dfmspec[train]'"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one rank; returns its exit code."""
+    args = _parser().parse_args(argv)
+    rank_dir = _redirect()
+    try:
+        resolved = _resolve(args)
+        if resolved is None:
+            return FINDINGS
+        _say("[INFO] Megatron-Bridge DiT Pretraining Script with YAML & CLI Overrides")
+        _say("[INFO] Loaded base configuration")
+        return _train(resolved)
+    except (UsageError, OSError) as error:
+        _record_error(rank_dir, error)
+        _say(f"error: {error}")
+        return USAGE if isinstance(error, UsageError) else PREFLIGHT
+    except Exception as error:
+        _record_error(rank_dir, error)
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train a DiT on a WebDataset with Megatron.", allow_abbrev=False,
+        epilog="Three layers, lowest first: recipe defaults, the YAML file, key=value.",
+    )  # fmt: skip
+    parser.add_argument("--dataset-path", help="folder of the WebDataset's shards")
+    parser.add_argument("--config-file", help="YAML file of overrides")
+    parser.add_argument("--mock", action="store_true", help="train on random latents")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.tensor_model_parallel_size=2")
+    return parser
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _say(line: str) -> None:
+    if _rank() == 0:
+        print(line, flush=True)
+
+
+def _redirect() -> Path | None:
+    """Under a plan, each rank has its own files for what it prints, and leaves its process id there."""
+    attempt = os.environ.get("DFMSPEC_ATTEMPT_DIR")
+    if not attempt:
+        return None
+    rank_dir = Path(attempt) / f"node{os.environ.get('GROUP_RANK', '0')}" / f"rank{_rank()}"
+    rank_dir.mkdir(parents=True, exist_ok=True)
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        stream.flush()
+        target = os.open(rank_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(target, stream.fileno())
+        os.close(target)
+    (rank_dir / "pid").write_text(str(os.getpid()))
+    return rank_dir
+
+
+def _record_error(rank_dir: Path | None, error: BaseException) -> None:
+    if rank_dir is not None:
+        record = {
+            "time": time.time(), "rank": _rank(), "error_type": type(error).__name__, "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        }  # fmt: skip
+        (rank_dir / "error.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _resolve(args: argparse.Namespace) -> Resolved | None:
+    """The configuration, or None when it has errors (which rank 0 prints)."""
+    overrides = [*args.overrides, *(["data.source=mock"] if args.mock else [])]
+    environment: dict[str, Any] = {}
+    if "WORLD_SIZE" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        environment = {"cluster.nproc_per_node": local, "cluster.nnodes": int(os.environ["WORLD_SIZE"]) // local}
+    else:
+        environment = {"cluster.nproc_per_node": 1, "cluster.nnodes": 1}
+    spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment)
+    resolved = resolve_spec(spec)
+    findings = [finding for finding in check_spec(resolved) if finding.severity >= Severity.WARNING]
+    if resolved["data.source"] == "webdataset" and resolved["dataset.path"] is None:
+        raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")
+    for finding in findings:
+        _say(render(finding))
+    return None if any(finding.severity is Severity.ERROR for finding in findings) else resolved
+
+
+def run_paths(value: Any, name: str) -> Any:
+    """A path with ${RUN_DIR} filled in, absolute; alone, as the how-to has it: checkpoints/<name>."""
+    if not isinstance(value, str):
+        return value
+    run_dir = os.environ.get("DFMSPEC_RUN_DIR")
+    if run_dir is None:
+        value = value.replace("${RUN_DIR}/checkpoints", "checkpoints/" + name).replace("${RUN_DIR}", "checkpoints/" + name)
+    else:
+        value = value.replace("${RUN_DIR}", run_dir)
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def _train(resolved: Resolved) -> int:
+    """Hand the configuration to the trainer."""
+    config = target_module(resolved.spec.target).config(resolved.values)
+    digest = canonical(config)
+    located = json.loads(digest)
+    for section, field in (("dataset", "path"), ("checkpoint", "save"), ("checkpoint", "load"), ("logger", "tensorboard_dir")):
+        located[section][field] = run_paths(located[section][field], resolved.spec.name)
+
+    from dfmspec.spec.experiment import Experiment
+
+    experiment = Experiment.model_validate(located)
+    try:
+        import megatron.core
+        import megatron.energon
+        import torch
+    except ImportError as error:
+        raise OSError(f"the trainer needs {error.name}; run: {EXTRA}") from error
+    del torch, megatron
+    return run(experiment, config=config, resumes_elsewhere=resolved.origins["checkpoint.load"].is_users)
+
+
+def run(experiment: Any, *, config: dict[str, Any], resumes_elsewhere: bool) -> int:
+    """One rank of training, on an Experiment whose paths are absolute."""
+    import torch.distributed as dist
+
+    from dfmspec.trainer import loop, setup, signals
+    from dfmspec.trainer.prepare import ensure_dataset
+
+    signals.die_with_parent()
+    if _rank() == 0:
+        ensure_dataset(experiment)
+    setup.initialize_distributed(experiment)
+    try:
+        dist.barrier()
+        run_dir = os.environ.get("DFMSPEC_RUN_DIR")
+        events = os.path.join(run_dir, "events.jsonl") if run_dir else None
+        loop.train(
+            experiment, config=config, digest=code_digest(), resume=resume_from(experiment, elsewhere=resumes_elsewhere), events=events
+        )
+    finally:
+        if dist.is_initialized() and sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+    return OK
+
+
+def resume_from(experiment: Any, *, elsewhere: bool) -> Callable[..., Path | None]:
+    """What decides where a run starts, by `run.resume`, `checkpoint.load` and `checkpoint.ckpt_step`."""
+
+    def decide(report: Callable[[str], None]) -> Path | None:
+        from dfmspec.trainer.checkpoint import CheckpointError, find
+
+        resume, folder, step = experiment.run.resume, Path(experiment.checkpoint.load), experiment.checkpoint.ckpt_step
+        if resume == "never":
+            if list(folder.glob("iter_*")):
+                raise CheckpointError(f"{folder} has checkpoints and run.resume is never; use another folder, or resume=auto")
+            return None
+        if isinstance(resume, int):
+            step = resume
+        elif resume not in ("auto", "require"):
+            folder = Path(resume).expanduser().absolute()
+        found = find(folder, iteration=step, report=report) if folder.is_dir() or step is not None else None
+        if found is None and (elsewhere or resume != "auto"):
+            raise CheckpointError(f"{folder} has no checkpoint to resume from")
+        return found
+
+    return decide
+
+
+if __name__ == "__main__":
+    sys.exit(main())

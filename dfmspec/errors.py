@@ -1,0 +1,51 @@
+"""What can go wrong outside a spec, and the exit code that each kind has.
+
+DfmspecError
+ +-- UsageError           2   a flag, a file that is not there, an override that cannot be parsed
+ +-- StalePlanError       3   a saved plan whose guards no longer hold
+ +-- PreflightError       4   the environment: a missing extra, no device, no disk, no port
+ +-- LockedError          5   another process owns the run
+ +-- InvalidSpec          1   findings of severity error (they are printed, not raised at the user)
+
+A fault of dfmspec itself is any other exception: exit 70, with a report file.
+"""
+
+from __future__ import annotations
+
+OK, FINDINGS, USAGE, STALE, PREFLIGHT, LOCKED, INTERNAL, RESUMABLE = 0, 1, 2, 3, 4, 5, 70, 75
+
+
+class DfmspecError(Exception):
+    """An error with a message for the user: what is, what is needed, one way out."""
+
+    exit_code = FINDINGS
+
+
+class UsageError(DfmspecError):
+    """The command line cannot be carried out as written."""
+
+    exit_code = USAGE
+
+
+class StalePlanError(DfmspecError):
+    """A saved plan no longer describes what would run."""
+
+    exit_code = STALE
+
+
+class PreflightError(DfmspecError):
+    """The environment lacks something that the run needs."""
+
+    exit_code = PREFLIGHT
+
+
+class LockedError(DfmspecError):
+    """Another process owns the run directory."""
+
+    exit_code = LOCKED
+
+
+class InvalidSpec(DfmspecError):
+    """The spec has findings of severity error."""
+
+    exit_code = FINDINGS

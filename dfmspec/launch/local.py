@@ -1,0 +1,122 @@
+"""Launcher local: every node of the plan is a torchrun on this machine; several nodes only for trials."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from dfmspec.errors import PreflightError
+from dfmspec.plan import CONFIG, Plan
+from dfmspec.resources import resource
+from dfmspec.targets import target_module
+
+_PR_SET_PDEATHSIG = 1
+
+
+def launch(plan: Plan, run_dir: str, attempt_dir: str) -> LocalRun:
+    """Start one torchrun a node.
+
+    Raises:
+        PreflightError: there is no torchrun.
+    """
+    torchrun = Path(sys.executable).with_name("torchrun")
+    program = str(torchrun) if torchrun.exists() else shutil.which("torchrun")
+    if program is None:
+        raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
+    port = str(free_port())
+    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_ATTEMPT_DIR": attempt_dir, "TQDM_DISABLE": "1"}
+    if len(plan.nodes) > 1:
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    else:
+        env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
+    entry = target_module(plan.target).ENTRY
+    places = {entry: str(resource(entry)), CONFIG: os.path.join(run_dir, CONFIG), "torchrun": program}
+    places |= {f"${name}": env[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in env}
+    run = LocalRun()
+    for node in plan.nodes:
+        argv = [places.get(word, word) for word in node.argv]
+        folder = Path(attempt_dir) / f"node{node.node_rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        run.start(argv, env, folder)
+    return run
+
+
+def free_port() -> int:
+    """A port that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class LocalRun:
+    """The torchrun processes of a run on this machine."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._folders: list[Path] = []
+        self._logs: list[IO[bytes]] = []
+        self._described: list[tuple[str, list[str], list[str]]] = []
+
+    def start(self, argv: list[str], env: dict[str, str], folder: Path) -> None:
+        """One node's torchrun; it dies when this process does."""
+        log = (folder / "torchrun.log").open("wb")
+        process = subprocess.Popen(
+            argv, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+        )
+        self._processes.append(process)
+        self._folders.append(folder)
+        self._logs.append(log)
+        self._described.append((socket.gethostname(), argv, sorted(env)))
+
+    def described(self) -> list[tuple[str, list[str], list[str]]]:
+        """(host, argv, names of the variables set) of each node."""
+        return self._described
+
+    def poll(self) -> list[int | None]:
+        """Exit code of each node's torchrun; None while it runs."""
+        return [process.poll() for process in self._processes]
+
+    def stop(self, number: int) -> None:
+        """Signal the ranks themselves: they finish the iteration, save, and let torchrun end well.
+
+        Before any rank is there, torchrun is asked to end.
+        """
+        ranks = [int(pid.read_text()) for folder in self._folders for pid in folder.glob("rank*/pid")]
+        for pid in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if not ranks:
+            for process in self._processes:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End every process of the run, and those that they started."""
+        import psutil
+
+        family: list[psutil.Process] = []
+        for process in self._processes:
+            with suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                family += [*parent.children(recursive=True), parent]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=5)
+        for log in self._logs:
+            log.close()
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: a SIGTERM when this process dies (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

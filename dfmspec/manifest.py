@@ -1,0 +1,181 @@
+"""The manifest of a run: what was asked, what ran where, what came of it. Whole at every moment; written aside, renamed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+_PACKAGES = ("dfmspec", "torch", "megatron-core", "megatron-energon", "transformer-engine", "webdataset", "numpy")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Failure(_Record):
+    """The first rank that failed, and why."""
+
+    node: int
+    rank: int
+    error_type: str
+    message: str
+    traceback: str = ""
+
+
+class NodeProcess(_Record):
+    """torchrun on one node."""
+
+    node: int
+    host: str
+    argv: list[str]
+    env: list[str]
+    """Names of the variables that dfmspec set; values only of those in the plan."""
+    exit_code: int | None = None
+    """null while it runs; negative: killed by that signal."""
+
+
+class Attempt(_Record):
+    """One start of the run, from launch to exit."""
+
+    number: int
+    started: str
+    ended: str | None = None
+    nodes: list[NodeProcess]
+    from_iteration: int | None = None
+    to_iteration: int | None = None
+    outcome: Literal["running", "finished", "stopped", "failed"] = "running"
+    signal: int | None = None
+    """The signal that stopped it, if one did."""
+    failure: Failure | None = None
+
+
+class CheckpointRecord(_Record):
+    """A committed checkpoint."""
+
+    iteration: int
+    path: str
+    manifest_digest: str
+
+
+class Metrics(_Record):
+    """Of the last attempt."""
+
+    first_loss: float | None = None
+    final_loss: float | None = None
+    """Mean of the last tenth of the iterations, at least one and at most a hundred."""
+    eval_loss: float | None = None
+    tokens_per_second: float | None = None
+    """Median over the iterations, padding included."""
+    seconds_per_iteration: float | None = None
+    """Median over the iterations."""
+
+
+class Manifest(_Record):
+    """The record of one run."""
+
+    format_version: Literal[1] = 1
+    run_id: str
+    name: str
+    plan_id: str
+    spec_file: str | None
+    spec_digest: str | None
+    config_digest: str
+    overrides: list[str]
+    guards: dict[str, str]
+    created: str
+    git: dict[str, Any] | None
+    """Commit, and whether the working tree differed; null outside a repository."""
+    environment: dict[str, Any]
+    """Python, packages, host, processors, GPUs."""
+    attempts: list[Attempt] = Field(default_factory=list)
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list)
+    metrics: Metrics = Field(default_factory=Metrics)
+    artifacts: list[str] = Field(default_factory=list)
+    """Pictures and reports, relative to the run directory."""
+    verdict: Literal["running", "succeeded", "stopped", "failed"] = "running"
+    """succeeded: the target iteration was reached and the last checkpoint is whole."""
+    reason: str = ""
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON Schema of manifest.json."""
+    return {"$id": "https://dfmspec.dev/schemas/manifest.schema.json", **Manifest.model_json_schema()}
+
+
+def now() -> str:
+    """RFC 3339, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replace a file by a whole new one, on disk before it has the name."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, path)
+
+
+def write_manifest(run_dir: Path, manifest: Manifest) -> None:
+    """manifest.json, atomically."""
+    write_aside(run_dir / "manifest.json", json.dumps(manifest.model_dump(), indent=2) + "\n")
+
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """The manifest of a run directory.
+
+    Raises:
+        OSError, ValueError: it is absent or damaged.
+    """
+    return Manifest.model_validate_json((run_dir / "manifest.json").read_text())
+
+
+def environment() -> dict[str, Any]:
+    """What the launch host is, without importing torch."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "host": socket.gethostname(), "platform": platform.platform(), "python": platform.python_version(),
+        "processors": os.cpu_count(), "packages": packages, "gpus": _gpus(),
+    }  # fmt: skip
+
+
+def _gpus() -> list[dict[str, str]]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    fields = ("name", "uuid", "memory.total", "driver_version")
+    text = _output(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in (text or "").splitlines()]
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and state of the repository around a folder."""
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    if not commit:
+        return None
+    changes = _output(["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain"]) or ""
+    return {"commit": commit.strip(), "dirty": bool(changes.strip())}
+
+
+def _output(argv: list[str]) -> str | None:
+    try:
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout

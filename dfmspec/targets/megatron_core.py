@@ -1,0 +1,123 @@
+"""Target megatron_core: dfmspec's own trainer (dfmspec/trainer) on megatron-core 0.16."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dfmspec.diagnostics import Severity
+from dfmspec.layout import Layout
+from dfmspec.targets import Derived, Values, round_float
+
+ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
+_LAYOUT = (
+    "cluster.nnodes", "cluster.nproc_per_node", "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
+    "model.context_parallel_size",
+)  # fmt: skip
+_NOT_THE_SCRIPTS = ("name", "spec_version", "target", "launcher.", "run.", "cluster.nnodes", "cluster.nproc_per_node", "cluster.master_")
+
+
+def layout(values: Values) -> Layout:
+    """The arrangement of ranks."""
+    nnodes, nproc, tp, pp, cp = (values[key] for key in _LAYOUT)
+    return Layout(nnodes * nproc, tp, pp, cp)
+
+
+def _nproc(values: Values) -> int:
+    nnodes, _, tp, pp, cp = (values[key] for key in _LAYOUT)
+    return int(math.ceil(tp * pp * cp / nnodes))
+
+
+def _data_parallel(values: Values) -> int:
+    return max(1, layout(values).data_parallel_size)
+
+
+SHARED: tuple[Derived, ...] = (
+    Derived("cluster.nproc_per_node", (_LAYOUT[0], *_LAYOUT[2:]), _nproc, "the fewest that hold TP x PP x CP"),
+    Derived("model.ffn_hidden_size", ("model.hidden_size",), lambda v: 4 * v["model.hidden_size"], "4 x hidden_size"),
+    Derived(
+        "model.kv_channels", ("model.hidden_size", "model.num_attention_heads"),
+        lambda v: v["model.hidden_size"] // v["model.num_attention_heads"], "hidden_size / num_attention_heads", Severity.WARNING,
+    ),
+    Derived("model.num_query_groups", ("model.num_attention_heads",), lambda v: v["model.num_attention_heads"], "num_attention_heads"),
+    Derived(
+        "train.global_batch_size", ("train.micro_batch_size", *_LAYOUT),
+        lambda v: v["train.micro_batch_size"] * _data_parallel(v), "micro_batch_size x the data-parallel size",
+    ),
+    Derived(
+        "dataset.micro_batch_size", ("train.micro_batch_size",), lambda v: v["train.micro_batch_size"],
+        "train.micro_batch_size", Severity.ERROR,
+    ),
+    Derived(
+        "dataset.global_batch_size", ("train.global_batch_size",), lambda v: v["train.global_batch_size"],
+        "train.global_batch_size", Severity.ERROR,
+    ),
+    Derived("optimizer.min_lr", ("optimizer.lr",), lambda v: round_float(0.1 * v["optimizer.lr"]), "0.1 x optimizer.lr"),
+    Derived(
+        "scheduler.lr_decay_iters", ("train.train_iters",), lambda v: v["train.train_iters"], "train.train_iters", Severity.WARNING
+    ),
+    Derived(
+        "scheduler.lr_warmup_iters", ("train.train_iters",), lambda v: min(2000, v["train.train_iters"] // 20),
+        "min(2000, 5 % of train.train_iters)",
+    ),
+    Derived(
+        "scheduler.start_weight_decay", ("optimizer.weight_decay",), lambda v: v["optimizer.weight_decay"],
+        "optimizer.weight_decay", Severity.ERROR,
+    ),
+    Derived(
+        "scheduler.end_weight_decay", ("optimizer.weight_decay",), lambda v: v["optimizer.weight_decay"],
+        "optimizer.weight_decay", Severity.ERROR,
+    ),
+    Derived(
+        "ddp.use_distributed_optimizer", ("optimizer.use_distributed_optimizer",), lambda v: v["optimizer.use_distributed_optimizer"],
+        "optimizer.use_distributed_optimizer", Severity.ERROR,
+    ),
+    Derived("checkpoint.save", (), lambda v: "${RUN_DIR}/checkpoints", "the run directory"),
+    Derived("checkpoint.load", ("checkpoint.save",), lambda v: v["checkpoint.save"], "checkpoint.save"),
+    Derived("logger.tensorboard_dir", (), lambda v: "${RUN_DIR}/tensorboard", "the run directory"),
+)  # fmt: skip
+"""What both targets derive alike."""
+
+
+def _embedded_path(values: Values) -> str | None:
+    if values["data.source"] != "embedded":
+        return None
+    return f"data/butterflies-{values['data.resolution']}px-{values['data.num_samples']}-seed{values['data.seed']}"
+
+
+DERIVED: tuple[Derived, ...] = (
+    *SHARED,
+    Derived("model.seq_length", ("dataset.task_encoder_seq_length",), lambda v: v["dataset.task_encoder_seq_length"],
+            "dataset.task_encoder_seq_length", Severity.ERROR),
+    Derived("model.transformer_impl", ("cluster.device",),
+            lambda v: "local" if v["cluster.device"] == "cpu" else "transformer_engine", "cluster.device"),
+    Derived("mixed_precision.bf16", ("cluster.device",), lambda v: v["cluster.device"] == "cuda", "cluster.device"),
+    Derived("data.num_streams", ("dataset.num_workers", *_LAYOUT),
+            lambda v: _data_parallel(v) * max(1, v["dataset.num_workers"]), "the data-parallel size x max(1, num_workers)"),
+    Derived("dataset.path", ("data.source", "data.resolution", "data.num_samples", "data.seed"), _embedded_path, "the embedded data"),
+)  # fmt: skip
+
+
+def config(values: Values) -> dict[str, Any]:
+    """The whole configuration: the trainer fills in nothing."""
+    nested: dict[str, Any] = {}
+    for key, value in sorted(values.items()):
+        section, dot, field = key.rpartition(".")
+        if key in ("extends", "config_file", "run.output_dir") or key.startswith("launcher."):
+            continue
+        if dot:
+            nested.setdefault(section, {})[field] = value
+        else:
+            nested[key] = value
+    return nested
+
+
+def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] | None:
+    """`--dataset-path P` when a spec sets nothing else that the script must know; None when a config file is needed."""
+    told = [key for key, origin in origins.items() if origin.layer != "default" and origin.layer != "derived" and not key.startswith(_NOT_THE_SCRIPTS)]
+    recipe = values["recipe"] == "dit_xl"
+    others = [key for key in told if key != "dataset.path" and not origins[key].layer.startswith("recipe")]
+    if not recipe or others or not values["dataset.path"]:
+        return None
+    return ["--dataset-path", values["dataset.path"]]
