@@ -18,6 +18,7 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
+        """In lower case."""
         return self.name.lower()
 
 
@@ -60,6 +61,7 @@ class Diagnostic:
 
     @property
     def sort_key(self) -> tuple[Span, int, str, str]:
+        """By place, then errors first."""
         return (self.span, -self.severity, self.code, self.message)
 
 

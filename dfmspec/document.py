@@ -91,7 +91,7 @@ def parse_document(raw: bytes, name: str) -> Document:
     data = builder.build(node, ())
     if not isinstance(node, yaml.MappingNode):
         builder.problems.append(
-            _syntax(_span(name, node), f"a spec is a mapping of sections, not a {node.id}", "start with: model: {...}")
+            _syntax(_span(name, node), f"a spec is a mapping of sections, not a {_kind(node)}", "start with: model: {...}")
         )
         data = None
     return Document(name, text, data, builder.keys, builder.values, tuple(builder.problems))
@@ -103,6 +103,10 @@ def _broken(name: str, text: str, message: str, hint: str) -> Document:
 
 def _syntax(span: Span, message: str, hint: str) -> Diagnostic:
     return Diagnostic(span, "SPC101", "malformed-yaml", Severity.ERROR, message, hint)
+
+
+def _kind(node: yaml.Node) -> str:
+    return str(getattr(node, "id", "node"))
 
 
 def _span(name: str, node: yaml.Node) -> Span:
@@ -131,6 +135,7 @@ class _Builder:
         try:
             if isinstance(node, yaml.SequenceNode):
                 return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
+            assert isinstance(node, yaml.MappingNode)
             return dict(self._pairs(node, path))
         finally:
             self._open.discard(id(node))
@@ -140,7 +145,7 @@ class _Builder:
         for key_node, value_node in node.value:
             place = _span(self.name, key_node)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(_syntax(place, f"a key must be a word, not a {key_node.id}", "quote it if it is meant"))
+                self.problems.append(_syntax(place, f"a key must be a word, not a {_kind(key_node)}", "quote it if it is meant"))
                 continue
             key = key_node.value
             if key == "<<" and not key_node.style:
@@ -170,8 +175,9 @@ class _Builder:
                 Diagnostic(
                     _span(self.name, node), "SPC103", "ambiguous-scalar", Severity.WARNING,
                     f"{text} is {shown} in YAML 1.2 and something else in YAML 1.1 readers",
-                    "quote it if it is text, or write true, false or a plain number", path,
-                )  # fmt: skip
+                    "quote it if it is text, or write true, false or a plain number",
+                    path,
+                )
             )
         return value
 

@@ -19,6 +19,7 @@ from dfmspec.diagnostics import Severity
 from dfmspec.errors import FINDINGS, OK, PREFLIGHT, USAGE, UsageError
 from dfmspec.load import load_spec
 from dfmspec.plan import canonical, code_digest
+from dfmspec.processes import die_with_parent
 from dfmspec.report.text import render
 from dfmspec.resolve import Resolved, resolve_spec
 from dfmspec.rules import check_spec
@@ -145,17 +146,18 @@ def _train(resolved: Resolved) -> int:
     except ImportError as error:
         raise OSError(f"the trainer needs {error.name}; run: {EXTRA}") from error
     del torch, megatron
-    return run(experiment, config=config, resumes_elsewhere=resolved.origins["checkpoint.load"].is_users)
+    elsewhere = experiment.checkpoint.load != experiment.checkpoint.save  # somebody named a place to resume from
+    return run(experiment, config=config, resumes_elsewhere=elsewhere)
 
 
 def run(experiment: Any, *, config: dict[str, Any], resumes_elsewhere: bool) -> int:
     """One rank of training, on an Experiment whose paths are absolute."""
     import torch.distributed as dist
 
-    from dfmspec.trainer import loop, setup, signals
+    from dfmspec.trainer import loop, setup
     from dfmspec.trainer.prepare import ensure_dataset
 
-    signals.die_with_parent()
+    die_with_parent()
     if _rank() == 0:
         ensure_dataset(experiment)
     setup.initialize_distributed(experiment)

@@ -6,6 +6,7 @@ flags, `key=value`. Every layer is checked alike: unknown keys, types and ranges
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,11 +181,11 @@ class _Loader:
         broken: set[str] = set()
         recipe_layer = _Layer(f"recipe {recipe}", recipe_document.data, recipe_document)
         for layer in [recipe_layer, *self.layers]:
-            if layer is recipe_layer:
-                entries = ((key, value, path) for key, value, path in _leaves(layer.data, legal) if legal.field(key))
-            else:
-                entries = iter(self._checked(layer, legal, target, broken))
+            trusted = layer is recipe_layer
+            entries = list(_leaves(layer.data, legal) if trusted else self._checked(layer, legal, target, broken))
             for key, value, path in entries:
+                if legal.field(key) is None:  # a recipe's key that this target does not have
+                    continue
                 values[key] = self._located(key, value, layer)
                 origins[key] = Origin(layer.kind, layer.document.span(path) if layer.document.text else Span(layer.document.file))
                 broken.discard(key)
@@ -333,7 +334,7 @@ def _json_like(data: Any) -> Any:
         return {str(key): _json_like(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_json_like(value) for value in data]
-    if isinstance(data, float) and (data != data or abs(data) == float("inf")):
+    if isinstance(data, float) and not math.isfinite(data):
         return str(data)  # reported as a string where a number is needed
     if isinstance(data, int) and not isinstance(data, bool) and abs(data) >= 2**63:
         return str(data)
@@ -372,7 +373,8 @@ def _bad_value(path: Path, kind: str, error: Any, data: dict[str, Any], document
     key, shown = dotted(path) or "the spec", _shown(value)
     span = document.values.get(path, document.span(path))
     if kind == "Type" and "properties" in field and len(path) == 1:
-        return Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} is a section with keys, not {shown}", f"its keys: {', '.join(legal.fields(str(path[0]))[:8])}, ...", path)
+        keys = ", ".join(legal.fields(str(path[0]))[:8])
+        return Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} is a section with keys, not {shown}", f"its keys: {keys}, ...", path)
     if kind == "Type":
         need = " or ".join(_TYPE_WORDS[name] for name in types(field)) or "another type"
         return Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} must be {need}, not {shown}", _retype(value, field), path)

@@ -18,6 +18,7 @@ from typing import Any
 
 from dfmspec import checkpoints
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
+from dfmspec.events import read_events
 from dfmspec.launch import Handle, launcher
 from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, NodeProcess, environment, git_state, now, write_aside, write_manifest
 from dfmspec.plan import CONFIG, Plan, config_text, guards
@@ -255,24 +256,6 @@ class _Tail:
         self._offset += end
         for line in data[:end].decode(errors="replace").splitlines():
             self._talk(line)
-
-
-def read_events(path: Path, offset: int = 0) -> list[dict[str, Any]]:
-    """The events after a byte offset; a line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    with path.open("rb") as handle:
-        handle.seek(offset)
-        lines = handle.read().split(b"\n")
-    events = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "type" in event:
-            events.append(event)
-    return events
 
 
 def _size(path: Path) -> int:

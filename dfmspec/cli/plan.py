@@ -76,7 +76,8 @@ def described(resolved: Resolved, made: Plan) -> str:
     lines = [
         f"{made.name}: recipe {resolved['recipe']} for target {made.target}, plan {made.plan_id[:12]}",
         f"  {ranks.world_size} ranks = {resolved['cluster.nnodes']} nodes x {resolved['cluster.nproc_per_node']} on {resolved['cluster.device']}: "
-        f"TP: {ranks.tensor_model_parallel_size}, PP: {ranks.pipeline_model_parallel_size}, CP: {ranks.context_parallel_size} -> DP: {ranks.data_parallel_size}",
+        f"TP: {ranks.tensor_model_parallel_size}, "
+        f"PP: {ranks.pipeline_model_parallel_size}, CP: {ranks.context_parallel_size} -> DP: {ranks.data_parallel_size}",
         f"  global batch {resolved['train.global_batch_size']} packs = {microbatches} microbatches x {resolved['train.micro_batch_size']} "
         f"x DP {ranks.data_parallel_size}; {resolved['train.train_iters']} iterations; a checkpoint every {resolved['checkpoint.save_interval']}",
     ]

@@ -14,7 +14,9 @@ from dfmspec.errors import OK, PreflightError, UsageError
 
 
 def run(
-    words: Annotated[list[str], typer.Argument(metavar="SPEC|PLAN_DIR [KEY=VALUE]...", help="A spec with overrides, or a folder that `plan -o` wrote.", show_default=False)],
+    words: Annotated[
+        list[str], typer.Argument(metavar="SPEC|PLAN_DIR [KEY=VALUE]...", help="A spec with overrides, or a folder of `plan -o`.", show_default=False)
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan and start nothing.")] = False,
     dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
     run_output: Annotated[str | None, typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir.")] = None,

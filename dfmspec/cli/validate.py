@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dfmspec.cli.arguments import check_format, check_levels, load_checked, split_words, texts_of
-from dfmspec.diagnostics import Severity
+from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import FINDINGS, UsageError
 from dfmspec.report import REPORTERS, reporter
 
@@ -29,7 +29,8 @@ def validate(
     files, overrides = split_words(words)
     if not files:
         raise UsageError("name at least one spec")
-    findings, texts = [], {}
+    findings: list[Diagnostic] = []
+    texts: dict[str, str] = {}
     for file in files:
         resolved, found = load_checked(file, overrides, dataset_path, levels)
         findings += [finding for finding in found if not quiet or finding.severity is Severity.ERROR]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from dfmspec.plan import Plan
 
@@ -36,4 +36,5 @@ LAUNCHERS = {"local": "dfmspec.launch.local"}
 
 def launcher(name: str) -> Launcher:
     """The module of a launcher."""
-    return import_module(LAUNCHERS[name])  # type: ignore[return-value]
+    module: Any = import_module(LAUNCHERS[name])
+    return module  # type: ignore[no-any-return]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -15,10 +14,9 @@ from typing import IO
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan import CONFIG, Plan
+from dfmspec.processes import die_with_parent
 from dfmspec.resources import resource
 from dfmspec.targets import target_module
-
-_PR_SET_PDEATHSIG = 1
 
 
 def launch(plan: Plan, run_dir: str, attempt_dir: str) -> LocalRun:
@@ -70,7 +68,13 @@ class LocalRun:
         """One node's torchrun; it dies when this process does."""
         log = (folder / "torchrun.log").open("wb")
         process = subprocess.Popen(
-            argv, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+            argv,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
         )
         self._processes.append(process)
         self._folders.append(folder)
@@ -114,9 +118,3 @@ class LocalRun:
         psutil.wait_procs(family, timeout=5)
         for log in self._logs:
             log.close()
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: a SIGTERM when this process dies (Linux)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

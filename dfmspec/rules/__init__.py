@@ -32,7 +32,7 @@ def _findings(rule: Rule, resolved: Resolved) -> list[Diagnostic]:
             Diagnostic(
                 _place(finding.path, resolved), rule.code, rule.name,
                 rule.severity if finding.severity is None else finding.severity, finding.message, finding.hint, finding.path,
-            )  # fmt: skip
+            )
             for finding in rule.check(View(resolved))
         ]
     except (UnknownValue, ZeroDivisionError):

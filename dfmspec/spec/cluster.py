@@ -37,6 +37,6 @@ class Run(Section):
     output_dir: str = "runs"
     """Folder of the run directories: <output_dir>/<name>/<run-id>."""
     resume: str | int = "auto"
-    """auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. An iteration, or a folder of checkpoints: from there."""
+    """auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. Or an iteration, or a folder: from there."""
     num_samples: NonNegativeInt = 0
     """Pictures to sample from the final checkpoint of a run that succeeded."""

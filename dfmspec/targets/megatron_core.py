@@ -25,8 +25,8 @@ def layout(values: Values) -> Layout:
 
 
 def _nproc(values: Values) -> int:
-    nnodes, _, tp, pp, cp = (values[key] for key in _LAYOUT)
-    return int(math.ceil(tp * pp * cp / nnodes))
+    model_parallel = math.prod(values[key] for key in _LAYOUT[2:])
+    return math.ceil(model_parallel / values[_LAYOUT[0]])
 
 
 def _data_parallel(values: Values) -> int:
@@ -115,7 +115,7 @@ def config(values: Values) -> dict[str, Any]:
 
 def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] | None:
     """`--dataset-path P` when a spec sets nothing else that the script must know; None when a config file is needed."""
-    told = [key for key, origin in origins.items() if origin.layer != "default" and origin.layer != "derived" and not key.startswith(_NOT_THE_SCRIPTS)]
+    told = [key for key, origin in origins.items() if origin.layer not in ("default", "derived") and not key.startswith(_NOT_THE_SCRIPTS)]
     recipe = values["recipe"] == "dit_xl"
     others = [key for key in told if key != "dataset.path" and not origins[key].layer.startswith("recipe")]
     if not recipe or others or not values["dataset.path"]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules, CrossAttentionSubmodules
+from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -96,7 +96,11 @@ def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb
     if config.transformer_impl == "transformer_engine":
         from megatron.core.extensions.transformer_engine import (
             TEColumnParallelLinear as column,
+        )
+        from megatron.core.extensions.transformer_engine import (
             TEDotProductAttention as core_attention,
+        )
+        from megatron.core.extensions.transformer_engine import (
             TERowParallelLinear as row,
         )
     else:

@@ -32,7 +32,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from torch.distributed.checkpoint import FileSystemWriter, save as torch_save
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import save as torch_save
 
 from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32, iteration_of, problem
 from dfmspec.trainer.setup import Trainer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class DataError(Exception):
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles tensors and numpy arrays, and refuses to import anything else."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar = {
         ("collections", "OrderedDict"),
         ("torch._utils", "_rebuild_tensor_v2"),
         ("numpy", "ndarray"),

@@ -5,6 +5,7 @@ Generative Models" (arXiv 2206.00364). Symbols and equation numbers are the pape
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def sample_heun(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, step
         The sample, fp64, in the scale of sigma_data.
     """
     x = noise.double() * steps[0]
-    for t, t_next in zip(steps[:-1], steps[1:], strict=True):
+    for t, t_next in pairwise(steps):
         d = (x - denoise(x, t)) / t  # dx/dt at t
         x_next = x + (t_next - t) * d  # Euler
         if t_next > 0:

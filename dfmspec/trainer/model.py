@@ -138,8 +138,8 @@ def initialize(model: DiT, *, seed: int, std: float) -> None:
     and the final projection, so that an untrained network is F = 0 and its loss 1 at every noise level.
     """
     size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
-    for name, weight in model.named_parameters():
-        name = global_name(model, name)
+    for local_name, weight in model.named_parameters():
+        name = global_name(model, local_name)
         if "layernorm" in name:
             weight.fill_(1.0)
         elif name.endswith("bias") or name.startswith("final_linear") or "adaln.up" in name:

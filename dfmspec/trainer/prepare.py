@@ -27,9 +27,9 @@ from PIL import Image
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
+from dfmspec.trainer.decode import DataError, load_context, load_latent
 from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
-from dfmspec.trainer.decode import DataError, load_context, load_latent
 
 _SHARDS = 8
 _SPLIT = (("train", 6.0), ("val", 1.0), ("test", 1.0))  # Energon splits by shard

@@ -142,7 +142,7 @@ def draw_curve(events: Path, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from dfmspec.supervise import read_events
+    from dfmspec.events import read_events
 
     train, evaluation = ({e["iteration"]: e["loss"] for e in read_events(events) if e["type"] == kind} for kind in ("iteration", "evaluation"))
     figure, axes = pyplot.subplots(figsize=(6, 3.4), dpi=120)

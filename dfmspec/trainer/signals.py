@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-_PR_SET_PDEATHSIG = 1
 
 
 class StopSignal:
@@ -28,11 +25,3 @@ class StopSignal:
         flag = torch.tensor([self._received], device="cuda")
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) for a SIGTERM when the launcher dies, so that no rank is left behind."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):  # another system: torchrun's own clean-up must do
-        pass

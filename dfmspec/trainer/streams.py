@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from megatron.energon import SavableDataLoader, WorkerConfig, get_savable_loader, get_train_dataset
-from torch import Tensor
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.noise import counter_seed, draw

@@ -15,7 +15,7 @@ from torch import Tensor
 from dfmspec.trainer.noise import counter_seed
 
 WIDTH = 1024
-LENGTH = 16
+LENGTH = 12
 """Tokens of every caption; shorter ones are followed by zeros, longer ones are cut."""
 
 
@@ -36,7 +36,7 @@ class NgramTextEncoder:
     """Hashed n-gram projection to the width of T5-11B."""
 
     def encode(self, caption: str) -> Tensor:
-        """A caption -> [16, 1024] fp32."""
+        """A caption -> [12, 1024] fp32."""
         words = re.findall(r"\w+", caption.lower())[:LENGTH]
         tokens = torch.zeros(LENGTH, WIDTH)
         for position, word in enumerate(words):

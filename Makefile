@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+SETUP = $(VENV)/.complete
+
+.PHONY: demo test test-all check fix generate bench clean
+
+demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
+	@echo "== dfmspec run specs/butterfly_tiny_cpu.yaml: draws its data, trains, saves, evaluates and samples (about 4 minutes on 2 cores)"
+	@$(BIN)/dfmspec validate specs/butterfly_tiny_cpu.yaml
+	$(BIN)/dfmspec run specs/butterfly_tiny_cpu.yaml
+
+test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 cores
+	@echo "== tests (parity of layouts, resume, kills, the how-to's commands, rules, plans)"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+
+test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(SETUP)  ## format, lint, types, import contracts, generated files
+	@echo "== ruff, mypy, import contracts, generated files"
+	@$(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python tools/generate.py --check
+
+fix: $(SETUP)
+	@$(BIN)/ruff check --fix . ; $(BIN)/python tools/generate.py
+
+generate: $(SETUP)
+	$(BIN)/python tools/generate.py
+
+bench: $(SETUP)  ## start-up time of the commands
+	$(BIN)/python benchmarks/startup.py
+
+# torch first, and the CPU build: left to pip, a newer one would come with gigabytes of CUDA.
+$(SETUP): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV): Python packages, with the CPU build of torch (some minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "dfmspec needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+	@echo "== ready: $(BIN)/dfmspec"
+
+clean:
+	rm -rf $(VENV) runs data
