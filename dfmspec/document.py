@@ -19,6 +19,8 @@ from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_DEPTH = 40
 
+_YAML_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {_YAML_TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "value", "merge")}
 _NULL = re.compile(r"(?:null|Null|NULL|~|)$")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"[-+]?[0-9]+$")
@@ -126,6 +128,10 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         self.values[path] = _span(self.name, node)
+        if node.tag not in _PLAIN_TAGS:
+            tag = node.tag.replace(_YAML_TAG, "!!")
+            self.problems.append(_syntax(_span(self.name, node), f"YAML tags ({tag}) are not part of a spec", "remove the tag"))
+            return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._open or len(path) > _MAX_DEPTH:  # an alias to its own parent, or a tower of brackets
@@ -165,9 +171,6 @@ class _Builder:
         text = node.value
         if node.style:  # quoted or block: a string, whatever it looks like
             return text
-        if node.tag and node.tag.startswith("!"):
-            self.problems.append(_syntax(_span(self.name, node), f"YAML tags ({node.tag}) are not part of a spec", "remove the tag"))
-            return None
         value = read_scalar(text)
         if _OTHER_IN_1_1.match(text):
             shown = f'the string "{value}"' if isinstance(value, str) else repr(value)

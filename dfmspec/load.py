@@ -26,6 +26,9 @@ COMMAND_LINE = "<command line>"
 PATH_KEYS = frozenset({"dataset.path", "checkpoint.save", "checkpoint.load", "logger.tensorboard_dir", "run.output_dir"})
 """Keys whose relative values in a file are relative to that file."""
 
+ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
+"""The how-to's names for keys of the checkpoint section."""
+
 SHORT_NAMES = {
     "tp": "model.tensor_model_parallel_size", "pp": "model.pipeline_model_parallel_size",
     "cp": "model.context_parallel_size", "sp": "model.sequence_parallel", "gbs": "train.global_batch_size",
@@ -187,7 +190,7 @@ class _Loader:
                 if legal.field(key) is None:  # a recipe's key that this target does not have
                     continue
                 values[key] = self._located(key, value, layer)
-                origins[key] = Origin(layer.kind, layer.document.span(path) if layer.document.text else Span(layer.document.file))
+                origins[key] = Origin(layer.kind, _place(path, layer.document))
                 broken.discard(key)
         for key, value in self.fixed.items():
             values[key], origins[key] = value, Origin("environment", Span("<environment>"))
@@ -231,7 +234,7 @@ class _Loader:
         if not isinstance(section, dict) or not {"checkpoint_dir", "load_checkpoint"} & section.keys():
             return layer.data
         section = dict(section)
-        for alias, key in (("checkpoint_dir", "save"), ("load_checkpoint", "load")):
+        for alias, key in ALIASES:
             if alias not in section:
                 continue
             value = section.pop(alias)
@@ -247,6 +250,14 @@ class _Loader:
                     section["ckpt_step"] = step
             section.setdefault(key, text)
         return {**layer.data, "checkpoint": section}
+
+
+def _place(path: Path, document: Document) -> Span:
+    """Where a layer sets a key: under its own name, or under the how-to's."""
+    if not document.text:
+        return Span(document.file)
+    alias = next((("checkpoint", alias) for alias, key in ALIASES if path == ("checkpoint", key)), path)
+    return document.span(path if path in document.keys or alias not in document.keys else alias)
 
 
 def split_iteration(path: str) -> tuple[str, int | None]:

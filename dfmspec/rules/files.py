@@ -149,7 +149,7 @@ RULES = (
     Rule("RUN102", "placeholder-path", Severity.WARNING, _placeholders,
          "A copied example would write to, or read from, a path that nobody meant.",
          ("checkpoint.save=/path/to/checkpoints",), ("checkpoint.save=/data/checkpoints",)),
-    Rule("DAT101", "dataset-not-named", Severity.WARNING, _dataset_given,
+    Rule("DAT101", "dataset-not-named", Severity.HINT, _dataset_given,
          "There is nothing to train on.", (), ("data.source=embedded",)),
     Rule("DAT102", "dataset-missing", Severity.ERROR, _dataset_missing,
          "The loader would fail after the model is built, on every rank.",

@@ -25,8 +25,9 @@ def layout(values: Values) -> Layout:
 
 
 def _nproc(values: Values) -> int:
-    model_parallel = math.prod(values[key] for key in _LAYOUT[2:])
-    return math.ceil(model_parallel / values[_LAYOUT[0]])
+    nnodes: int = values["cluster.nnodes"]
+    model_parallel: int = math.prod(values[key] for key in _LAYOUT[2:])
+    return -(-model_parallel // nnodes)
 
 
 def _data_parallel(values: Values) -> int:

@@ -124,14 +124,14 @@ def sample_latents(
 
 def grid(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     """Pictures beside their captions, four in a row."""
-    side, columns, gap, text = 144, min(4, len(pictures)), 12, 46
+    side, columns, gap, text = 144, min(4, len(pictures)), 12, 60
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text + gap) + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
         sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, y))
-        pen.text((x, y + side + 2), "\n".join(textwrap.wrap(caption, 26)[:3]), fill="black", font=font)
+        pen.text((x, y + side + 2), "\n".join(textwrap.wrap(caption, 24)[:4]), fill="black", font=font)
     return sheet
 
 
@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--quiet", action="store_true", help="do not print the paths")
     parser.add_argument("--curve", action="store_true", help="draw the loss curve of the run directory too")
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
@@ -206,7 +207,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.curve and events.exists():
         draw_curve(events, out / "loss.png")
         written.append(out / "loss.png")
-    print("\n".join(map(str, written)))
+    if not args.quiet:
+        print("\n".join(map(str, written)))
     return 0
 
 

@@ -1,0 +1,44 @@
+"""What many tests share: the command line as a function, a small prepared dataset, torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+CORPUS = ROOT / "tests" / "corpus"
+HOWTO = CORPUS / "howto" / "dit_butterfly_config.yaml"
+
+TINY = [
+    "cluster.device=cpu", "recipe=dit_tiny", "model.num_layers=2", "model.hidden_size=64", "model.adaln_lora_rank=16",
+    "train.eval_iters=0", "dataset.packing_buffer_size=8",
+]  # fmt: skip
+"""The smallest model, laid over whatever a test runs."""
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a child process: this checkout, one thread a rank."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"} | extra
+
+
+def dfmspec(*args: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "dfmspec", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A prepared dataset of 128 embedded pictures at 64 px, made once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "butterfly_webdataset"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = dfmspec("data", "prepare", folder, "--num-samples", 128)
+            assert made.returncode == 0, made.stderr
+    return folder

@@ -1,0 +1,59 @@
+"""YAML text becomes data with places; what is ambiguous or double is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from dfmspec.document import parse_document
+
+
+def codes(text: str | bytes) -> list[str]:
+    raw = text.encode() if isinstance(text, str) else text
+    return [problem.code for problem in parse_document(raw, "spec.yaml").problems]
+
+
+def test_every_key_and_value_has_its_place() -> None:
+    document = parse_document(b"model:\n  num_layers: 28\n", "spec.yaml")
+
+    assert document.data == {"model": {"num_layers": 28}}
+    assert str(document.keys["model", "num_layers"]) == "spec.yaml:2:3"
+    assert str(document.values["model", "num_layers"]) == "spec.yaml:2:15"
+    assert str(document.span(("model", "absent"))) == "spec.yaml:1:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("on", "on"), ("010", 10), ("1:30", "1:30"), ("0x1F", 31), ("null", None), ("true", True), ("'1'", "1"), (".5", 0.5), ("1_000", "1_000")],
+)
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
+    read = parse_document(f"a: {text}".encode(), "spec.yaml").data["a"]
+
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize("text", ["on", "yes", "n", "010", "1:30", "1_000", "12:30:45"])
+def test_a_scalar_that_yaml_1_1_reads_otherwise_is_flagged(text: str) -> None:
+    assert codes(f"a: {text}") == ["SPC103"]
+
+
+@pytest.mark.parametrize("text", ["1e-4", "0.5", "true", "dit_xl", "'on'", "/a/path", "null", "12"])
+def test_ordinary_scalars_are_silent(text: str) -> None:
+    assert codes(f"a: {text}") == []
+
+
+def test_a_duplicate_key_names_the_first() -> None:
+    document = parse_document(b"train:\n  lr: 1\n  lr: 2\n", "spec.yaml")
+
+    (problem,) = document.problems
+    assert problem.code == "SPC102" and "first is at line 2" in problem.message and problem.span.line == 3
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"# nothing\n", b"a: [1, 2", b"a: b: c", b"\x89PNG\r\n\x1a\n\x00", b"a: \xff", b"- 1\n- 2\n", b"just text", b"a:\n\t- b", b"<<<<<<< HEAD\na: 1\n", b"a: !!python/object:os.system {}", b"a: &x [*x]", b"{" * 500, b"? [a]\n: 1"],
+)
+def test_a_broken_file_is_a_finding_and_never_an_exception(raw: bytes) -> None:
+    document = parse_document(raw, "spec.yaml")
+
+    assert document.problems
+    assert all(problem.message and problem.hint for problem in document.problems)

@@ -1,0 +1,169 @@
+"""Stopped anywhere and resumed, a run is bitwise the one that was not stopped; checkpoints are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dfmspec import checkpoints
+from tests.trainer.training import SHORT, finish, kill_tree, losses, start, train, wait_for
+
+ITERATIONS = "train.train_iters=6"
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six iterations that nothing stopped, saved at 2, 4 and 6."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    train(run_dir, ITERATIONS, "data.num_streams=4", "train.global_batch_size=2", f"dataset.path={dataset}")
+    return run_dir
+
+
+def same(dataset: Path, *words: str) -> list[str]:
+    return [ITERATIONS, "data.num_streams=4", "train.global_batch_size=2", f"dataset.path={dataset}", *words]
+
+
+def cut(whole: Path, run_dir: Path, last: int) -> Path:
+    """What a run leaves that died after its checkpoint of iteration `last`."""
+    shutil.copytree(whole, run_dir, symlinks=True)
+    (run_dir / "events.jsonl").unlink()
+    for path in checkpoints.committed(run_dir / "checkpoints"):
+        if checkpoints.iteration_of(path) > last:
+            shutil.rmtree(path)
+    return run_dir
+
+
+def assert_continues(run_dir: Path, whole: Path, *, exact: bool = True) -> None:
+    expected, actual = losses(whole), losses(run_dir)
+    assert actual
+    for iteration, values in actual.items():
+        ((loss, norm),), ((expected_loss, expected_norm),) = values, expected[iteration]
+        if exact:
+            assert (loss, norm) == (expected_loss, expected_norm)
+        else:
+            assert loss == pytest.approx(expected_loss, rel=1e-6) and norm == pytest.approx(expected_norm, rel=1e-5)
+
+
+def test_the_directories_are_the_how_tos(whole: Path) -> None:
+    folder = whole / "checkpoints"
+
+    assert sorted(path.name for path in folder.iterdir()) == ["iter_0000002", "iter_0000004", "iter_0000006", checkpoints.TRACKER]
+    assert (folder / checkpoints.TRACKER).read_text() == "6\n"
+    assert all(checkpoints.problem(path) is None for path in checkpoints.committed(folder))
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", last)
+    assert f"Resumed from iteration {last}" in train(run_dir, *same(dataset))
+
+    assert sorted(losses(run_dir)) == list(range(last + 1, 7))
+    assert_continues(run_dir, whole)
+
+
+def test_loader_processes_do_not_change_the_data(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 0)
+    train(run_dir, *same(dataset, "dataset.num_workers=1"))
+
+    assert_continues(run_dir, whole)
+
+
+@pytest.mark.parametrize("layout", [[], ["model.tensor_model_parallel_size=2"], ["model.pipeline_model_parallel_size=2"]])
+def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str], whole: Path, dataset: Path, tmp_path: Path) -> None:
+    """DP 1 to DP 2, TP 2 and PP 2: the losses agree, which they do not when one sample is repeated or skipped."""
+    run_dir = cut(whole, tmp_path / "run", 2)
+    train(run_dir, *same(dataset, *layout), processes=2)
+
+    assert sorted(losses(run_dir)) == [3, 4, 5, 6]
+    assert_continues(run_dir, whole, exact=False)
+
+
+def test_another_number_of_streams_is_refused(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 2)
+    said = train(run_dir, *same(dataset, "data.num_streams=2"), expect=1)
+
+    assert "has 4 streams and this run 2; give data.num_streams=4" in said
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 4)
+    shard = next((run_dir / "checkpoints" / "iter_0000004").glob("*.distcp"))
+    data = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(data[:1000] if damage == "truncated" else data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
+    said = train(run_dir, *same(dataset))
+
+    assert "iter_0000004 is passed over" in said and "Resumed from iteration 2" in said
+    assert_continues(run_dir, whole)
+
+
+def test_nothing_whole_is_an_error_and_never_a_fresh_start(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 2)
+    (run_dir / "checkpoints" / "iter_0000002" / "common.pt").unlink()
+    said = train(run_dir, *same(dataset), expect=1)
+
+    assert "none of the 1 checkpoints" in said and "run.resume=never" in said
+
+
+def test_sigterm_finishes_the_iteration_and_saves(dataset: Path, whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    process = start(run_dir, *SHORT, *same(dataset, "checkpoint.save_interval=100"), processes=0, DFMSPEC_RUN_DIR=str(run_dir))
+    while not losses(run_dir):
+        time.sleep(0.01)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+
+    assert code == 0, err[-2000:]
+    (stopped,) = checkpoints.committed(run_dir / "checkpoints")[:1]
+    assert checkpoints.iteration_of(stopped) == max(losses(run_dir))
+    if checkpoints.iteration_of(stopped) < 6:
+        assert "Stopped by signal 15" in out
+        train(run_dir, *same(dataset))
+    assert_continues(run_dir, whole)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, dataset: Path, tmp_path: Path) -> None:
+    """Killed while saving or between, as often as it takes: every loss is that of the run that was not stopped."""
+    run_dir, rng = tmp_path / "run", random.Random(seed)
+    run_dir.mkdir()
+    words = same(dataset, "checkpoint.save_interval=1")
+    process = start(run_dir, *SHORT, *words, processes=0, DFMSPEC_RUN_DIR=str(run_dir))
+    wait_for(run_dir / "checkpoints", 120)
+    time.sleep(rng.uniform(0, 3))
+    if process.poll() is None:
+        kill_tree(process)
+    before = [path.name for path in checkpoints.committed(run_dir / "checkpoints")]
+    assert all(checkpoints.problem(path) is None for path in checkpoints.committed(run_dir / "checkpoints"))
+    train(run_dir, *words)
+
+    assert all((run_dir / "checkpoints" / name).exists() for name in before)
+    assert not list((run_dir / "checkpoints").glob("*.tmp-*"))
+    assert_continues(run_dir, whole)
+
+
+def test_checkpoints_are_pruned_but_never_below_two(dataset: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", *same(dataset, "checkpoint.save_interval=1", "checkpoint.most_recent_k=1"))
+
+    assert [path.name for path in checkpoints.committed(tmp_path / "run" / "checkpoints")] == ["iter_0000006", "iter_0000005"]
+
+
+def test_a_checkpoint_is_sampled_from_in_one_process(whole: Path, tmp_path: Path) -> None:
+    from tests.conftest import dfmspec
+
+    result = dfmspec("sample", whole, "--num-samples", 2, "--num-steps", 3, "--out", tmp_path / "out", "--caption", "blue butterfly", "--caption", "x")
+
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "sample_000.png", "sample_001.png"]
+    assert json.loads((checkpoints.committed(whole / "checkpoints")[0] / "manifest.json").read_text())["iteration"] == 6

@@ -1,0 +1,73 @@
+"""Small trainings as a user starts them, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dfmspec.events import read_events
+from dfmspec.launch.local import free_port
+from tests.conftest import ROOT, TINY, environment
+
+ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
+SHORT = [*TINY, "model.num_attention_heads=4", "dataset.task_encoder_seq_length=64", "checkpoint.save_interval=2", "logger.log_interval=1"]
+
+
+def place(folder: Path) -> Path:
+    """A working directory in which the how-to's relative script path is right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "examples").exists():
+        (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+def start(cwd: Path, *words: str, processes: int = 1, **env: str) -> subprocess.Popen[str]:
+    """torchrun with the how-to's words, on a port of its own; events go to cwd/run."""
+    torchrun = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
+    launch = [torchrun, "--nproc-per-node", str(processes)] if processes else [sys.executable]
+    env = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())} | env
+    return subprocess.Popen(
+        [*launch, ENTRY, *words], cwd=place(cwd), env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> str:
+    """A short training in `run_dir`, as a plan starts it; returns what rank 0 printed."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    code, out, err = finish(start(run_dir, *SHORT, *words, processes=processes, DFMSPEC_RUN_DIR=str(run_dir)))
+    assert code == expect, (code, out[-2000:], err[-3000:])
+    return out + err
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the process and everything that it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def losses(run_dir: Path) -> dict[int, set[tuple[float, float]]]:
+    """Every (loss, gradient norm) that was ever measured for an iteration: one, if a run is exact."""
+    found: dict[int, set[tuple[float, float]]] = {}
+    for event in read_events(run_dir / "events.jsonl"):
+        if event["type"] == "iteration":
+            found.setdefault(event["iteration"], set()).add((event["loss"], event["grad_norm"]))
+    return found
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Until a file is there."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
