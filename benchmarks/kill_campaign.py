@@ -18,15 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.trainer.training import SHORT, kill_tree, losses, start, train  # noqa: E402
-
 from dfmspec import checkpoints  # noqa: E402
+from tests.trainer.training import SHORT, kill_tree, losses, start, train  # noqa: E402
 
 WORDS = ["--mock", "data.num_streams=2", "train.global_batch_size=2", "checkpoint.save_interval=1", "checkpoint.most_recent_k=3"]
 
 
 def main() -> int:
-    kills, seed, processes = (int(word) for word in [*sys.argv[1:], *"50 0 0".split()[len(sys.argv) - 1 :]])
+    kills, seed, processes = (int(word) for word in [*sys.argv[1:], *["50", "0", "0"][len(sys.argv) - 1 :]])
     rng, base = random.Random(seed), Path(tempfile.mkdtemp(prefix="kill-campaign-"))
     iterations = 40
     words = [*WORDS, f"train.train_iters={iterations}"]

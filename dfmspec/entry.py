@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfmspec.diagnostics import Severity
-from dfmspec.errors import FINDINGS, OK, PREFLIGHT, USAGE, UsageError
+from dfmspec.errors import OK, PREFLIGHT, DfmspecError, InvalidSpec, UsageError
 from dfmspec.load import load_spec
 from dfmspec.plan import canonical, code_digest
 from dfmspec.processes import die_with_parent
@@ -33,19 +33,17 @@ EXTRA = "pip install 'dfmspec[train]'"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one rank; returns its exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     rank_dir = _redirect()
     try:
         resolved = _resolve(args)
-        if resolved is None:
-            return FINDINGS
         _say("[INFO] Megatron-Bridge DiT Pretraining Script with YAML & CLI Overrides")
         _say("[INFO] Loaded base configuration")
         return _train(resolved)
-    except (UsageError, OSError) as error:
+    except (DfmspecError, OSError) as error:
         _record_error(rank_dir, error)
         _say(f"error: {error}")
-        return USAGE if isinstance(error, UsageError) else PREFLIGHT
+        return error.exit_code if isinstance(error, DfmspecError) else PREFLIGHT
     except Exception as error:
         _record_error(rank_dir, error)
         raise
@@ -97,8 +95,13 @@ def _record_error(rank_dir: Path | None, error: BaseException) -> None:
         (rank_dir / "error.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _resolve(args: argparse.Namespace) -> Resolved | None:
-    """The configuration, or None when it has errors (which rank 0 prints)."""
+def _resolve(args: argparse.Namespace) -> Resolved:
+    """The configuration.
+
+    Raises:
+        InvalidSpec: it has errors; rank 0 has printed every finding.
+        UsageError: no dataset is named.
+    """
     overrides = [*args.overrides, *(["data.source=mock"] if args.mock else [])]
     environment: dict[str, Any] = {}
     if "WORLD_SIZE" in os.environ:
@@ -106,14 +109,17 @@ def _resolve(args: argparse.Namespace) -> Resolved | None:
         environment = {"cluster.nproc_per_node": local, "cluster.nnodes": int(os.environ["WORLD_SIZE"]) // local}
     else:
         environment = {"cluster.nproc_per_node": 1, "cluster.nnodes": 1}
-    spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment)
+    spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment, base=os.environ.get("DFMSPEC_BASE"))
     resolved = resolve_spec(spec)
     findings = [finding for finding in check_spec(resolved) if finding.severity >= Severity.WARNING]
     if resolved["data.source"] == "webdataset" and resolved["dataset.path"] is None:
         raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")
     for finding in findings:
         _say(render(finding))
-    return None if any(finding.severity is Severity.ERROR for finding in findings) else resolved
+    errors = [finding for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        raise InvalidSpec(f"{errors[0].message} [{errors[0].code}]")
+    return resolved
 
 
 def run_paths(value: Any, name: str) -> Any:

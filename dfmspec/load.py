@@ -78,7 +78,12 @@ class Spec:
 
 
 def load_spec(
-    file: str | FilePath | None, overrides: Sequence[str] = (), *, dataset_path: str | None = None, environment: Mapping[str, Any] | None = None
+    file: str | FilePath | None,
+    overrides: Sequence[str] = (),
+    *,
+    dataset_path: str | None = None,
+    environment: Mapping[str, Any] | None = None,
+    base: str | None = None,
 ) -> Spec:
     """Read a spec and everything it builds on.
 
@@ -86,13 +91,14 @@ def load_spec(
         file: the spec; None: defaults and overrides alone.
         overrides: `key=value`, as on the command line.
         dataset_path: the how-to's --dataset-path.
+        base: the folder to which relative paths in files are relative, instead of each file's own.
         environment: values that the launcher's environment fixes, such as the world size under torchrun.
 
     Raises:
         OSError: the spec itself cannot be read.
         UsageError: an override is no `key=value`.
     """
-    loader = _Loader()
+    loader = _Loader(base)
     own = read_document(file) if file is not None else Document("<defaults>", "", data={})
     loader.lay_files(own)
     if dataset_path is not None:
@@ -117,7 +123,8 @@ class _Layer:
 class _Loader:
     """Collects layers; `finish` lays them on one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str | None) -> None:
+        self.base = base
         self.layers: list[_Layer] = []
         self.problems: list[Diagnostic] = []
         self.documents: list[Document] = []
@@ -214,7 +221,7 @@ class _Loader:
             return value
         if not value or value.startswith(("/", "~", "${")) or "://" in value:
             return value
-        return os.path.relpath(FilePath(layer.document.file).parent / value)
+        return os.path.relpath(FilePath(self.base or FilePath(layer.document.file).parent) / value)
 
     def _checked(self, layer: _Layer, legal: Catalogue, target: str, broken: set[str]) -> Iterator[tuple[str, Any, Path]]:
         """The layer's legal entries; what is not legal is reported."""

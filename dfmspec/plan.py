@@ -174,6 +174,8 @@ def node_script(plan: Plan, node: NodeCommand) -> str:
     entry = target_module(plan.target).ENTRY
     lines = ["#!/usr/bin/env bash", f"# {plan.name}: node {node.node_rank} of {len(plan.nodes)}; plan {plan.plan_id[:12]}", "set -euo pipefail"]
     lines.append('here=$(cd "$(dirname "$0")" && pwd)')
+    if plan.target == "megatron_core":
+        lines.append('export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this')
     lines += [f"export {name}={shlex.quote(value)}" for name, value in plan.env.items()]
     if len(plan.nodes) > 1:
         lines += [f': "${{{name}:?set {name} to that of node 0}}"' for name in ("MASTER_ADDR", "MASTER_PORT") if name not in plan.env]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import statistics
 import sys
@@ -20,6 +21,7 @@ from dfmspec import checkpoints
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.events import read_events
 from dfmspec.launch import Handle, launcher
+from dfmspec.load import PATH_KEYS
 from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, NodeProcess, environment, git_state, now, write_aside, write_manifest
 from dfmspec.plan import CONFIG, Plan, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
@@ -99,9 +101,11 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
 def _config_at_launch(plan: Plan) -> dict[str, Any]:
     """The configuration with absolute paths, and with the run's own resume."""
     located = json.loads(json.dumps(plan.config))
-    dataset = located.get("dataset", {})
-    if dataset.get("path"):
-        dataset["path"] = str(Path(dataset["path"]).expanduser().absolute())
+    for key in PATH_KEYS:
+        section, _, name = key.partition(".")
+        value = located.get(section, {}).get(name)
+        if value and not value.startswith("${"):
+            located[section][name] = os.path.abspath(os.path.expanduser(value))
     if plan.target == "megatron_core" and plan.run["resume"] not in ("auto", "require", "never"):
         located["run"] = {**located.get("run", {}), "resume": plan.run["resume"]}
     elif plan.target == "megatron_core":
@@ -214,7 +218,7 @@ class _Supervisor:
         return f"torchrun ended with {codes} before the last iteration" + (f": {last}" if last else "")
 
     def _folder(self) -> Path:
-        save = str(self.request.plan.config["checkpoint"]["save"])
+        save = str(_config_at_launch(self.request.plan)["checkpoint"]["save"])
         return Path(save.replace("${RUN_DIR}", str(self.run_dir))).expanduser()
 
     def _checkpoints(self) -> list[CheckpointRecord]:

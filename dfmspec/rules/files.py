@@ -133,6 +133,8 @@ def _load_missing(view: View) -> Iterator[Finding]:
     folder, step = view["checkpoint.load"], view["checkpoint.ckpt_step"]
     if not view.is_users("checkpoint.load") or not isinstance(folder, str) or "${" in folder or _is_placeholder(folder):
         return
+    if folder == view["checkpoint.save"]:  # a first run has nothing there yet
+        return
     place = FilePath(folder).expanduser()
     if not place.is_dir():
         yield Finding(path("checkpoint.load"), f"checkpoint folder {folder} does not exist", "check the path, or remove it to start afresh")

@@ -45,7 +45,6 @@ def experiment(dataset: Path, *overrides: str) -> Experiment:
     """The resolved configuration of the smallest model on a dataset."""
     args = _parser().parse_args(["--dataset-path", str(dataset), *TINY, *overrides])
     resolved = _resolve(args)
-    assert resolved is not None
     return Experiment.model_validate(json.loads(json.dumps(target_module("megatron_core").config(resolved.values))))
 
 

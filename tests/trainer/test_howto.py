@@ -11,7 +11,7 @@ import pytest
 
 from dfmspec import checkpoints
 from dfmspec.launch.local import free_port
-from tests.conftest import HOWTO, environment
+from tests.conftest import HOWTO, dfmspec, environment
 from tests.trainer.training import ENTRY, SHORT, finish, place, start
 
 
@@ -98,9 +98,7 @@ def test_a_checkpoint_that_is_not_there_names_those_that_are(dataset: Path, tmp_
 
 @pytest.mark.parametrize("words", [["train.micro_batch_size=1", "train.global_batch_size=32"], ["model.tensor_model_parallel_size=2"], ["optimizer.lr=0.0001"]])
 def test_troubleshooting_the_commands_are_accepted(words: list[str], dataset: Path) -> None:
-    from dfmspec.entry import _parser, _resolve
-
-    assert _resolve(_parser().parse_args(["--dataset-path", str(dataset), "cluster.device=cpu", *words])) or words[0].endswith("size=2")
+    assert dfmspec("plan", HOWTO, "--dataset-path", dataset, "cluster.nproc_per_node=4", *words).returncode == 0
 
 
 def test_mock_needs_no_dataset_and_nothing_at_all_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""Plans: the how-to's command lines, the same bytes anywhere, safe quoting."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfmspec.load import load_spec
+from dfmspec.plan import Plan, config_text, make_plan, node_script, read_bundle, write_bundle
+from dfmspec.resolve import resolve_spec
+from tests.conftest import HOWTO, ROOT, dfmspec
+
+ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
+
+
+def plan(file: Path | None, *overrides: str) -> Plan:
+    return make_plan(resolve_spec(load_spec(file, overrides)))
+
+
+def test_a_spec_with_nothing_but_a_dataset_gives_the_how_tos_two_commands(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("dataset: {path: /shared/butterfly_webdataset}\n")
+    made = plan(path, "cluster.nnodes=2", "cluster.nproc_per_node=8")
+
+    for rank, node in enumerate(made.nodes):
+        assert " ".join(node.argv) == (
+            f"torchrun --nproc-per-node 8 --nnodes 2 --node-rank {rank} --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
+            f"{ENTRY} --dataset-path /shared/butterfly_webdataset"
+        )
+
+
+def test_anything_else_goes_through_a_config_file() -> None:
+    (node,) = plan(HOWTO, "cluster.nproc_per_node=2").nodes
+
+    assert node.argv == ("torchrun", "--nproc-per-node", "2", ENTRY, "--config-file", "config.yaml")
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [(("TP", 2, "PP", 1), "DP: 4"), (("TP", 4, "PP", 2), "DP: 1")])
+def test_the_how_tos_examples_of_dp(sizes: tuple, expected: str) -> None:
+    words = ["data.source=mock", "cluster.nproc_per_node=8", f"model.tensor_model_parallel_size={sizes[1]}", f"model.pipeline_model_parallel_size={sizes[3]}"]
+    result = dfmspec("plan", HOWTO, *words)
+
+    assert result.returncode == 0, result.stderr
+    assert expected in result.stdout
+
+
+def test_the_same_bytes_in_any_directory_and_hash_seed(tmp_path: Path) -> None:
+    spec = shutil.copy(ROOT / "specs" / "butterfly_tiny_cpu.yaml", tmp_path / "butterfly_tiny_cpu.yaml")
+    outputs = {dfmspec("plan", spec, "--format", "json", cwd=cwd, PYTHONHASHSEED=seed, LC_ALL="C").stdout for cwd in (ROOT, tmp_path) for seed in ("0", "7")}
+
+    plans = [json.loads(output) for output in outputs]
+    for each in plans:
+        each.pop("guards")  # the dataset beside one of the directories may be there or not
+    assert all(each == plans[0] for each in plans) and plans[0]["plan_id"].startswith("sha256:")
+
+
+def test_the_config_reads_the_same_in_yaml_1_1_and_is_its_own_fixed_point(tmp_path: Path) -> None:
+    made = plan(HOWTO, "cluster.nproc_per_node=2", "optimizer.lr=1e-5")
+    (tmp_path / "config.yaml").write_text(config_text(made.config))
+
+    assert yaml.safe_load(config_text(made.config)) == made.config
+    again = plan(tmp_path / "config.yaml", "cluster.nproc_per_node=2")
+    assert again.config == made.config
+
+
+def test_target_dfm_gets_every_twin_and_none_of_our_sections() -> None:
+    config = plan(HOWTO, "target=dfm", "cluster.nproc_per_node=2", "train.micro_batch_size=1").config
+
+    assert config["dataset"]["global_batch_size"] == config["train"]["global_batch_size"] == 64
+    assert config["scheduler"]["start_weight_decay"] == config["scheduler"]["end_weight_decay"] == 0.01
+    assert config["optimizer"]["min_lr"] == 1e-5 and config["model"]["qk_layernorm"] is True
+    assert not {"cluster", "run", "launcher", "data", "diffusion"} & config.keys()
+
+
+HOSTILE = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=30).filter(lambda text: text.strip() == text and not text.startswith("-"))
+
+
+@given(HOSTILE)
+@settings(max_examples=60, deadline=None)
+def test_no_path_can_break_out_of_a_command(name: str) -> None:
+    made = plan(None, f"dataset.path=/data/{name}")
+    script = node_script(made, made.nodes[0])
+    words = shlex.split(script.split("torchrun", 1)[1], posix=True)
+
+    assert f"/data/{name}" in words or "--config-file" in words
+
+
+def test_a_bundle_is_read_back_and_never_overwrites(tmp_path: Path) -> None:
+    made = plan(HOWTO, "cluster.nproc_per_node=2")
+    write_bundle(made, tmp_path / "plan")
+
+    assert read_bundle(tmp_path / "plan").plan_id == made.plan_id
+    assert dfmspec("plan", HOWTO, "-o", tmp_path / "plan").returncode == 2
+    subprocess.run(["bash", "-n", str(tmp_path / "plan" / "node0.sh")], check=True)
+    assert os.access(tmp_path / "plan" / "node0.sh", os.X_OK)
+
+
+def test_why_tells_where_a_value_comes_from() -> None:
+    words = [HOWTO, "cluster.nproc_per_node=2", "data.source=mock"]
+
+    assert "derived: 0.1 x optimizer.lr" in dfmspec("plan", *words, "--why", "optimizer.min_lr").stdout
+    assert ":15:3" in dfmspec("plan", *words, "--why", "optimizer.lr").stdout
+    assert dfmspec("plan", *words, "--why", "optimizer.nothing").returncode == 2
+
+
+def test_what_validate_and_plan_import_stays_light() -> None:
+    """torch, numpy, pydantic and rich stay out of the start-up of the command line."""
+    code = "import sys; sys.argv = ['dfmspec', *sys.argv[1:]]\ntry:\n    from dfmspec.cli.app import main; main()\nexcept SystemExit:\n    print('\\n'.join(sys.modules), file=sys.stderr)"
+    for command in ("validate", "plan"):
+        result = subprocess.run([sys.executable, "-c", code, command, "specs/butterfly_tiny_cpu.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+        loaded = {name.partition(".")[0] for name in result.stderr.splitlines()}
+        assert "yaml" in loaded
+        assert not loaded & {"torch", "megatron", "numpy", "pydantic", "rich", "ruamel", "omegaconf", "matplotlib"}, command

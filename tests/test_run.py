@@ -1,0 +1,199 @@
+"""dfmspec run, end to end on the CPU: verdicts, manifests, locks, signals, bad data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import psutil
+import pytest
+from filelock import FileLock
+
+from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
+
+SPEC = """
+cluster: {device: cpu, nproc_per_node: 2}
+train: {train_iters: 3}
+checkpoint: {save_interval: 2}
+dataset: {task_encoder_seq_length: 64}
+"""
+SMALL = [*TINY, "dataset.task_encoder_seq_length=64"]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def manifest_of(run_dir: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((Path(run_dir.strip()) / "manifest.json").read_text())
+    jsonschema.validate(manifest, json.loads((ROOT / "schemas" / "manifest.schema.json").read_text()))
+    return manifest
+
+
+def processes_with(word: str) -> list[int]:
+    return [process.pid for process in psutil.process_iter(["cmdline"]) if word in " ".join(process.info["cmdline"] or ()) and process.pid != os.getpid()]
+
+
+def test_a_run_ends_with_a_true_manifest_and_is_not_run_twice(spec: Path, dataset: Path, tmp_path: Path) -> None:
+    words = ["run", spec, f"dataset.path={dataset}", *SMALL, "train.eval_iters=1", "model.tensor_model_parallel_size=2", "run.num_samples=2", "diffusion.num_steps=3"]
+    result = dfmspec(*words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run_dir = result.stdout.strip()
+    manifest = manifest_of(run_dir)
+
+    assert manifest["verdict"] == "succeeded" and manifest["attempts"][0]["to_iteration"] == 3
+    assert [checkpoint["iteration"] for checkpoint in manifest["checkpoints"]] == [2, 3]
+    assert manifest["metrics"]["eval_loss"] is not None
+    assert set(manifest["artifacts"]) >= {"samples/grid.png", "samples/loss.png"}
+    assert {path.name for path in Path(run_dir).iterdir()} >= {"spec.yaml", "plan.json", "config.yaml", "manifest.json", "events.jsonl", "attempts", "checkpoints", "tensorboard", "samples"}
+    assert (Path(run_dir).parent / "latest").resolve() == Path(run_dir).resolve()
+    assert "[INFO] Iteration 3/3" in result.stderr
+
+    again = dfmspec(*words, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.strip() == run_dir and "finished already" in again.stderr
+
+    listed = dfmspec("runs", cwd=tmp_path)
+    assert "succeeded" in listed.stdout and Path(run_dir).name in listed.stdout
+    shown = dfmspec("show", "tiny", cwd=tmp_path)
+    assert "iteration 3 was reached and its checkpoint is whole" in shown.stdout
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, spec: Path, tmp_path: Path) -> None:
+    words = [*map(str, ["run", spec]), "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", f"rng.seed={int(number)}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dfmspec", *words], cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/tiny/*/events.jsonl")) or "iteration" not in next(tmp_path.glob("runs/tiny/2*/events.jsonl")).read_text():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    manifest = manifest_of(out)
+
+    assert process.returncode == 75, err
+    assert manifest["verdict"] == "stopped" and manifest["attempts"][0]["signal"] == number
+    stopped_at = manifest["attempts"][0]["to_iteration"]
+    assert manifest["checkpoints"][-1]["iteration"] == stopped_at < 40
+    assert not processes_with(Path(out.strip()).name)
+
+    again = dfmspec(*words, cwd=tmp_path)
+    manifest = manifest_of(again.stdout)
+    assert again.returncode == 0 and again.stdout == out
+    assert [attempt["outcome"] for attempt in manifest["attempts"]] == ["stopped", "finished"]
+    assert manifest["attempts"][1]["from_iteration"] == stopped_at
+
+
+def test_a_killed_supervisor_leaves_no_process_behind(spec: Path, tmp_path: Path) -> None:
+    words = [*map(str, ["run", spec]), "data.source=mock", *SMALL, "train.train_iters=100000"]
+    process = subprocess.Popen([sys.executable, "-m", "dfmspec", *words], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/tiny/2*/events.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    pids = [int(path.read_text()) for path in tmp_path.glob("runs/tiny/2*/attempts/1/node0/rank*/pid")]
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=45)
+
+    assert pids and not alive, gone
+
+
+def test_a_run_that_is_locked_says_by_whom(spec: Path, tmp_path: Path) -> None:
+    words = ["run", spec, "data.source=mock", *SMALL, "train.train_iters=1"]
+    assert dfmspec(*words, cwd=tmp_path).returncode == 0
+    run_dir = next((tmp_path / "runs" / "tiny").glob("2*"))
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    (run_dir / "manifest.json").write_text(json.dumps(manifest | {"verdict": "failed"}))
+    with FileLock(run_dir / ".lock"):
+        result = dfmspec(*words, cwd=tmp_path)
+
+    assert result.returncode == 5
+    assert "is locked by process" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_training_that_fails_says_why_and_where(spec: Path, dataset: Path, tmp_path: Path) -> None:
+    """Samples larger than a pack: the message names sample, shard and key; the manifest has the traceback."""
+    result = dfmspec("run", spec, f"dataset.path={dataset}", *TINY, "dataset.task_encoder_seq_length=8", cwd=tmp_path)
+    manifest = manifest_of(result.stdout)
+
+    assert result.returncode == 1
+    assert manifest["verdict"] == "failed" and manifest["attempts"][0]["failure"]["rank"] in (0, 1)
+    assert "it has 16 tokens, more than dataset.task_encoder_seq_length = 8" in manifest["reason"]
+    assert "failed: rank" in result.stderr and "error.json" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_two_nodes_of_a_plan_run_on_this_machine(spec: Path, tmp_path: Path) -> None:
+    words = ["run", spec, "data.source=mock", *SMALL, "cluster.nnodes=2", "cluster.nproc_per_node=1", "train.global_batch_size=2"]
+    result = dfmspec(*words, cwd=tmp_path)
+    manifest = manifest_of(result.stdout)
+
+    assert result.returncode == 0, result.stderr
+    assert [node["exit_code"] for node in manifest["attempts"][0]["nodes"]] == [0, 0]
+
+
+def test_the_how_tos_yaml_runs(dataset: Path, tmp_path: Path) -> None:
+    text = HOWTO.read_text().replace("/path/to/checkpoints/dit_butterfly/", "ckpt")
+    (tmp_path / "howto.yaml").write_text(text)
+    words = ["--dataset-path", dataset, *SMALL, "train.train_iters=2", "train.global_batch_size=4"]
+    result = dfmspec("run", "howto.yaml", *words, cwd=tmp_path)
+
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in sorted((tmp_path / "ckpt").glob("iter_*"))] == ["iter_0000002"]
+
+
+def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(dataset, copy)
+    made = dfmspec("plan", spec, f"dataset.path={copy}", *SMALL, "-o", tmp_path / "plan", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert dfmspec("run", tmp_path / "plan", cwd=tmp_path).returncode == 0
+
+    script = subprocess.run(["bash", str(tmp_path / "plan" / "node0.sh")], cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT="29731"), capture_output=True, text=True, timeout=240, check=False)
+    assert script.returncode == 0, script.stderr[-2000:]
+    assert (tmp_path / "checkpoints").is_dir()  # alone, as in the how-to
+
+    (copy / ".nv-meta" / "split.yaml").write_text((copy / ".nv-meta" / "split.yaml").read_text() + "\n")
+    stale = dfmspec("run", tmp_path / "plan", cwd=tmp_path)
+    assert stale.returncode == 3 and "the metadata of dataset" in stale.stderr
+
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    plan["config"]["optimizer"]["lr"] = 1.0
+    (tmp_path / "plan" / "plan.json").write_text(json.dumps(plan))
+    edited = dfmspec("run", tmp_path / "plan", cwd=tmp_path)
+    assert edited.returncode == 4 and "was edited" in edited.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "{spec}", "dataset.path=/nonexistent"], 1, "dataset /nonexistent does not exist"),
+        (["run", "{spec}"], 2, "no dataset is named"),
+        (["run", "{spec}", "data.source=mock", "cluster.device=cuda"], 4, "no NVIDIA driver"),
+        (["run", "{spec}", "data.source=mock", "run.resume=require"], 2, "has no run of this plan"),
+        (["run", "/nonexistent.yaml"], 2, "cannot be read"),
+        (["run", "{spec}", "model.num_layerz=1"], 1, "did you mean model.num_layers"),
+        (["show", "nothing"], 2, "no run 'nothing'"),
+        (["sample", "{tmp}"], 1, "has no whole checkpoint"),
+        (["data", "inspect", "/nonexistent"], 2, "is not a folder"),
+    ],
+)
+def test_what_cannot_start_says_why_and_leaves_nothing(words: list[str], code: int, message: str, spec: Path, tmp_path: Path) -> None:
+    result = dfmspec(*[word.format(spec=spec, tmp=tmp_path) for word in words], cwd=tmp_path)
+
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr + result.stdout and "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
