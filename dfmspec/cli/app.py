@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from typing import Annotated
 
 import typer
@@ -60,6 +59,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # ours: keep the traceback for a report, and say where
+        import tempfile
         import traceback
 
         with tempfile.NamedTemporaryFile("w", prefix="dfmspec-", suffix=".log", delete=False) as log:

@@ -150,13 +150,15 @@ def _commit(aside: Path, final: Path, iteration: int, config: dict[str, Any], di
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove the oldest checkpoints beyond `keep` (at least 2; -1: keep all), and what killed saves left aside."""
+    """Remove the oldest checkpoints beyond `keep` (at least 2; -1: keep all), and what killed saves left aside.
+
+    A checkpoint is first renamed aside: a kill in the middle of its removal leaves no half of one under its name.
+    """
+    for path in committed(folder)[max(keep, 2) :] if keep != -1 else ():
+        os.rename(path, path.with_name(f"{path.name}.tmp-old-{uuid.uuid4().hex[:8]}"))
+    _fsync(folder)
     for left in folder.glob("iter_*.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
-    if keep == -1:
-        return
-    for path in committed(folder)[max(keep, 2) :]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) -> Path | None:
