@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfmspec.diagnostics import Severity
-from dfmspec.errors import OK, PREFLIGHT, DfmspecError, InvalidSpec, UsageError
+from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, TrainingError, UsageError
 from dfmspec.load import load_spec
-from dfmspec.plan import canonical, code_digest
+from dfmspec.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
 from dfmspec.report.text import render
 from dfmspec.resolve import Resolved, resolve_spec
@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         return _train(resolved)
     except (DfmspecError, OSError) as error:
         _record_error(rank_dir, error)
-        _say(f"error: {error}")
+        if isinstance(error, TrainingError):  # perhaps of this rank alone
+            print(f"error: rank {_rank()}: {error}", file=sys.stderr, flush=True)
+        else:
+            _say(f"error: {error}")
         return error.exit_code if isinstance(error, DfmspecError) else PREFLIGHT
     except Exception as error:
         _record_error(rank_dir, error)
@@ -137,8 +140,7 @@ def run_paths(value: Any, name: str) -> Any:
 def _train(resolved: Resolved) -> int:
     """Hand the configuration to the trainer."""
     config = target_module(resolved.spec.target).config(resolved.values)
-    digest = canonical(config)
-    located = json.loads(digest)
+    located = json.loads(canonical(config)) | {"run": {"resume": resolved["run.resume"]}}
     for section, field in (("dataset", "path"), ("checkpoint", "save"), ("checkpoint", "load"), ("logger", "tensorboard_dir")):
         located[section][field] = run_paths(located[section][field], resolved.spec.name)
 
@@ -172,7 +174,7 @@ def run(experiment: Any, *, config: dict[str, Any], resumes_elsewhere: bool) -> 
         run_dir = os.environ.get("DFMSPEC_RUN_DIR")
         events = os.path.join(run_dir, "events.jsonl") if run_dir else None
         loop.train(
-            experiment, config=config, digest=code_digest(), resume=resume_from(experiment, elsewhere=resumes_elsewhere), events=events
+            experiment, config=config, digest=config_digest(config), resume=resume_from(experiment, elsewhere=resumes_elsewhere), events=events
         )
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:
@@ -184,9 +186,14 @@ def resume_from(experiment: Any, *, elsewhere: bool) -> Callable[..., Path | Non
     """What decides where a run starts, by `run.resume`, `checkpoint.load` and `checkpoint.ckpt_step`."""
 
     def decide(report: Callable[[str], None]) -> Path | None:
-        from dfmspec.trainer.checkpoint import CheckpointError, find
+        from dfmspec.trainer.checkpoint import find
 
         resume, folder, step = experiment.run.resume, Path(experiment.checkpoint.load), experiment.checkpoint.ckpt_step
+        own = Path(experiment.checkpoint.save)
+        if own != folder and resume == "auto" and own.is_dir():  # started from elsewhere once; this may be the same run again
+            continued: Path | None = find(own, iteration=None, report=report)
+            if continued is not None:
+                return continued
         if resume == "never":
             if list(folder.glob("iter_*")):
                 raise CheckpointError(f"{folder} has checkpoints and run.resume is never; use another folder, or resume=auto")
@@ -195,7 +202,7 @@ def resume_from(experiment: Any, *, elsewhere: bool) -> Callable[..., Path | Non
             step = resume
         elif resume not in ("auto", "require"):
             folder = Path(resume).expanduser().absolute()
-        found = find(folder, iteration=step, report=report) if folder.is_dir() or step is not None else None
+        found: Path | None = find(folder, iteration=step, report=report) if folder.is_dir() or step is not None else None
         if found is None and (elsewhere or resume != "auto"):
             raise CheckpointError(f"{folder} has no checkpoint to resume from")
         return found

@@ -6,6 +6,7 @@ DfmspecError
  +-- PreflightError       4   the environment: a missing extra, no device, no disk, no port
  +-- LockedError          5   another process owns the run
  +-- InvalidSpec          1   findings of severity error (they are printed, not raised at the user)
+ +-- TrainingError        1   training cannot go on: CheckpointError, DataError
 
 A fault of dfmspec itself is any other exception: exit 70, with a report file.
 """
@@ -49,3 +50,15 @@ class InvalidSpec(DfmspecError):
     """The spec has findings of severity error."""
 
     exit_code = FINDINGS
+
+
+class TrainingError(DfmspecError):
+    """Training cannot go on, for a reason that lies in its input or its numbers."""
+
+
+class CheckpointError(TrainingError):
+    """No checkpoint can be loaded or written; the message says what was found and what to do."""
+
+
+class DataError(TrainingError):
+    """A sample that cannot be used; the message names its key, its shard and what to do."""

@@ -59,11 +59,6 @@ class Plan:
         """sha256 of the identity, hexadecimal."""
         return hashlib.sha256(canonical(self.identity).encode()).hexdigest()
 
-    @property
-    def config_digest(self) -> str:
-        """sha256 of the configuration."""
-        return "sha256:" + hashlib.sha256(canonical(self.config).encode()).hexdigest()
-
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json."""
         return {"plan_id": f"sha256:{self.plan_id}", **self.identity, "run": dict(self.run), "guards": dict(self.guards)}
@@ -72,6 +67,11 @@ class Plan:
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """sha256 of a configuration."""
+    return "sha256:" + hashlib.sha256(canonical(config).encode()).hexdigest()
 
 
 def make_plan(resolved: Resolved) -> Plan:

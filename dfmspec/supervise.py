@@ -23,7 +23,7 @@ from dfmspec.events import read_events
 from dfmspec.launch import Handle, launcher
 from dfmspec.load import PATH_KEYS
 from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, NodeProcess, environment, git_state, now, write_aside, write_manifest
-from dfmspec.plan import CONFIG, Plan, config_text, guards
+from dfmspec.plan import CONFIG, Plan, config_digest, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
 
 _POLL_SECONDS = 0.2
@@ -75,22 +75,26 @@ def check_guards(plan: Plan) -> None:
 def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
     """The run directory of a plan: that of its unfinished or finished run, else a new one."""
     plan, resume = request.plan, request.plan.run["resume"]
-    if resume in ("auto", "require"):
-        for run_dir, manifest in runs_of(folder):
-            if manifest.plan_id == f"sha256:{plan.plan_id}":
-                return run_dir, manifest
-        if resume == "require":
-            raise UsageError(f"run.resume is require, but {folder} has no run of this plan")
+    earlier = [(run_dir, manifest) for run_dir, manifest in runs_of(folder) if manifest.plan_id == f"sha256:{plan.plan_id}"]
+    if resume in ("auto", "require") and earlier:
+        return earlier[0]
+    if not earlier and (resume == "require" or isinstance(resume, int)):
+        raise UsageError(f"run.resume is {resume}, but {folder} has no run of this plan")
+    config = _config_at_launch(plan)
+    if isinstance(resume, int):  # a new run, from that iteration of the earlier one
+        config["checkpoint"] |= {"load": str(earlier[0][0] / "checkpoints"), "ckpt_step": resume}
+    elif resume not in ("auto", "never"):
+        config["checkpoint"]["load"] = os.path.abspath(os.path.expanduser(resume))
     run_id = new_run_id(plan)
     run_dir = folder / run_id
     run_dir.mkdir(parents=True)
     if request.spec_text is not None:
         (run_dir / "spec.yaml").write_text(request.spec_text)
     write_aside(run_dir / "plan.json", json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n")
-    write_aside(run_dir / CONFIG, config_text(_config_at_launch(plan)))
+    write_aside(run_dir / CONFIG, config_text(config))
     manifest = Manifest(
         run_id=run_id, name=plan.name, plan_id=f"sha256:{plan.plan_id}", spec_file=request.spec_file,
-        spec_digest=_digest(request.spec_text) if request.spec_text is not None else None, config_digest=plan.config_digest,
+        spec_digest=_digest(request.spec_text) if request.spec_text is not None else None, config_digest=config_digest(plan.config),
         overrides=list(request.overrides), guards=dict(plan.guards), created=now(),
         git=git_state(Path.cwd()), environment=environment(),
     )  # fmt: skip
@@ -106,10 +110,6 @@ def _config_at_launch(plan: Plan) -> dict[str, Any]:
         value = located.get(section, {}).get(name)
         if value and not value.startswith("${"):
             located[section][name] = os.path.abspath(os.path.expanduser(value))
-    if plan.target == "megatron_core" and plan.run["resume"] not in ("auto", "require", "never"):
-        located["run"] = {**located.get("run", {}), "resume": plan.run["resume"]}
-    elif plan.target == "megatron_core":
-        located["run"] = {**located.get("run", {}), "resume": "auto"}  # inside its own directory a run always continues
     return located  # type: ignore[no-any-return]
 
 

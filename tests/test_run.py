@@ -143,6 +143,17 @@ def test_two_nodes_of_a_plan_run_on_this_machine(spec: Path, tmp_path: Path) -> 
     assert [node["exit_code"] for node in manifest["attempts"][0]["nodes"]] == [0, 0]
 
 
+def test_a_new_run_starts_from_an_iteration_of_the_earlier_one(spec: Path, tmp_path: Path) -> None:
+    words = ["run", spec, "data.source=mock", *SMALL]
+    first = dfmspec(*words, cwd=tmp_path)
+    second = dfmspec(*words, "run.resume=2", cwd=tmp_path)
+    manifest = manifest_of(second.stdout)
+
+    assert second.returncode == 0, second.stderr
+    assert second.stdout != first.stdout and manifest["attempts"][0]["from_iteration"] == 2
+    assert [checkpoint["iteration"] for checkpoint in manifest["checkpoints"]] == [3]
+
+
 def test_the_how_tos_yaml_runs(dataset: Path, tmp_path: Path) -> None:
     text = HOWTO.read_text().replace("/path/to/checkpoints/dit_butterfly/", "ckpt")
     (tmp_path / "howto.yaml").write_text(text)

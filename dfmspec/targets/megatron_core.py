@@ -105,7 +105,7 @@ def config(values: Values) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in sorted(values.items()):
         section, dot, field = key.rpartition(".")
-        if key in ("extends", "config_file", "run.output_dir") or key.startswith("launcher."):
+        if key in ("extends", "config_file") or key.startswith(("launcher.", "run.")):  # the launcher's business
             continue
         if dot:
             nested.setdefault(section, {})[field] = value

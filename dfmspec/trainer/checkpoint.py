@@ -32,10 +32,11 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
 
 from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32, iteration_of, problem
+from dfmspec.errors import CheckpointError
 from dfmspec.trainer.setup import Trainer
 from dfmspec.trainer.streams import RankStreams, load_states, save_states
 
@@ -43,10 +44,6 @@ _FORMAT_VERSION = 1
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "non_homogeneous_layers": True, "chained_optim_avoid_prefix": True}
 
 MultiStorageClientFeature.disable()  # it would replace megatron-core's reader when Energon's dependency is installed
-
-
-class CheckpointError(Exception):
-    """No checkpoint can be loaded; the message says what was found and what to do."""
 
 
 class _SyncStrategy(SaveShardedStrategy):
@@ -89,39 +86,63 @@ def save(trainer: Trainer, streams: RankStreams, folder: Path, iteration: int, c
     Raises:
         OSError: the disk; the aside folder is removed and nothing earlier is touched.
     """
-    final = folder / f"iter_{iteration:07d}"
-    names = [f"{final.name}.tmp-{uuid.uuid4().hex[:8]}" if not final.exists() else ""]
+    final, first = folder / f"iter_{iteration:07d}", dist.get_rank() == 0
+    names = [_aside_name(final) if first else ""]
     dist.broadcast_object_list(names, src=0)
     if not names[0]:
         return final
     aside = folder / names[0]
-    first = dist.get_rank() == 0
-    if first:
-        (aside / "streams").mkdir(parents=True)
-    dist.barrier()
-    error: OSError | None = None
-    written: list[Path] = []
-    try:
+
+    def write() -> None:
         dist_checkpointing.save(
             sharded_state(trainer, is_loading=False), str(aside), sharded_strategy=_SyncStrategy(), content_metadata=_METADATA
         )
-        if _owns_streams():
-            written = save_states(aside / "streams", list(streams.streams.values()))
-        for path in written:
+        for path in save_states(aside / "streams", list(streams.streams.values())) if _owns_streams() else ():
             _fsync(path)
-    except OSError as caught:
-        error = caught
-    failures: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, str(error) if error else None)
-    if any(failures):
+
+    try:
+        _together(lambda: aside.mkdir(parents=True) if first else None)
+        _together(write)
+        _together(lambda: _commit(aside, final, iteration, config, digest) if first else None)
+    except OSError:
         if first:
             shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(next(failure for failure in failures if failure))
+        raise
     if first:
-        _commit(aside, final, iteration, config, digest)
         _prune(folder, trainer.experiment.checkpoint.most_recent_k)
-    dist.barrier()
     return final
+
+
+def _aside_name(final: Path) -> str:
+    """Where a checkpoint is written before it has its name; "" when a whole one of that name is there already."""
+    if final.exists():
+        if problem(final) is None:
+            return ""
+        os.rename(final, final.with_name(f"{final.name}.damaged-{uuid.uuid4().hex[:8]}"))
+    return f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
+
+
+def _together(action: Callable[[], Any]) -> None:
+    """Do something on every rank; when it fails on any, an OSError on all, so that none waits for another."""
+    error: BaseException | None = None
+    try:
+        action()
+    except (OSError, CheckpointException) as caught:
+        error = caught
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, _first_line(error) if error else None)
+    if any(failures):
+        raise OSError(next(failure for failure in failures if failure))
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong on the disk, out of torch's account of all ranks."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause or error).strip().splitlines()[0]
 
 
 def _owns_streams() -> bool:
@@ -175,7 +196,7 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
         if fault := problem(path):
             raise CheckpointError(f"checkpoint {path} is not whole: {fault}. Committed iterations: {have}")
         return path
-    candidates = sorted((path for path in folder.glob("iter_*") if ".tmp-" not in path.name), reverse=True)
+    candidates = sorted((path for path in folder.glob("iter_*") if path.name[5:].isdigit()), reverse=True)
     for path in candidates:
         fault = problem(path)
         if fault is None:

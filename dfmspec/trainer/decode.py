@@ -13,9 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-
-class DataError(Exception):
-    """A sample that cannot be used; the message names its key, its shard and what to do."""
+from dfmspec.errors import DataError
 
 
 class _TensorUnpickler(pickle.Unpickler):

@@ -10,6 +10,8 @@ from typing import Any
 
 from megatron.core import parallel_state
 
+from dfmspec import checkpoints
+from dfmspec.errors import CheckpointError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import checkpoint
 from dfmspec.trainer.report import Reporter
@@ -37,7 +39,7 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
 
     Raises:
         CheckpointError: nothing that exists can be loaded.
-        FloatingPointError: gradients that are not finite.
+        TrainingError: gradients that are not finite.
         OSError: several checkpoints in a row could not be written.
     """
     stop, train = StopSignal(), experiment.train
@@ -50,6 +52,7 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
         checkpoint.load(trainer, streams, start_from)
         report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
     save = _Saver(trainer, streams, config, digest, report)
+    _refuse_newer(Path(experiment.checkpoint.save), iteration)
     report.event("started", iteration=iteration, train_iters=train.train_iters)
     report.say("[INFO] Starting pretraining...")
 
@@ -79,6 +82,15 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
         report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
     report.close()
     return Outcome(iteration, stopped_by)
+
+
+def _refuse_newer(folder: Path, iteration: int) -> None:
+    """A run that starts before the newest checkpoint would leave two histories in one folder."""
+    newer = [checkpoints.iteration_of(path) for path in checkpoints.committed(folder) if checkpoints.problem(path) is None]
+    if newer and newer[0] > iteration:
+        raise CheckpointError(
+            f"{folder} has a checkpoint of iteration {newer[0]}, after the {iteration} to start from; give checkpoint.save another folder"
+        )
 
 
 def _streams(experiment: Experiment, split: str, consumed: int = 0) -> RankStreams:

@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.block import Segments
@@ -92,7 +93,7 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     """Concatenate packs into a microbatch, pad it to its static length, and add the noise.
 
     Raises:
-        ValueError: a sample is larger than the position tables, or its text has another width than the model's.
+        DataError: a sample is larger than the position tables, or its text has another width than the model's.
     """
     model, sigma_data = experiment.model, experiment.diffusion.sigma_data
     pt, p, length = model.patch_temporal, model.patch_spatial, len(packs) * model.seq_length
@@ -137,11 +138,11 @@ def _check_fits(sample: DrawnSample, experiment: Experiment) -> None:
     limits = {"max_frames": model.max_frames, "max_img_h": model.max_img_h, "max_img_w": model.max_img_w}
     for size, (field, limit) in zip(axes, limits.items(), strict=True):
         if size > limit:
-            raise ValueError(f"sample {sample.key}: latent {list(sample.latent.shape)} is larger than model.{field} = {limit}; raise it")
+            raise DataError(f"sample {sample.key}: latent {list(sample.latent.shape)} is larger than model.{field} = {limit}; raise it")
     if channels != model.in_channels:
-        raise ValueError(f"sample {sample.key}: {channels} channels, but model.in_channels is {model.in_channels}")
+        raise DataError(f"sample {sample.key}: {channels} channels, but model.in_channels is {model.in_channels}")
     if sample.context.size(1) != model.crossattn_emb_size:
-        raise ValueError(
+        raise DataError(
             f"sample {sample.key}: text embedding of width {sample.context.size(1)}, "
             f"but model.crossattn_emb_size is {model.crossattn_emb_size}"
         )

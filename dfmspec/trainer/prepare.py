@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
-from dfmspec.trainer.decode import DataError, load_context, load_latent
+from dfmspec.trainer.decode import load_context, load_latent
 from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
 

@@ -9,8 +9,9 @@ from megatron.energon import Sample as EnergonSample
 from megatron.energon import TaskEncoder as EnergonTaskEncoder
 from torch import Tensor
 
+from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer.decode import DataError, load_context, load_latent
+from dfmspec.trainer.decode import load_context, load_latent
 from dfmspec.trainer.patches import num_tokens
 
 
@@ -98,6 +99,10 @@ class TaskEncoder(EnergonTaskEncoder):
         return num_tokens(tuple(sample.latent.shape), *self._patch)
 
 
+class SampleError(DataError, SystemError):
+    """A DataError that Energon lets through: it swallows whatever is no SystemError."""
+
+
 def raise_data_error(error: Exception, sample: Any, sources: Any) -> None:
     """Energon's error handler: stop, and say which sample of which shard is at fault."""
     if isinstance(error, SkipSample):
@@ -105,4 +110,4 @@ def raise_data_error(error: Exception, sample: Any, sources: Any) -> None:
     places = sorted({f"{source.dataset_path}/{source.shard_name}" for source in sources or () if source.shard_name})
     keys = sample.get("__key__") if isinstance(sample, dict) else getattr(sample, "__key__", None)
     where = f"sample {keys}" + (f" of {', '.join(places)}" if places else "")
-    raise SystemError(f"{where}: {error}") from error  # Energon passes SystemError through, and swallows others
+    raise SampleError(f"{where}: {error}") from error

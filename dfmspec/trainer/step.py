@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from dfmspec.errors import TrainingError
 from dfmspec.trainer.pack import Microbatch, Pack, collate, loss_sum
 from dfmspec.trainer.setup import Trainer
 
@@ -79,7 +80,7 @@ def train_step(trainer: Trainer, packs: Iterator[Pack], iteration: int) -> tuple
     loss = forward_backward(trainer, packs)
     updated, grad_norm, _ = trainer.optimizer.step()
     if not updated:
-        raise FloatingPointError(f"iteration {iteration}: the gradients are not finite; the optimizer did not step")
+        raise TrainingError(f"iteration {iteration}: the gradients are not finite (loss {loss}); lower optimizer.lr, or look at the data")
     trainer.scheduler.step(increment=1)
     trainer.ema.update(iteration)
     return loss, float(grad_norm)

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfmspec.entry import _parser, _resolve
+from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.targets import target_module
 from dfmspec.trainer.butterflies import BACKGROUNDS, COLOURS, butterfly, draw
-from dfmspec.trainer.decode import DataError, load_context, load_latent
+from dfmspec.trainer.decode import load_context, load_latent
 from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
 from dfmspec.trainer.noise import draw as draw_noise
@@ -199,7 +200,7 @@ def test_a_hostile_sample_stops_the_reader_with_key_and_shard(dataset: Path, tmp
     from dfmspec.trainer.streams import RankStreams
 
     config = experiment(broken_copy(dataset, tmp_path, ".pickle", pickle.dumps(Attack())), "data.num_streams=1")
-    with pytest.raises(SystemError, match=r"sample .*butterfly-.* of .*shard-.*\.tar: its pickle wants to run posix\.system"):
+    with pytest.raises(DataError, match=r"sample .*butterfly-.* of .*shard-.*\.tar: its pickle wants to run posix\.system"):
         for _ in range(40):
             next(RankStreams(config, "train", rank=0, size=1))
 

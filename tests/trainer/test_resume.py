@@ -6,13 +6,16 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from dfmspec import checkpoints
-from tests.trainer.training import SHORT, finish, kill_tree, losses, start, train, wait_for
+from tests.conftest import environment
+from tests.trainer.training import ENTRY, SHORT, finish, kill_tree, losses, place, start, train, wait_for
 
 ITERATIONS = "train.train_iters=6"
 
@@ -151,6 +154,42 @@ def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, d
     assert all((run_dir / "checkpoints" / name).exists() for name in before)
     assert not list((run_dir / "checkpoints").glob("*.tmp-*"))
     assert_continues(run_dir, whole)
+
+
+def test_a_damaged_checkpoint_is_kept_aside_when_its_iteration_is_saved_again(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 4)
+    (run_dir / "checkpoints" / "iter_0000004" / "common.pt").write_bytes(b"x")
+    train(run_dir, *same(dataset))
+    folder = run_dir / "checkpoints"
+
+    assert checkpoints.problem(folder / "iter_0000004") is None
+    assert len(list(folder.glob("iter_0000004.damaged-*"))) == 1
+
+
+def test_a_run_never_starts_before_checkpoints_that_it_would_contradict(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 6)
+    said = train(run_dir, *same(dataset), "checkpoint.ckpt_step=2", expect=1)
+    assert "has a checkpoint of iteration 6, after the 2 to start from; give checkpoint.save another folder" in said
+
+    train(run_dir, *same(dataset), "checkpoint.ckpt_step=2", f"checkpoint.load={run_dir}/checkpoints", f"checkpoint.save={tmp_path}/other")
+    assert_continues(run_dir, whole)
+    assert [path.name for path in checkpoints.committed(tmp_path / "other")] == ["iter_0000006", "iter_0000004"]
+
+
+def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    """Files may not grow past 100 kB: every save fails, training goes on, the third failure in a row ends it."""
+    run_dir = cut(whole, tmp_path / "run", 2)
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", limit, ENTRY, *SHORT, *same(dataset), "checkpoint.save_interval=1"]
+    env = environment(DFMSPEC_RUN_DIR=str(run_dir))
+    result = subprocess.run(command, cwd=place(run_dir), env=env, capture_output=True, text=True, timeout=240, check=False)
+    folder = run_dir / "checkpoints"
+
+    assert result.returncode == 4
+    assert result.stdout.count("[WARNING] Checkpoint of iteration") == 3 and "File too large" in result.stdout
+    assert sorted(losses(run_dir)) == [3, 4, 5]
+    assert [path.name for path in checkpoints.committed(folder)] == ["iter_0000002"] and not list(folder.glob("*.tmp-*"))
+    assert "Traceback" not in result.stderr
 
 
 def test_checkpoints_are_pruned_but_never_below_two(dataset: Path, tmp_path: Path) -> None:
