@@ -82,7 +82,7 @@ def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
 def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     """Run `python -m dfmspec.trainer.<module>`: torch code is always another process. Returns its exit code.
 
-    quiet: what it prints as data goes to stderr too, since it is not this command's.
+    quiet: what it prints as data is dropped, since it is not this command's.
 
     Raises:
         PreflightError: the train extra is not installed.
@@ -95,4 +95,4 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("megatron") is None:
         raise PreflightError("this command needs the trainer's packages; run: pip install 'dfmspec[train]'")
     command = [sys.executable, "-m", f"dfmspec.trainer.{module}", *args]
-    return subprocess.run(command, stdout=sys.stderr if quiet else None, check=False).returncode
+    return subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode

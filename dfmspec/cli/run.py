@@ -84,9 +84,10 @@ def _draw(run_dir: Path, count: int) -> None:
     out = run_dir / "samples"
     if (out / "grid.png").exists():
         return
-    trainer_module("sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", "--quiet", quiet=True)
+    trainer_module("sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True)
     manifest = read_manifest(run_dir)
-    manifest.artifacts = sorted(str(path.relative_to(run_dir)) for path in out.glob("*.png"))
+    drawn = [out / name for name in ("grid.png", "loss.png")]  # the single pictures stand beside them
+    manifest.artifacts = [str(path.relative_to(run_dir)) for path in drawn if path.exists()]
     write_manifest(run_dir, manifest)
 
 
@@ -106,6 +107,5 @@ def _conclude(run_dir: Path, code: int) -> None:
             typer.echo(f"full traceback: {run_dir}/attempts/{attempt.number}/node{attempt.failure.node}/rank{attempt.failure.rank}/error.json", err=True)
         typer.echo(f"logs: {run_dir}/attempts", err=True)
     for artifact in manifest.artifacts:
-        if not Path(artifact).name.startswith("sample_"):  # the grid shows them all
-            typer.echo(f"drawn: {run_dir}/{artifact}", err=True)
+        typer.echo(f"drawn: {run_dir}/{artifact}", err=True)
     typer.echo(run_dir)

@@ -18,6 +18,7 @@ def sample(
     caption: Annotated[list[str] | None, typer.Option(help="Draw this caption; repeatable. Default: those of the embedded butterflies.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Noise levels, instead of diffusion.num_steps.", min=1)] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance, instead of diffusion.guidance.", min=0)] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels on a side, a multiple of 16, instead of data.resolution.", min=16)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Use the trained weights instead of the averaged ones.")] = False,
 ) -> None:
@@ -29,9 +30,11 @@ def sample(
     """
     if not checkpoint.is_dir():
         raise UsageError(f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory")
+    if resolution is not None and resolution % 16:
+        raise UsageError(f"--resolution {resolution} is not a multiple of 16")
     arguments = [str(checkpoint), "--num-samples", str(num_samples), "--seed", str(seed)]
     arguments += [word for text in caption or [] for word in ("--caption", text)]
-    for flag, value in (("--out", out), ("--num-steps", num_steps), ("--guidance", guidance)):
+    for flag, value in (("--out", out), ("--resolution", resolution), ("--num-steps", num_steps), ("--guidance", guidance)):
         if value is not None:
             arguments += [flag, str(value)]
     raise typer.Exit(trainer_module("sample", *arguments, *(["--raw"] if raw else [])))

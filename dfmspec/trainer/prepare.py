@@ -125,7 +125,7 @@ def write_metadata(folder: Path, names: list[str]) -> None:
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
     split = list(_SPLIT) if len(names) >= _SHARDS else [("train", 2.0), ("val", 1.0), ("test", 1.0)]
-    with redirect_stdout(sys.stderr):  # Energon reports on stdout
+    with redirect_stdout(io.StringIO()):  # Energon's own progress
         found, *_ = WebdatasetPreparator.prepare_dataset(EPath(str(folder.absolute())), names, split_parts_ratio=split, workers=1)
     assert found, "Energon found no samples in shards that were just written"
     (folder / ".nv-meta" / "dataset.yaml").write_text("__module__: megatron.energon\n__class__: CrudeWebdataset\n")

@@ -29,7 +29,7 @@ from dfmspec.trainer.pack import DrawnSample, collate
 from dfmspec.trainer.patches import patchify, unpatchify
 
 _UNSEEN_SEED = 1_000_003
-"""Captions come from a series of butterflies that no dataset is drawn from."""
+"""Captions come from a series of butterflies that no dataset is drawn from (their words are those of any series)."""
 
 
 def locate(place: Path) -> Path:
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--raw", action="store_true")
-    parser.add_argument("--quiet", action="store_true", help="do not print the paths")
+    parser.add_argument("--resolution", type=int, help="pixels on a side, instead of data.resolution")
     parser.add_argument("--curve", action="store_true", help="draw the loss curve of the run directory too")
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment = one_process(config)
     captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in range(args.num_samples)]
     text = NgramTextEncoder()
-    side = experiment.data.resolution // 8
+    side = (args.resolution or experiment.data.resolution) // 8
     latents = sample_latents(
         load_model(checkpoint, experiment, raw=args.raw), experiment, [text.encode(caption) for caption in captions],
         (experiment.model.in_channels, experiment.model.patch_temporal, side, side), seed=args.seed,
@@ -207,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.curve and events.exists():
         draw_curve(events, out / "loss.png")
         written.append(out / "loss.png")
-    if not args.quiet:
-        print("\n".join(map(str, written)))
+    print("\n".join(map(str, written)))
     return 0
 
 
