@@ -26,16 +26,20 @@ def problem(checkpoint: Path) -> str | None:
     """Why a checkpoint is not whole; None when every file has the size and checksum of its manifest."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        expectations = [(name, expected["size"], expected["crc32"]) for name, expected in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read ({type(error).__name__})"
-    for name, expected in files.items():
+    for name, size, checksum in expectations:
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if crc32(path) != expected["crc32"]:
-            return f"{name} does not have its checksum"
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if crc32(path) != checksum:
+                return f"{name} does not have its checksum"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 

@@ -114,6 +114,8 @@ def _resolve(args: argparse.Namespace) -> Resolved:
         environment = {"cluster.nproc_per_node": 1, "cluster.nnodes": 1}
     spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment, base=os.environ.get("DFMSPEC_BASE"))
     resolved = resolve_spec(spec)
+    if spec.target != "megatron_core":
+        raise UsageError(f"this script trains target megatron_core, not {spec.target}; dfmspec plan compiles for {spec.target}")
     findings = [finding for finding in check_spec(resolved) if finding.severity >= Severity.WARNING]
     if resolved["data.source"] == "webdataset" and resolved["dataset.path"] is None:
         raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")

@@ -7,12 +7,11 @@ flags, `key=value`. Every layer is checked alike: unknown keys, types and ranges
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
-
-import yaml
 
 from dfmspec.catalogue import SCHEMAS, Catalogue, catalogue, types
 from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
@@ -130,8 +129,6 @@ class _Loader:
         for key, name in references:
             if isinstance(name, str):
                 self._lay_reference(document, key, name, (*ancestors, os.path.realpath(document.file)))
-        data.pop("config_file", None)
-        data.pop("extends", None)
         self.lay(kind, data, document)
 
     def _lay_reference(self, document: Document, key: str, name: str, ancestors: tuple[str, ...]) -> None:
@@ -142,8 +139,8 @@ class _Loader:
             return
         try:
             base = read_document(path)
-        except OSError as error:
-            message = f"{key}: {path} cannot be read: {error.strerror or error}"
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            message = f"{key}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
             self._problem(span, "SPC104", "unreadable-base", message, "paths in a spec are relative to that spec", (key,))
             return
         self._lay_document(base, "extends" if key == "extends" else "config file", ancestors)
@@ -153,6 +150,8 @@ class _Loader:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"{text!r} is not key=value, such as model.tensor_model_parallel_size=2")
+        if key.strip() in ("extends", "config_file"):
+            raise UsageError(f"{key.strip()} belongs in a spec; on the command line give the spec that has it")
         node: Any = _OverrideText(value)
         for part in reversed(key.strip().split(".")):
             node = {part: node}
@@ -187,7 +186,7 @@ class _Loader:
                 broken.discard(key)
         for key, value in self.fixed.items():
             values[key], origins[key] = value, Origin("environment", Span("<environment>"))
-        name = values["name"] or stem
+        name = values["name"] or re.sub(r"^[^A-Za-z0-9_]+|[^A-Za-z0-9_.-]", "-", stem).lstrip("-.") or "experiment"
         return Spec(
             file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents)
         )
@@ -231,6 +230,9 @@ class _Loader:
             if alias not in section:
                 continue
             value = section.pop(alias)
+            if key in section:
+                message = f"checkpoint.{alias} and checkpoint.{key} are two names of one key"
+                self._problem(_place(("checkpoint", key), layer.document), "SPC102", "duplicate-key", message, "keep one of the two", ("checkpoint", key))
             span = layer.document.span(("checkpoint", alias)) if layer.document.text else Span(layer.document.file)
             self._problem(
                 span, "CKP101", "documented-alias", f"checkpoint.{alias} is the how-to's name for checkpoint.{key}",
@@ -284,10 +286,8 @@ def _typed_overrides(node: Any, legal: Catalogue, path: tuple[str, ...] = ()) ->
 def _flow(text: str) -> Any:
     """A scalar, or a list or mapping in flow style."""
     if text[:1] in "[{":
-        try:
-            return parse_document(f"value: {text}".encode(), COMMAND_LINE).data["value"]
-        except (TypeError, KeyError, yaml.YAMLError):
-            return text
+        document = parse_document(f"value: {text}".encode(), COMMAND_LINE)
+        return text if document.problems else document.data["value"]
     return read_scalar(text)
 
 

@@ -93,6 +93,8 @@ class Manifest(_Record):
     config_digest: str
     overrides: list[str]
     guards: dict[str, str]
+    resumed_from: str | None = None
+    """The iteration or folder that `run.resume` named; null for auto, require and never."""
     created: str
     git: dict[str, Any] | None
     """Commit, and whether the working tree differed; null outside a repository."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Plan:
     env: Mapping[str, str]
     """Environment variables that the run needs, by rule."""
     run: Mapping[str, Any]
-    """The `run` section: where the run directory goes, and how it resumes. Not part of the identity."""
+    """The `run` section and the launcher: where the run directory goes, how it resumes. Not part of the identity."""
     guards: Mapping[str, str]
 
     @property
@@ -87,6 +88,7 @@ def make_plan(resolved: Resolved) -> Plan:
         for rank in range(nnodes)
     )
     run = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("run.")}
+    run["launcher"] = values["launcher.kind"]
     return Plan(
         resolved.spec.name, resolved.spec.target, target.config(values), nodes, _environment(values), run, guards(values, resolved.spec.target)
     )
@@ -151,10 +153,16 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 
 def _scalar(value: Any) -> str:
-    text = json.dumps(value)
+    text = re.sub(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", _one_escape, json.dumps(value))
     if isinstance(value, float) and "e" in text and "." not in text:
         text = text.replace("e", ".0e")  # YAML 1.1 needs the point
     return text
+
+
+def _one_escape(pair: re.Match[str]) -> str:
+    """A surrogate pair of JSON as YAML's one escape."""
+    character = json.loads('"' + pair[0] + '"')
+    return f"\\U{ord(character):08X}"
 
 
 def shell_command(argv: tuple[str, ...]) -> str:
@@ -192,8 +200,8 @@ def write_bundle(plan: Plan, out: Path) -> None:
     Raises:
         UsageError: the folder exists and holds something else than this plan.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} exists and is not empty; nothing was written. Choose another folder, or remove it")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     (out / "plan.json").write_text(json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n")
     (out / CONFIG).write_text(config_text(plan.config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -39,7 +40,7 @@ def find_run(reference: str, output_dir: Path) -> Path:
     direct = Path(reference)
     if (direct / "manifest.json").exists():
         return direct
-    for candidate in (output_dir / reference / "latest", *output_dir.glob(f"*/{reference}*")):
+    for candidate in (output_dir / reference / "latest", *output_dir.glob(f"*/{glob.escape(reference)}*")):
         if (candidate / "manifest.json").exists():
             return candidate.resolve()
     raise UsageError(f"no run {reference!r} in {output_dir}; dfmspec runs lists them")

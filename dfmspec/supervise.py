@@ -22,7 +22,7 @@ from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.events import read_events
 from dfmspec.launch import Handle, launcher
 from dfmspec.load import PATH_KEYS
-from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, NodeProcess, environment, git_state, now, write_aside, write_manifest
+from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
 from dfmspec.plan import CONFIG, Plan, config_digest, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
 
@@ -57,6 +57,7 @@ def execute(request: Request) -> tuple[int, Path]:
         request.talk(f"Run {run_dir} has finished already; nothing to do (run.resume=never starts a new one)")
         return OK, run_dir
     with owned(run_dir):
+        manifest = read_manifest(run_dir)  # another process may have gone on with it meanwhile
         link_latest(run_dir)
         supervisor = _Supervisor(request, run_dir, manifest)
         return supervisor.run(), run_dir
@@ -73,18 +74,28 @@ def check_guards(plan: Plan) -> None:
 
 
 def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
-    """The run directory of a plan: that of its unfinished or finished run, else a new one."""
+    """The run directory of a plan: that of its unfinished or finished run, else a new one.
+
+    Raises:
+        UsageError: there is nothing to resume from, or `never` meets checkpoints.
+        StalePlanError: the run to continue was started on other data.
+    """
     plan, resume = request.plan, request.plan.run["resume"]
-    earlier = [(run_dir, manifest) for run_dir, manifest in runs_of(folder) if manifest.plan_id == f"sha256:{plan.plan_id}"]
-    if resume in ("auto", "require") and earlier:
-        return earlier[0]
-    if not earlier and (resume == "require" or isinstance(resume, int)):
-        raise UsageError(f"run.resume is {resume}, but {folder} has no run of this plan")
+    source = None if resume in ("auto", "require", "never") else str(resume)
+    same_plan = [(run_dir, manifest) for run_dir, manifest in runs_of(folder) if manifest.plan_id == f"sha256:{plan.plan_id}"]
+    same = [(run_dir, manifest) for run_dir, manifest in same_plan if manifest.resumed_from == source]
+    if resume != "never" and same and (source is None or same[0][1].verdict != "succeeded"):
+        _check_same_data(*same[0], plan)
+        return same[0]
+    if resume == "require":
+        raise UsageError(f"run.resume is require, but {folder} has no run of this plan")
     config = _config_at_launch(plan)
-    if isinstance(resume, int):  # a new run, from that iteration of the earlier one
-        config["checkpoint"] |= {"load": str(earlier[0][0] / "checkpoints"), "ckpt_step": resume}
-    elif resume not in ("auto", "never"):
-        config["checkpoint"]["load"] = os.path.abspath(os.path.expanduser(resume))
+    if resume == "never" and not config["checkpoint"]["save"].startswith("${") and list(Path(config["checkpoint"]["save"]).glob("iter_*")):
+        raise UsageError(f"run.resume is never, but {config['checkpoint']['save']} has checkpoints; give checkpoint.save another folder")
+    if isinstance(resume, int):  # a new run, from that iteration of an earlier one
+        config["checkpoint"] |= {"load": _folder_with(resume, same_plan, folder), "ckpt_step": resume}
+    elif source is not None:
+        config["checkpoint"]["load"] = os.path.abspath(os.path.expanduser(source))
     run_id = new_run_id(plan)
     run_dir = folder / run_id
     run_dir.mkdir(parents=True)
@@ -95,11 +106,28 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
     manifest = Manifest(
         run_id=run_id, name=plan.name, plan_id=f"sha256:{plan.plan_id}", spec_file=request.spec_file,
         spec_digest=_digest(request.spec_text) if request.spec_text is not None else None, config_digest=config_digest(plan.config),
-        overrides=list(request.overrides), guards=dict(plan.guards), created=now(),
+        overrides=list(request.overrides), guards=dict(plan.guards), resumed_from=source, created=now(),
         git=git_state(Path.cwd()), environment=environment(),
     )  # fmt: skip
     write_manifest(run_dir, manifest)
     return run_dir, manifest
+
+
+def _check_same_data(run_dir: Path, manifest: Manifest, plan: Plan) -> None:
+    before, current = manifest.guards.get("dataset"), plan.guards.get("dataset")
+    if manifest.verdict != "succeeded" and before is not None and before != current:
+        raise StalePlanError(
+            f"run {run_dir} cannot go on: its dataset's metadata has changed since it was started; put it back, or start anew with run.resume=never"
+        )
+
+
+def _folder_with(iteration: int, runs: list[tuple[Path, Manifest]], folder: Path) -> str:
+    """The checkpoint folder of the newest run of this plan that has an iteration."""
+    for _, manifest in runs:
+        for checkpoint in manifest.checkpoints:
+            if checkpoint.iteration == iteration and Path(checkpoint.path).is_dir():
+                return str(Path(checkpoint.path).parent)
+    raise UsageError(f"run.resume is {iteration}, but no run of this plan in {folder} has a checkpoint of that iteration")
 
 
 def _config_at_launch(plan: Plan) -> dict[str, Any]:
@@ -127,14 +155,14 @@ class _Supervisor:
     signals: list[int] = field(default_factory=list)
 
     def run(self) -> int:
-        plan, number = self.request.plan, len(self.manifest.attempts) + 1
+        plan, number = self.request.plan, _next_attempt(self.run_dir / "attempts")
         attempt_dir = self.run_dir / "attempts" / str(number)
         attempt_dir.mkdir(parents=True)
         events_before = _size(self.run_dir / "events.jsonl")
         previous = {name: signal.signal(name, self._remember) for name in (signal.SIGINT, signal.SIGTERM)}
         handle: Handle | None = None
         try:
-            handle = launcher("local").launch(plan, str(self.run_dir), str(attempt_dir))
+            handle = launcher(str(plan.run["launcher"])).launch(plan, str(self.run_dir), str(attempt_dir))
             attempt = Attempt(
                 number=number, started=now(),
                 nodes=[NodeProcess(node=i, host=host, argv=argv, env=env) for i, (host, argv, env) in enumerate(handle.described())],
@@ -260,6 +288,11 @@ class _Tail:
         self._offset += end
         for line in data[:end].decode(errors="replace").splitlines():
             self._talk(line)
+
+
+def _next_attempt(folder: Path) -> int:
+    """One more than any attempt that was ever begun, recorded or not."""
+    return 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
 def _size(path: Path) -> int:

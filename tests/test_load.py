@@ -58,6 +58,9 @@ def test_derived_values_follow_their_sources() -> None:
         ("recipe=dit_xxl", "SPC203", "did you mean dit_xl?"),
         ("cluster.master_addr=$(reboot)", "SPC204", "master_addr"),
         ("logger.wandb_project=x", "SPC206", "target dfm"),
+        ("name=../up", "SPC204", "name"),
+        ("cluster.nnodes=100000000", "SPC204", "at most"),
+        ("model.hidden_size=1000000000000000016", "SPC204", "at most"),
         ("optimizer.lr=nan", "SPC202", "must be a number"),
     ],
 )
@@ -94,3 +97,4 @@ def test_an_iteration_folder_is_split_from_its_parent(path: str, expected: tuple
 def test_a_base_that_is_missing_or_circular_is_a_finding(tmp_path: Path) -> None:
     assert "SPC104" in problems(write(tmp_path, "a.yaml", "extends: nowhere.yaml\n"))
     assert "SPC105" in problems(write(tmp_path, "b.yaml", "extends: b.yaml\n"))
+    assert "SPC202" in problems(write(tmp_path, "c.yaml", "extends: 3\nconfig_file: [a]\n"))

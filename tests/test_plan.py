@@ -82,6 +82,13 @@ def test_target_dfm_gets_every_twin_and_none_of_our_sections() -> None:
     assert not {"cluster", "run", "launcher", "data", "diffusion"} & config.keys()
 
 
+@pytest.mark.parametrize("name", ["\U0001f98b", "\u00e4 \u4e2d", "a'b\"c\\d", "x\ty\nz", "\x85\u2028"])
+def test_any_text_survives_the_config_file(name: str, tmp_path: Path) -> None:
+    text = config_text({"dataset": {"path": f"/data/{name}"}})
+
+    assert yaml.safe_load(text) == {"dataset": {"path": f"/data/{name}"}}
+
+
 HOSTILE = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=30).filter(lambda text: text.strip() == text and not text.startswith("-"))
 
 

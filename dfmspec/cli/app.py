@@ -10,7 +10,7 @@ import typer
 
 from dfmspec import __version__
 from dfmspec.cli import data, plan, run, runs, sample, schema, validate
-from dfmspec.errors import INTERNAL, DfmspecError
+from dfmspec.errors import INTERNAL, PREFLIGHT, DfmspecError
 
 app = typer.Typer(
     name="dfmspec",
@@ -53,9 +53,12 @@ def main() -> None:
     except DfmspecError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(PREFLIGHT)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # ours: keep the traceback for a report, and say where

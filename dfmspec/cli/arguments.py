@@ -18,8 +18,15 @@ from dfmspec.rules import LEVELS, check_spec
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional words as (files, key=value overrides); a file that has an `=` in its name wins."""
-    files = [word for word in words if "=" not in word or Path(word).exists()]
+    files = [word for word in words if "=" not in word or _exists(word)]
     return files, [word for word in words if word not in files]
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # longer than a file name can be
+        return False
 
 
 def one_file(words: Sequence[str]) -> tuple[str, list[str]]:

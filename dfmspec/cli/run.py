@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,7 +71,7 @@ def run(
 
 def _prepare(config: Mapping[str, Any]) -> None:
     """Draw the embedded data before anything is launched."""
-    data, path = config["data"], config["dataset"]["path"]
+    data, path = config["data"], os.path.expanduser(config["dataset"]["path"] or "")
     if data["source"] == "embedded" and not Path(path).exists():
         arguments = [path, "--resolution", str(data["resolution"]), "--num-samples", str(data["num_samples"]), "--seed", str(data["seed"])]
         if trainer_module("prepare", *arguments, quiet=True):

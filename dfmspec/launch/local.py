@@ -94,7 +94,8 @@ class LocalRun:
 
         Before any rank is there, torchrun is asked to end.
         """
-        ranks = [int(pid.read_text()) for folder in self._folders for pid in folder.glob("rank*/pid")]
+        texts = [pid.read_text() for folder in self._folders for pid in folder.glob("rank*/pid")]
+        ranks = [int(text) for text in texts if text]
         for pid in ranks:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -71,6 +71,11 @@ def _splits(view: View) -> Iterator[Finding]:
                 path(DATASET), f"the {split} split of {folder} is empty (Energon splits by shard: {_described(counts)})",
                 hint if split == "val" else "prepare it again with more shards or another --split-ratio",
             )  # fmt: skip
+    if ours and "val" in needed and 0 < counts.get("val", 0) < view["data.num_streams"]:
+        yield Finding(
+            path(DATASET), f"{view['data.num_streams']} streams share {counts['val']} validation samples; each needs at least one",
+            f"data.num_streams at most {counts['val']}, or dataset.use_train_split_for_val=true",
+        )  # fmt: skip
     if ours and counts.get("train", 0) and counts["train"] < view["data.num_streams"]:
         yield Finding(
             path("data.num_streams" if view.is_users("data.num_streams") else DATASET),
@@ -145,7 +150,19 @@ def _load_missing(view: View) -> Iterator[Finding]:
         )
 
 
+def _resume_unknown(view: View) -> Iterator[Finding]:
+    resume = view["run.resume"]
+    if isinstance(resume, int):
+        if resume < 1:
+            yield Finding(path("run.resume"), f"run.resume {resume} is no iteration", "1 or more; or auto, require, never, a folder")
+    elif resume not in ("auto", "require", "never") and not FilePath(resume).expanduser().is_dir():
+        yield Finding(path("run.resume"), f"run.resume {resume} is no word that it knows, and no folder", "auto, require, never, an iteration, or a folder of checkpoints")
+
+
 RULES = (
+    Rule("RUN103", "resume-not-known", Severity.ERROR, _resume_unknown,
+         "The run would fail after the model is built.",
+         ("run.resume=requrie",), ("run.resume=auto",), BOTH, "paths"),
     Rule("RUN101", "world-size-not-given", Severity.HINT, _world_size,
          "Batch and layout arithmetic need the number of processes.", (), ("cluster.nproc_per_node=1",)),
     Rule("RUN102", "placeholder-path", Severity.WARNING, _placeholders,

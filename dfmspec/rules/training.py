@@ -31,9 +31,10 @@ def _stale_derived(view: View) -> Iterator[Finding]:
             continue
         users = [source for source in derivation.sources if view.is_users(source)]
         value, expected = view[key], view.resolved.derived[key]
-        if users and value != expected:
+        twin_alone = derivation.differing is Severity.ERROR and "weight_decay" not in key  # nothing legal can mean it
+        if (users or twin_alone) and value != expected:
             yield Finding(
-                path(key), f"{key} is {value}, but {', '.join(users)} makes it {expected} ({derivation.formula})",
+                path(key), f"{key} is {value}, but {', '.join(users or derivation.sources)} makes it {expected} ({derivation.formula})",
                 f"remove {key} to have it derived", derivation.differing,
             )  # fmt: skip
 

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dfmspec.spec.base import Count, NonNegativeInt, Section
+from dfmspec.spec.base import NonNegativeInt, Section
 
 
 class Cluster(Section):
     """The machines."""
 
-    nnodes: Count = 1
+    nnodes: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Nodes."""
-    nproc_per_node: Count | None = None
+    nproc_per_node: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processes, one a device, on each node; derived: the fewest that hold TP x PP x CP."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cuda, or cpu over gloo for small trials and tests."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dfmspec.spec.base import Section
 from dfmspec.spec.checkpoint import Checkpoint, Logger
@@ -17,8 +19,8 @@ class Experiment(Section):
 
     spec_version: Literal[1] = 1
     """Version of this format."""
-    name: str | None = None
-    """Name of the experiment; derived: the stem of the spec's file name."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = None
+    """Name of the experiment, a word for folders; derived: the stem of the spec's file name."""
     recipe: Literal["dit_tiny", "dit_s", "dit_b", "dit_l", "dit_xl"] = "dit_xl"
     """The defaults to start from."""
     target: Literal["megatron_core", "dfm"] = "megatron_core"

@@ -15,7 +15,7 @@ _LAYOUT = (
     "cluster.nnodes", "cluster.nproc_per_node", "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
     "model.context_parallel_size",
 )  # fmt: skip
-_NOT_THE_SCRIPTS = ("name", "spec_version", "target", "launcher.", "run.", "cluster.nnodes", "cluster.nproc_per_node", "cluster.master_")
+_NOT_THE_SCRIPTS = ("spec_version", "target", "launcher.", "run.", "cluster.nnodes", "cluster.nproc_per_node", "cluster.master_")
 
 
 def layout(values: Values) -> Layout:
@@ -119,6 +119,7 @@ def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] |
     told = [key for key, origin in origins.items() if origin.layer not in ("default", "derived") and not key.startswith(_NOT_THE_SCRIPTS)]
     recipe = values["recipe"] == "dit_xl"
     others = [key for key in told if key != "dataset.path" and not origins[key].layer.startswith("recipe")]
-    if not recipe or others or not values["dataset.path"]:
+    resumes_from = values["run.resume"] not in ("auto", "require", "never")  # written into the config file at launch
+    if not recipe or others or resumes_from or not values["dataset.path"]:
         return None
     return ["--dataset-path", values["dataset.path"]]

@@ -14,6 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def save(trainer: Trainer, streams: RankStreams, folder: Path, iteration: int, c
         OSError: the disk; the aside folder is removed and nothing earlier is touched.
     """
     final, first = folder / f"iter_{iteration:07d}", dist.get_rank() == 0
-    names = [_aside_name(final) if first else ""]
+    names = [""]
+    _together(lambda: names.__setitem__(0, _aside_name(final)) if first else None)
     dist.broadcast_object_list(names, src=0)
     if not names[0]:
         return final
@@ -109,7 +111,8 @@ def save(trainer: Trainer, streams: RankStreams, folder: Path, iteration: int, c
             shutil.rmtree(aside, ignore_errors=True)
         raise
     if first:
-        _prune(folder, trainer.experiment.checkpoint.most_recent_k)
+        with suppress(OSError):  # what could not be removed is tried again after the next save
+            _prune(folder, trainer.experiment.checkpoint.most_recent_k)
     return final
 
 
@@ -127,7 +130,7 @@ def _together(action: Callable[[], Any]) -> None:
     error: BaseException | None = None
     try:
         action()
-    except (OSError, CheckpointException) as caught:
+    except (OSError, RuntimeError, CheckpointException) as caught:  # torch.save has RuntimeErrors for a full disk
         error = caught
     failures: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, _first_line(error) if error else None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import parallel_state
 
 from dfmspec import checkpoints
@@ -45,7 +46,7 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
     stop, train = StopSignal(), experiment.train
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
     trainer = build_trainer(experiment)
-    start_from = resume(report.say)
+    start_from = _agreed(resume, report)
     iteration = checkpoint.stored_iteration(start_from) if start_from else 0
     streams = _streams(experiment, "train", consumed=iteration * train.global_batch_size)
     if start_from:
@@ -84,12 +85,29 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
     return Outcome(iteration, stopped_by)
 
 
+def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None:
+    """Rank 0's choice of a checkpoint, for every rank: one reads the disk, and all start from the same."""
+    choice: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            choice = [resume(report.say)]
+        except CheckpointError as error:
+            choice = [error]
+    dist.broadcast_object_list(choice, src=0)
+    if isinstance(choice[0], CheckpointError):
+        raise choice[0]
+    found: Path | None = choice[0]
+    return found
+
+
 def _refuse_newer(folder: Path, iteration: int) -> None:
     """A run that starts before the newest checkpoint would leave two histories in one folder."""
-    newer = [checkpoints.iteration_of(path) for path in checkpoints.committed(folder) if checkpoints.problem(path) is None]
-    if newer and newer[0] > iteration:
+    later = [path for path in checkpoints.committed(folder) if checkpoints.iteration_of(path) > iteration]
+    whole = next((path for path in later if checkpoints.problem(path) is None), None)
+    if whole is not None:
         raise CheckpointError(
-            f"{folder} has a checkpoint of iteration {newer[0]}, after the {iteration} to start from; give checkpoint.save another folder"
+            f"{folder} has a checkpoint of iteration {checkpoints.iteration_of(whole)}, "
+            f"after the {iteration} to start from; give checkpoint.save another folder"
         )
 
 

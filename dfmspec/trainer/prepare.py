@@ -59,12 +59,15 @@ def folder_pictures(folder: Path, resolution: int) -> Iterator[Picture]:
         raise DataError(f"{folder} has no .png, .jpg or .webp files")
     for path in names:
         text = path.with_suffix(".txt")
-        caption = text.read_text().strip() if text.exists() else path.stem.replace("_", " ").replace("-", " ")
-        with Image.open(path) as image:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            square = image.convert("RGB").crop((left, top, left + side, top + side))
-        yield Picture(path.stem.replace(".", "_"), square.resize((resolution, resolution), Image.Resampling.LANCZOS), caption)
+        caption = text.read_text(errors="replace").strip() if text.exists() else path.stem.replace("_", " ").replace("-", " ")
+        try:
+            image = Image.open(path).convert("RGB")
+        except OSError as error:
+            raise DataError(f"picture {path} cannot be read: {error}") from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        yield Picture(path.name.replace(".", "_"), square.resize((resolution, resolution), Image.Resampling.LANCZOS), caption)
 
 
 def write_dataset(pictures: Iterator[Picture], out: Path, *, count: int) -> None:
@@ -92,7 +95,7 @@ def write_dataset(pictures: Iterator[Picture], out: Path, *, count: int) -> None
 def _write_shards(pictures: Iterator[Picture], folder: Path, count: int) -> list[str]:
     """The tar files, samples dealt out in turn; returns their names."""
     codec, text = DctCodec(), NgramTextEncoder()
-    names = [f"shard-{index:06d}.tar" for index in range(min(_SHARDS, count))]
+    names = [f"shard-{index:06d}.tar" for index in range(_SHARDS)]
     with ExitStack() as stack:
         tars = [stack.enter_context(tarfile.open(folder / name, "w")) for name in names]
         for index, picture in enumerate(pictures):
@@ -124,9 +127,8 @@ def write_metadata(folder: Path, names: list[str]) -> None:
     from megatron.energon.epathlib import EPath
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
-    split = list(_SPLIT) if len(names) >= _SHARDS else [("train", 2.0), ("val", 1.0), ("test", 1.0)]
     with redirect_stdout(io.StringIO()):  # Energon's own progress
-        found, *_ = WebdatasetPreparator.prepare_dataset(EPath(str(folder.absolute())), names, split_parts_ratio=split, workers=1)
+        found, *_ = WebdatasetPreparator.prepare_dataset(EPath(str(folder.absolute())), names, split_parts_ratio=list(_SPLIT), workers=1)
     assert found, "Energon found no samples in shards that were just written"
     (folder / ".nv-meta" / "dataset.yaml").write_text("__module__: megatron.energon\n__class__: CrudeWebdataset\n")
 
@@ -228,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.images:
             pictures = list(folder_pictures(args.images, args.resolution))
             source, count = iter(pictures), len(pictures)
+            if count < _SHARDS:
+                raise DataError(f"{args.images} has {count} pictures; give at least {_SHARDS}, so that each split has one")
         else:
             source, count = embedded_pictures(args.resolution, args.num_samples, args.seed), args.num_samples
         print(f"Drawing and encoding {count} samples at {args.resolution} px into {args.path}", file=sys.stderr, flush=True)

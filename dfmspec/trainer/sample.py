@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dfmspec import checkpoints
+from dfmspec.events import read_events
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.butterflies import butterfly
@@ -40,7 +41,10 @@ def locate(place: Path) -> Path:
     """
     if (place / checkpoints.MANIFEST).exists() and place.name.startswith("iter_"):
         return place
-    for folder in (place, place / "checkpoints"):
+    folders = [place, place / "checkpoints"]
+    if (place / "events.jsonl").exists():  # a run that saves elsewhere says where
+        folders += [Path(event["path"]).parent for event in reversed(read_events(place / "events.jsonl")) if event["type"] == "checkpoint"][:1]
+    for folder in folders:
         for found in checkpoints.committed(folder):
             if checkpoints.problem(found) is None:
                 return found
@@ -142,8 +146,6 @@ def draw_curve(events: Path, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from dfmspec.events import read_events
-
     train, evaluation = ({e["iteration"]: e["loss"] for e in read_events(events) if e["type"] == kind} for kind in ("iteration", "evaluation"))
     figure, axes = pyplot.subplots(figsize=(6, 3.4), dpi=120)
     iterations, losses = list(train), list(train.values())
@@ -187,6 +189,14 @@ def main(argv: list[str] | None = None) -> int:
     captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in range(args.num_samples)]
     text = NgramTextEncoder()
     side = (args.resolution or experiment.data.resolution) // 8
+    text_width = text.encode("").size(1)
+    if (experiment.model.in_channels, experiment.model.crossattn_emb_size) != (16, text_width):
+        print(f"error: the embedded codec has 16 channels and the text encoder width {text_width}; this model has others", file=sys.stderr)
+        return 1
+    limit = min(experiment.model.max_img_h, experiment.model.max_img_w)
+    if side > limit:
+        print(f"error: {side * 8} px is more than this model's {limit * 8} (model.max_img_h, model.max_img_w)", file=sys.stderr)
+        return 1
     latents = sample_latents(
         load_model(checkpoint, experiment, raw=args.raw), experiment, [text.encode(caption) for caption in captions],
         (experiment.model.in_channels, experiment.model.patch_temporal, side, side), seed=args.seed,

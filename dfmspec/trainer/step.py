@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -79,8 +80,8 @@ def train_step(trainer: Trainer, packs: Iterator[Pack], iteration: int) -> tuple
     trainer.optimizer.zero_grad()
     loss = forward_backward(trainer, packs)
     updated, grad_norm, _ = trainer.optimizer.step()
-    if not updated:
-        raise TrainingError(f"iteration {iteration}: the gradients are not finite (loss {loss}); lower optimizer.lr, or look at the data")
+    if not updated or not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise TrainingError(f"iteration {iteration}: loss {loss} and gradient norm {grad_norm} must be finite; lower optimizer.lr, or look at the data")
     trainer.scheduler.step(increment=1)
     trainer.ema.update(iteration)
     return loss, float(grad_norm)

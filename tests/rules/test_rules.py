@@ -70,6 +70,13 @@ def test_the_world_size_message_shows_the_arithmetic_and_what_works() -> None:
     assert "TP 4 PP 2 CP 1" in found["PAR101"].hint and "TP 4 PP 1 CP 1" in found["PAR101"].hint
 
 
+@pytest.mark.parametrize("override", ["model.seq_length=128", "ddp.use_distributed_optimizer=false", "dataset.global_batch_size=3"])
+def test_a_copy_that_contradicts_its_source_is_an_error_even_alone(override: str) -> None:
+    found = {finding.code: finding for finding in check_spec(resolve_spec(load_spec(None, [override])))}
+
+    assert found["SPC301"].severity is Severity.ERROR
+
+
 def test_a_rule_on_a_broken_value_is_skipped() -> None:
     found = {finding.code for finding in check_spec(resolve_spec(load_spec(None, ["model.num_attention_heads=none", "model.tensor_model_parallel_size=3"])))}
 
