@@ -145,7 +145,9 @@ def _first_line(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
-    return str(cause or error).strip().splitlines()[0]
+    if cause is None:  # torch's writer hides the system's word
+        return f"a file could not be written whole (is the disk full?): {str(error).strip().splitlines()[0]}"
+    return str(cause)
 
 
 def _owns_streams() -> bool:

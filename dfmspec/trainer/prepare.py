@@ -128,7 +128,7 @@ def write_metadata(folder: Path, names: list[str]) -> None:
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
     with redirect_stdout(io.StringIO()):  # Energon's own progress
-        found, *_ = WebdatasetPreparator.prepare_dataset(EPath(str(folder.absolute())), names, split_parts_ratio=list(_SPLIT), workers=1)
+        found, *_ = WebdatasetPreparator.prepare_dataset(EPath(str(folder.absolute())), names, split_parts_ratio=list(_SPLIT), shuffle_seed=None, workers=1)
     assert found, "Energon found no samples in shards that were just written"
     (folder / ".nv-meta" / "dataset.yaml").write_text("__module__: megatron.energon\n__class__: CrudeWebdataset\n")
 

@@ -186,7 +186,7 @@ def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(
     folder = run_dir / "checkpoints"
 
     assert result.returncode == 4
-    assert result.stdout.count("[WARNING] Checkpoint of iteration") == 3 and "File too large" in result.stdout
+    assert result.stdout.count("[WARNING] Checkpoint of iteration") == 3 and "is the disk full?" in result.stdout
     assert sorted(losses(run_dir)) == [3, 4, 5]
     assert [path.name for path in checkpoints.committed(folder)] == ["iter_0000002"] and not list(folder.glob("*.tmp-*"))
     assert "Traceback" not in result.stderr
