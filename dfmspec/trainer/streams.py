@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from megatron.energon import SavableDataLoader, WorkerConfig, get_savable_loader, get_train_dataset
 
+from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.noise import counter_seed, draw
 from dfmspec.trainer.pack import DrawnSample, Pack
@@ -48,6 +49,7 @@ class EnergonPacks:
             global_error_handler=raise_data_error,
         )
         part = "train" if dataset.use_train_split_for_val else split
+        self._place = f"split {part} of {dataset.path}"
         self._loader: SavableDataLoader = get_savable_loader(
             get_train_dataset(
                 dataset.path,
@@ -63,9 +65,16 @@ class EnergonPacks:
         self._packs: Iterator[PackedSample] | None = None
 
     def __next__(self) -> PackedSample:
-        if self._packs is None:
-            self._packs = iter(self._loader)
-        return next(self._packs)
+        try:
+            if self._packs is None:
+                self._packs = iter(self._loader)
+            return next(self._packs)
+        except Exception as error:  # a sample's fault, or whatever a damaged shard leads Energon to
+            # From a loader process comes its whole traceback as one text; the last line says what it was.
+            last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            if isinstance(error, DataError):
+                raise DataError(last.rpartition("SampleError: ")[2]) from error
+            raise DataError(f"{self._place} cannot be read: {last}; dfmspec data inspect names the damaged shard") from error
 
     def state(self) -> Any:
         return self._loader.save_state_rank()

@@ -201,13 +201,30 @@ def broken_copy(dataset: Path, folder: Path, part: str, data: bytes) -> Path:
     return copy
 
 
-def test_a_hostile_sample_stops_the_reader_with_key_and_shard(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_hostile_sample_stops_the_reader_with_key_and_shard(workers: int, dataset: Path, tmp_path: Path) -> None:
     from dfmspec.trainer.streams import RankStreams
 
-    config = experiment(broken_copy(dataset, tmp_path, ".pickle", pickle.dumps(Attack())), "data.num_streams=1")
-    with pytest.raises(DataError, match=r"sample .*butterfly-.* of .*shard-.*\.tar: its pickle wants to run posix\.system"):
+    copy = broken_copy(dataset, tmp_path, ".pickle", pickle.dumps(Attack()))
+    config = experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}")
+    with pytest.raises(DataError, match=r"^sample .*butterfly-.* of .*shard-.*\.tar: its pickle wants to run posix\.system"):
         for _ in range(40):
             next(RankStreams(config, "train", rank=0, size=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_shard_stops_the_reader_with_a_way_out(workers: int, dataset: Path, tmp_path: Path) -> None:
+    from dfmspec.trainer.streams import RankStreams
+
+    copy = tmp_path / "truncated"
+    shutil.copytree(dataset, copy)
+    for shard in copy.glob("*.tar"):
+        os.truncate(shard, 20_000)
+    packs = RankStreams(experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}"), "train", rank=0, size=1)
+
+    with pytest.raises(DataError, match=r"split train of .*truncated cannot be read: .*unexpected end of data; dfmspec data inspect"):
+        for _ in range(60):
+            next(packs)
 
 
 def test_data_inspect_reports_a_truncated_shard_and_a_hostile_pickle(dataset: Path, tmp_path: Path) -> None:
