@@ -16,6 +16,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from dfmspec.launch.local import free_port
 from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
 
 SPEC = """
@@ -173,7 +174,7 @@ def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, 
     assert made.returncode == 0, made.stderr
     assert dfmspec("run", tmp_path / "plan", cwd=tmp_path).returncode == 0
 
-    script = subprocess.run(["bash", str(tmp_path / "plan" / "node0.sh")], cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT="29731"), capture_output=True, text=True, timeout=240, check=False)
+    script = subprocess.run(["bash", str(tmp_path / "plan" / "node0.sh")], cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT=str(free_port())), capture_output=True, text=True, timeout=240, check=False)
     assert script.returncode == 0, script.stderr[-2000:]
     assert (tmp_path / "checkpoints").is_dir()  # alone, as in the how-to
 
