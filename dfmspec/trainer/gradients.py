@@ -2,8 +2,8 @@
 
 The noise embedding stands on each pipeline stage (and in each model chunk of one), and each copy meets only its own
 layers' share of the gradient. megatron-core offers `has_cond_embedder` for this, but sums after the data-parallel
-reduce-scatter, when a rank holds the reduced values of *its* buffer range only, and those ranges differ from stage to
-stage. Summing over the stages first and over the replicas then is right for every layout.
+reduce-scatter, when a rank holds the reduced values of *its* buffer range only, and those ranges need not be the same
+on every stage. Summing over the stages first and over the replicas then is right wherever they lie.
 """
 
 from __future__ import annotations

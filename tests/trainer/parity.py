@@ -24,8 +24,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2": {"pipeline_model_parallel_size": 2},
     "pp2_vpp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
     "dp2": {},
+    "pp2_dp2": {"pipeline_model_parallel_size": 2},
+    "tp2_sp_pp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2},
 }
-PROCESSES = {name: 1 if name == "one" else 2 for name in LAYOUTS}
+PROCESSES = {"one": 1, "pp2_dp2": 4, "tp2_sp_pp2": 4}
+"""Ranks of a layout, where they are not two."""
 
 
 def experiment(layout: dict[str, Any], **train: Any) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def run(layout: str, folder: Path, fault: str = "", **train: Any) -> list[dict[s
     folder.mkdir(parents=True)
     config = folder / "experiment.json"
     config.write_text(json.dumps(experiment(LAYOUTS[layout], **train)))
-    result = torchrun(WORKER, str(config), str(folder), *([fault] if fault else []), processes=PROCESSES[layout])
+    result = torchrun(WORKER, str(config), str(folder), *([fault] if fault else []), processes=PROCESSES.get(layout, 2))
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(path) for path in sorted(folder.glob("rank*.pt"))]
 
