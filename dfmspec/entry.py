@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, TrainingError, UsageError
-from dfmspec.load import load_spec
+from dfmspec.load import PATH_KEYS, load_spec
 from dfmspec.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
 from dfmspec.report.text import render
@@ -143,8 +143,9 @@ def _train(resolved: Resolved) -> int:
     """Hand the configuration to the trainer."""
     config = target_module(resolved.spec.target).config(resolved.values)
     located = json.loads(canonical(config)) | {"run": {"resume": resolved["run.resume"]}}
-    for section, field in (("dataset", "path"), ("checkpoint", "save"), ("checkpoint", "load"), ("logger", "tensorboard_dir")):
-        located[section][field] = run_paths(located[section][field], resolved.spec.name)
+    for section, _, field in (key.partition(".") for key in PATH_KEYS):
+        if field in located[section]:
+            located[section][field] = run_paths(located[section][field], resolved.spec.name)
 
     from dfmspec.spec.experiment import Experiment
 
@@ -156,11 +157,10 @@ def _train(resolved: Resolved) -> int:
     except ImportError as error:
         raise OSError(f"the trainer needs {error.name}; run: {EXTRA}") from error
     del torch, megatron
-    elsewhere = experiment.checkpoint.load != experiment.checkpoint.save  # somebody named a place to resume from
-    return run(experiment, config=config, resumes_elsewhere=elsewhere)
+    return run(experiment, config=config)
 
 
-def run(experiment: Any, *, config: dict[str, Any], resumes_elsewhere: bool) -> int:
+def run(experiment: Any, *, config: dict[str, Any]) -> int:
     """One rank of training, on an Experiment whose paths are absolute."""
     import torch.distributed as dist
 
@@ -175,16 +175,14 @@ def run(experiment: Any, *, config: dict[str, Any], resumes_elsewhere: bool) -> 
         dist.barrier()
         run_dir = os.environ.get("DFMSPEC_RUN_DIR")
         events = os.path.join(run_dir, "events.jsonl") if run_dir else None
-        loop.train(
-            experiment, config=config, digest=config_digest(config), resume=resume_from(experiment, elsewhere=resumes_elsewhere), events=events
-        )
+        loop.train(experiment, config=config, digest=config_digest(config), resume=resume_from(experiment), events=events)
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
     return OK
 
 
-def resume_from(experiment: Any, *, elsewhere: bool) -> Callable[..., Path | None]:
+def resume_from(experiment: Any) -> Callable[..., Path | None]:
     """What decides where a run starts, by `run.resume`, `checkpoint.load` and `checkpoint.ckpt_step`."""
 
     def decide(report: Callable[[str], None]) -> Path | None:
@@ -192,7 +190,8 @@ def resume_from(experiment: Any, *, elsewhere: bool) -> Callable[..., Path | Non
 
         resume, folder, step = experiment.run.resume, Path(experiment.checkpoint.load), experiment.checkpoint.ckpt_step
         own = Path(experiment.checkpoint.save)
-        if own != folder and resume == "auto" and own.is_dir():  # started from elsewhere once; this may be the same run again
+        elsewhere = own != folder  # somebody named a place to resume from
+        if elsewhere and resume == "auto" and own.is_dir():  # started from elsewhere once; this may be the same run again
             continued: Path | None = find(own, iteration=None, report=report)
             if continued is not None:
                 return continued

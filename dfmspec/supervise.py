@@ -46,11 +46,10 @@ def execute(request: Request) -> tuple[int, Path]:
     """Run a plan to its end: (exit code, run directory).
 
     Raises:
-        StalePlanError: the plan's guards no longer hold.
+        StalePlanError: the run to continue was started on other data.
         LockedError: another process runs it.
     """
     plan = request.plan
-    check_guards(plan)
     folder = Path(str(plan.run["output_dir"])).expanduser().absolute() / plan.name
     run_dir, manifest = _open(folder, request)
     if manifest.verdict == "succeeded":
@@ -64,7 +63,7 @@ def execute(request: Request) -> tuple[int, Path]:
 
 
 def check_guards(plan: Plan) -> None:
-    """Refuse a plan whose code or data is no longer what it was made with."""
+    """Refuse a saved plan whose code or data is no longer what it was made with; raises StalePlanError."""
     flat = {"dataset.path": plan.config.get("dataset", {}).get("path")}
     current = guards(flat, plan.target)
     for name, digest in plan.guards.items():
@@ -131,7 +130,7 @@ def _folder_with(iteration: int, runs: list[tuple[Path, Manifest]], folder: Path
 
 
 def _config_at_launch(plan: Plan) -> dict[str, Any]:
-    """The configuration with absolute paths, and with the run's own resume."""
+    """The configuration with absolute paths."""
     located = json.loads(json.dumps(plan.config))
     for key in PATH_KEYS:
         section, _, name = key.partition(".")

@@ -14,7 +14,7 @@ from dfmspec.errors import INTERNAL, PREFLIGHT, DfmspecError
 
 app = typer.Typer(
     name="dfmspec",
-    help="One YAML file in; every mistake found before a GPU is touched; the run supervised and written down.",
+    help="One YAML file in; mistakes found before a GPU is touched; the run supervised and written down.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,

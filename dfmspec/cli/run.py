@@ -33,7 +33,7 @@ def run(
     """
     from dfmspec.cli.plan import described
     from dfmspec.plan import make_plan, read_bundle
-    from dfmspec.supervise import Request, execute, talk_to_stderr
+    from dfmspec.supervise import Request, check_guards, execute, talk_to_stderr
 
     file, overrides = one_file(words)
     text: str | None = None
@@ -43,6 +43,7 @@ def run(
         plan = read_bundle(Path(file))
         if dry_run:
             raise UsageError(f"{file} is a plan already; read {file}/plan.json, or run it")
+        check_guards(plan)
     else:
         resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"))
         require_valid(resolved, findings)

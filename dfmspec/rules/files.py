@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding, Severity
+from dfmspec.energon_metadata import split_counts
 from dfmspec.rules.base import BOTH, OURS, Rule, View, path
 
 DATASET = "dataset.path"
@@ -71,43 +71,12 @@ def _splits(view: View) -> Iterator[Finding]:
                 path(DATASET), f"the {split} split of {folder} is empty (Energon splits by shard: {_described(counts)})",
                 hint if split == "val" else "prepare it again with more shards or another --split-ratio",
             )  # fmt: skip
-    if ours and "val" in needed and 0 < counts.get("val", 0) < view["data.num_streams"]:
-        yield Finding(
-            path(DATASET), f"{view['data.num_streams']} streams share {counts['val']} validation samples; each needs at least one",
-            f"data.num_streams at most {counts['val']}, or dataset.use_train_split_for_val=true",
-        )  # fmt: skip
-    if ours and counts.get("train", 0) and counts["train"] < view["data.num_streams"]:
-        yield Finding(
-            path("data.num_streams" if view.is_users("data.num_streams") else DATASET),
-            f"{view['data.num_streams']} streams share {counts['train']} training samples; each needs at least one",
-            f"data.num_streams at most {counts['train']}, or fewer dataset.num_workers",
-        )  # fmt: skip
-
-
-def split_counts(folder: FilePath) -> dict[str, int] | None:
-    """Samples of each split, from Energon's metadata; None when that cannot be told."""
-    import yaml
-
-    info, split = folder / ".nv-meta" / ".info.json", folder / ".nv-meta" / "split.yaml"
-    try:
-        counts = json.loads(info.read_text())["shard_counts"]
-        parts = yaml.safe_load(split.read_text())["split_parts"]
-        return {
-            name: sum(counts.get(shard, 0) for pattern in patterns for shard in _expanded(pattern))
-            for name, patterns in parts.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return None
-
-
-def _expanded(pattern: str) -> list[str]:
-    """Energon's `shard-{000003..000005}.tar`."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not match:
-        return [pattern]
-    low, high = match.groups()
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [name for i in range(int(low), int(high) + 1) for name in _expanded(f"{head}{i:0{len(low)}d}{tail}")]
+        elif ours and counts[split] < view["data.num_streams"]:
+            yield Finding(
+                path("data.num_streams" if view.is_users("data.num_streams") else DATASET),
+                f"{view['data.num_streams']} streams share the {counts[split]} samples of split {split}; each needs at least one",
+                f"data.num_streams at most {counts[split]}, or fewer dataset.num_workers",
+            )  # fmt: skip
 
 
 def _described(counts: dict[str, int]) -> str:

@@ -116,10 +116,8 @@ def config(values: Values) -> dict[str, Any]:
 
 def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] | None:
     """`--dataset-path P` when a spec sets nothing else that the script must know; None when a config file is needed."""
-    told = [key for key, origin in origins.items() if origin.layer not in ("default", "derived") and not key.startswith(_NOT_THE_SCRIPTS)]
-    recipe = values["recipe"] == "dit_xl"
-    others = [key for key in told if key != "dataset.path" and not origins[key].layer.startswith("recipe")]
+    told = {key for key, origin in origins.items() if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS)}
     resumes_from = values["run.resume"] not in ("auto", "require", "never")  # written into the config file at launch
-    if not recipe or others or resumes_from or not values["dataset.path"]:
+    if told != {"dataset.path"} or resumes_from:
         return None
     return ["--dataset-path", values["dataset.path"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,7 @@ from dfmspec.trainer.streams import RankStreams
 _MAX_FAILED_SAVES = 3
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    iteration: int
-    stopped_by: int
-    """Signal number, or 0 when the target was reached."""
-
-
-def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None) -> Outcome:
+def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None) -> None:
     """Train to `train.train_iters`.
 
     `config` and `digest` are stored in the checkpoints; `resume` finds the checkpoint to start from, if any.
@@ -82,7 +72,6 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
     if stopped_by:
         report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
     report.close()
-    return Outcome(iteration, stopped_by)
 
 
 def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None:

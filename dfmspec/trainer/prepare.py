@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfmspec.energon_metadata import split_counts
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
@@ -172,7 +173,7 @@ def inspect(path: Path, limit: int = 64) -> dict[str, Any]:
     if std is not None and not 0.7 <= std <= 1.4:
         problems.append(f"latents have standard deviation {std:.3f}; the trainer expects about 1 and multiplies by sigma_data")
     return {
-        "path": str(path), "shards": len(shards), "samples": _counts(path), "read": len(values), "latent_shapes": shapes,
+        "path": str(path), "shards": len(shards), "samples": split_counts(path) or {}, "read": len(values), "latent_shapes": shapes,
         "latent_mean": round(float(everything.mean()), 4) if values else None,
         "latent_std": round(std, 4) if std is not None else None,
         "text_tokens": [min(lengths), max(lengths)] if lengths else None, "problems": problems,
@@ -194,22 +195,6 @@ def _first_samples(shard: Path, limit: int, problems: list[str]) -> Iterator[tup
     except (tarfile.TarError, OSError, EOFError) as error:
         problems.append(f"{shard} is not a whole tar file: {error}")
     yield from samples.items()
-
-
-def _counts(path: Path) -> dict[str, int]:
-    """Samples of each split, from Energon's own files."""
-    import yaml
-    from braceexpand import braceexpand
-
-    info, split = path / ".nv-meta" / ".info.json", path / ".nv-meta" / "split.yaml"
-    if not info.exists() or not split.exists():
-        return {}
-    counts = json.loads(info.read_text())["shard_counts"]
-    parts = yaml.safe_load(split.read_text())["split_parts"]
-    return {
-        name: sum(counts.get(shard, 0) for pattern in patterns for shard in braceexpand(pattern))
-        for name, patterns in parts.items()
-    }
 
 
 def main(argv: list[str] | None = None) -> int:
