@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 SETUP = $(VENV)/.complete
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test test-all check fix generate bench clean
+.PHONY: demo test test-all slurm-test check fix generate bench clean
 
 demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 	@echo "== dfmspec run specs/butterfly_tiny_cpu.yaml: draws its data, trains, saves, evaluates and samples (about 4 minutes on 2 cores)"
@@ -13,10 +14,15 @@ demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 
 test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 cores
 	@echo "== tests (parity of layouts, resume, kills, the how-to's commands, rules, plans)"
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not slurm" -n 2 --dist loadgroup
 
 test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist loadgroup
+
+slurm-test: $(SETUP)  ## runs of two nodes under a real Slurm on this machine (Debian's slurm-wlm and munge; needs root)
+	@echo "== tests under Slurm: it is installed when absent; what the tests start, they stop"
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; }
+	$(SUDO) $(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(SETUP)  ## format, lint, types, import contracts, generated files
 	@echo "== ruff, mypy, import contracts, generated files"
@@ -28,8 +34,9 @@ fix: $(SETUP)
 generate: $(SETUP)
 	$(BIN)/python tools/generate.py
 
-bench: $(SETUP)  ## start-up time of the commands
+bench: $(SETUP)  ## start-up time of the commands, and validation beside a peer
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/validate.py
 
 # torch first, and the CPU build: left to pip, a newer one would come with gigabytes of CUDA.
 $(SETUP): pyproject.toml constraints.txt
@@ -38,6 +45,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m compileall -q dfmspec
 	@touch $@
 	@echo "== ready: $(BIN)/dfmspec"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfmspec.resources import resource
 
@@ -17,8 +16,7 @@ SCHEMAS = {
 """The catalogue of each target, one file a pinned revision."""
 
 
-@dataclass(frozen=True)
-class Catalogue:
+class Catalogue(NamedTuple):
     """Sections, fields, types and defaults of one target."""
 
     schema: dict[str, Any]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any, NamedTuple
 
 Path = tuple[str | int, ...]
 """A route of keys and list indices into a spec, such as ("model", "num_layers")."""
+
+
+COMMAND_LINE = "<command line>"
+"""The "file" of overrides: one a line."""
 
 
 class Severity(IntEnum):
@@ -22,8 +27,7 @@ class Severity(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
+class Span(NamedTuple):
     """A place in a file; lines and columns from 1, the end exclusive. `file` may also be "<command line>" or "<defaults>"."""
 
     file: str
@@ -33,11 +37,22 @@ class Span:
     end_column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{self.file}:{self.line}:{self.column}" if self.line and self.file != COMMAND_LINE else self.file
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Edit(NamedTuple):
+    """A change of one entry of a file: another name for its key, another value, or a further entry behind it."""
+
+    kind: str
+    """"rename", "set" or "insert"."""
+    path: Path
+    value: Any = None
+    """The new name; the new value; or (name, value)."""
+    safe: bool = True
+    """Whether it keeps what the file means, or says what can only have been meant."""
+
+
+class Finding(NamedTuple):
     """What a rule says: about which key, what is and what is needed, and one way out."""
 
     path: Path
@@ -45,10 +60,10 @@ class Finding:
     hint: str = ""
     severity: Severity | None = None
     """None: the rule's own."""
+    fix: tuple[Edit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnostic:
+class Diagnostic(NamedTuple):
     """A finding with its rule and its place."""
 
     span: Span
@@ -58,11 +73,26 @@ class Diagnostic:
     message: str
     hint: str = ""
     path: Path = ()
+    layer: str = ""
+    """The layer that set the value, when that is not the spec itself: "recipe dit_xl", "override", ..."""
+    suppression: str | None = None
+    """Why it is not shown: the reason given in a comment, or "baseline"."""
+    fix: tuple[Edit, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """The finding's identity: what and about which key, not where."""
+        return f"{self.code}:{dotted(self.path)}"
 
     @property
     def sort_key(self) -> tuple[Span, int, str, str]:
         """By place, then errors first."""
         return (self.span, -self.severity, self.code, self.message)
+
+
+def shown(findings: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """Those that nothing suppresses."""
+    return tuple(finding for finding in findings if finding.suppression is None)
 
 
 def dotted(path: Path) -> str:

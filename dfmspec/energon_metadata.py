@@ -5,22 +5,34 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 
-def split_counts(folder: Path) -> dict[str, int] | None:
-    """Samples of each split, from Energon's metadata; None when that cannot be told."""
-    info, split = folder / ".nv-meta" / ".info.json", folder / ".nv-meta" / "split.yaml"
+def split_shards(folder: Path) -> dict[str, dict[str, int]] | None:
+    """The shards of each split and how many samples each has; None when that cannot be told."""
     try:
-        counts = json.loads(info.read_text())["shard_counts"]
-        parts = yaml.safe_load(split.read_text())["split_parts"]
+        counts = _info(folder / ".nv-meta")["shard_counts"]
+        parts = yaml.safe_load((folder / ".nv-meta" / "split.yaml").read_text())["split_parts"]
         return {
-            name: sum(counts.get(shard, 0) for pattern in patterns for shard in _expanded(pattern))
-            for name, patterns in parts.items()
+            name: {shard: counts.get(shard, 0) for pattern in patterns for shard in _expanded(pattern)} for name, patterns in parts.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
+
+
+def split_counts(folder: Path) -> dict[str, int] | None:
+    """Samples of each split; None when that cannot be told."""
+    shards = split_shards(folder)
+    return None if shards is None else {name: sum(counts.values()) for name, counts in shards.items()}
+
+
+def _info(metadata: Path) -> Any:
+    """Energon 7 writes JSON, Energon 6 YAML."""
+    if (metadata / ".info.json").exists():
+        return json.loads((metadata / ".info.json").read_text())
+    return yaml.safe_load((metadata / ".info.yaml").read_text())
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -175,7 +175,11 @@ def run(experiment: Any, *, config: dict[str, Any]) -> int:
         dist.barrier()
         run_dir = os.environ.get("DFMSPEC_RUN_DIR")
         events = os.path.join(run_dir, "events.jsonl") if run_dir else None
-        loop.train(experiment, config=config, digest=config_digest(config), resume=resume_from(experiment), events=events)
+        attempt = os.environ.get("DFMSPEC_ATTEMPT_DIR")
+        loop.train(
+            experiment, config=config, digest=config_digest(config), resume=resume_from(experiment), events=events,
+            attempt_dir=Path(attempt) if attempt else None,
+        )  # fmt: skip
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How the ranks of a run are arranged."""
 
     world_size: int
@@ -24,6 +24,38 @@ class Layout:
         """Copies of the model; 0 when the world size is no multiple of the model-parallel size."""
         whole, rest = divmod(self.world_size, self.model_parallel_size)
         return 0 if rest else whole
+
+
+class Place(NamedTuple):
+    """Where a rank is, and its coordinate in each group."""
+
+    rank: int
+    node: int
+    gpu: int
+    tp: int
+    cp: int
+    dp: int
+    pp: int
+
+
+def places(layout: Layout, nproc_per_node: int) -> Iterator[Place]:
+    """Every rank of a run in Megatron's order: TP changes fastest, then CP, then DP, then PP."""
+    tp, cp, dp = layout.tensor_model_parallel_size, layout.context_parallel_size, layout.data_parallel_size
+    for rank in range(layout.world_size):
+        yield Place(rank, rank // nproc_per_node, rank % nproc_per_node, rank % tp, rank // tp % cp, rank // (tp * cp) % dp, rank // (tp * cp * dp))
+
+
+def crossing(layout: Layout, nproc_per_node: int) -> list[str]:
+    """The kinds of groups of which at least one reaches over several nodes."""
+    found, stride = [], 1
+    for name, size in (
+        ("TP", layout.tensor_model_parallel_size), ("CP", layout.context_parallel_size),
+        ("DP", layout.data_parallel_size), ("PP", layout.pipeline_model_parallel_size),
+    ):  # fmt: skip
+        if size > 1 and layout.world_size > nproc_per_node and (nproc_per_node % (stride * size)):
+            found.append(name)
+        stride *= size
+    return found
 
 
 def divisors(number: int) -> list[int]:

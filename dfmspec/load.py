@@ -9,26 +9,35 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfmspec.catalogue import SCHEMAS, Catalogue, catalogue, types
-from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
+from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.document import Document, parse_document, read_document, read_scalar
 from dfmspec.errors import UsageError
 from dfmspec.recipes import RECIPES
 from dfmspec.structure import leaves, structural_findings
 
-COMMAND_LINE = "<command line>"
-PATH_KEYS = frozenset({"dataset.path", "checkpoint.save", "checkpoint.load", "logger.tensorboard_dir", "run.output_dir"})
+PATH_KEYS = frozenset({
+    "dataset.path", "checkpoint.save", "checkpoint.load", "checkpoint.pretrained_checkpoint", "checkpoint.non_persistent_global_ckpt_dir",
+    "checkpoint.non_persistent_local_ckpt_dir", "logger.tensorboard_dir", "logger.wandb_save_dir", "model.vae_cache_folder", "run.output_dir",
+})  # fmt: skip
 """Keys whose relative values in a file are relative to that file."""
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_OVERRIDE_HINTS = {
+    "~": "deleting a key (~) does nothing upstream; set it to the value that is meant",
+    "+": "adding keys (+) makes upstream drop unknown ones in silence; leave the + out",
+    "-": "flags go before the overrides; see dfmspec validate --help",
+}
+
+
+class Origin(NamedTuple):
     """Where a value comes from."""
 
     layer: str
@@ -46,8 +55,7 @@ class Origin:
 _USER_LAYERS = frozenset({"spec", "extends", "config file", "flag", "override", "environment"})
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """The layers laid on one another: every key of the target has a value or None."""
 
     file: str
@@ -59,7 +67,9 @@ class Spec:
     broken: frozenset[str]
     """Keys whose value was unusable; rules that ask for them are skipped."""
     overrides: tuple[str, ...] = ()
-    documents: tuple[Document, ...] = field(default=(), repr=False)
+    documents: tuple[Document, ...] = ()
+    users: tuple[str, ...] = ()
+    """The keys that a person set."""
 
 
 def load_spec(
@@ -69,6 +79,7 @@ def load_spec(
     dataset_path: str | None = None,
     environment: Mapping[str, Any] | None = None,
     base: str | None = None,
+    text: str | None = None,
 ) -> Spec:
     """Read a spec and everything it builds on.
 
@@ -77,27 +88,29 @@ def load_spec(
         overrides: `key=value`, as on the command line.
         dataset_path: the how-to's --dataset-path.
         base: the folder to which relative paths in files are relative, instead of each file's own.
+        text: instead of what the file holds.
         environment: values that the launcher's environment fixes, such as the world size under torchrun.
 
     Raises:
         OSError: the spec itself cannot be read.
-        UsageError: an override is no `key=value`.
+        UsageError: an override names a file to build on.
     """
     loader = _Loader(base)
-    own = read_document(file) if file is not None else Document("<defaults>", "", data={})
+    own = Document("<defaults>", "", data={}) if file is None else read_document(file) if text is None else parse_document(text.encode(), str(file))
     loader.lay_files(own)
     if dataset_path is not None:
         loader.lay("flag", {"dataset": {"path": dataset_path}}, Document("--dataset-path", ""))
-    for override in overrides:
-        loader.lay_override(override)
+    for line, override in enumerate(overrides, 1):
+        loader.lay_override(override, line)
     for key, value in (environment or {}).items():
         loader.fixed[key] = value
     stem = FilePath(file).stem if file is not None else "dit_butterfly"
-    return loader.finish(str(file) if file is not None else "<defaults>", stem, tuple(overrides))
+    if overrides:
+        loader.documents.append(Document(COMMAND_LINE, "\n".join(overrides)))
+    return loader.finish(own.file, stem, tuple(overrides))
 
 
-@dataclass
-class _Layer:
+class _Layer(NamedTuple):
     """One layer, normalised, with the document that it came from."""
 
     kind: str
@@ -145,50 +158,52 @@ class _Loader:
             return
         self._lay_document(base, "extends" if key == "extends" else "config file", ancestors)
 
-    def lay_override(self, text: str) -> None:
-        """One `key=value` of the command line."""
+    def lay_override(self, text: str, line: int) -> None:
+        """One `key=value` of the command line, which is shown as the given line of a file with one override a line."""
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"{text!r} is not key=value, such as model.tensor_model_parallel_size=2")
-        if key.strip() in ("extends", "config_file"):
-            raise UsageError(f"{key.strip()} belongs in a spec; on the command line give the spec that has it")
+        whole = Span(COMMAND_LINE, line, 1, line, len(text) + 1)
+        if not equals or not _KEY.fullmatch(key):
+            what = f"begins with {key[:1]}" if key[:1] in _OVERRIDE_HINTS else "is not key=value"
+            hint = _OVERRIDE_HINTS.get(key[:1], "write key=value, such as model.tensor_model_parallel_size=2")
+            self._problem(whole, "SPC107", "malformed-override", f"{text!r} {what}", hint, ())
+            return
+        if key in ("extends", "config_file"):
+            raise UsageError(f"{key} belongs in a spec; on the command line give the spec that has it")
         node: Any = _OverrideText(value)
-        for part in reversed(key.strip().split(".")):
+        for part in reversed(key.split(".")):
             node = {part: node}
-        self.lay("override", node, Document(COMMAND_LINE, ""))
+        path = tuple(key.split("."))
+        value_span = Span(COMMAND_LINE, line, len(key) + 2, line, len(text) + 1)
+        keys: dict[Path, Span] = {path[:depth]: whole for depth in range(1, len(path) + 1)}
+        self.lay("override", node, Document(COMMAND_LINE, text, keys=keys, values={path: value_span}))
 
     def lay(self, kind: str, data: dict[str, Any], document: Document) -> None:
         """Add a layer."""
         self.layers.append(_Layer(kind, data, document))
 
-    def _problem(self, span: Span, code: str, name: str, message: str, hint: str, path: Path, severity: Severity = Severity.ERROR) -> None:
-        self.problems.append(Diagnostic(span, code, name, severity, message, hint, path))
+    def _problem(
+        self, span: Span, code: str, name: str, message: str, hint: str, path: Path, severity: Severity = Severity.ERROR, fix: tuple[Edit, ...] = ()
+    ) -> None:
+        self.problems.append(Diagnostic(span, code, name, severity, message, hint, path, fix=fix))
 
     def finish(self, file: str, stem: str, overrides: tuple[str, ...]) -> Spec:
         target = self._choice("target", tuple(SCHEMAS), "megatron_core")
         recipe = self._choice("recipe", tuple(RECIPES), "dit_xl")
         legal = catalogue(target)
-        values: dict[str, Any] = {}
-        origins: dict[str, Origin] = {}
-        for key, default in legal.defaults():
-            values[key], origins[key] = default, Origin("default", Span("<defaults>"))
-        recipe_document = parse_document(RECIPES[recipe].read_bytes(), f"recipe {recipe}")
+        start, places = _defaults(target, recipe)
+        values, origins = dict(start), dict(places)
         broken: set[str] = set()
-        recipe_layer = _Layer(f"recipe {recipe}", recipe_document.data, recipe_document)
-        for layer in [recipe_layer, *self.layers]:
-            trusted = layer is recipe_layer
-            entries = list(leaves(layer.data, legal) if trusted else self._checked(layer, legal, target, broken))
-            for key, value, path in entries:
-                if legal.field(key) is None:  # a recipe's key that this target does not have
-                    continue
+        for layer in self.layers:
+            for key, value, path in self._checked(layer, legal, target, broken):
                 values[key] = self._located(key, value, layer)
                 origins[key] = Origin(layer.kind, _place(path, layer.document))
                 broken.discard(key)
         for key, value in self.fixed.items():
             values[key], origins[key] = value, Origin("environment", Span("<environment>"))
         name = values["name"] or re.sub(r"^[^A-Za-z0-9_]+|[^A-Za-z0-9_.-]", "-", stem).lstrip("-.") or "experiment"
+        users = tuple(key for key, origin in origins.items() if origin is not places.get(key))
         return Spec(
-            file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents)
+            file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents), users
         )
 
     def _choice(self, key: str, legal: tuple[str, ...], default: str) -> str:
@@ -210,14 +225,13 @@ class _Loader:
 
     def _checked(self, layer: _Layer, legal: Catalogue, target: str, broken: set[str]) -> Iterator[tuple[str, Any, Path]]:
         """The layer's legal entries; what is not legal is reported."""
-        data = self._aliased(layer)
-        data = _typed_overrides(data, legal)
+        data = _typed_overrides(_sections(self._aliased(layer), legal), legal)
         for problem in structural_findings(data, layer.document, legal, target):
             self.problems.append(problem)
             if problem.path:
                 broken.add(dotted(problem.path[:2]))
         for key, value, path in leaves(data, legal):
-            if legal.field(key) is not None and key not in broken:
+            if legal.field(key) is not None and key not in broken and not legal.is_section(key):
                 yield key, _canonical(value, legal.field(key) or {}), path
 
     def _aliased(self, layer: _Layer) -> dict[str, Any]:
@@ -233,18 +247,34 @@ class _Loader:
             if key in section:
                 message = f"checkpoint.{alias} and checkpoint.{key} are two names of one key"
                 self._problem(_place(("checkpoint", key), layer.document), "SPC102", "duplicate-key", message, "keep one of the two", ("checkpoint", key))
-            span = layer.document.span(("checkpoint", alias)) if layer.document.text else Span(layer.document.file)
-            self._problem(
-                span, "CKP101", "documented-alias", f"checkpoint.{alias} is the how-to's name for checkpoint.{key}",
-                f"write checkpoint.{key}; it is taken as that", ("checkpoint", alias), Severity.HINT,
-            )  # fmt: skip
             text = value.text if isinstance(value, _OverrideText) else value
+            edits = [Edit("rename", ("checkpoint", alias), key)]
             if isinstance(text, str) and alias == "load_checkpoint":
                 text, step = split_iteration(text)
                 if step is not None:
+                    edits += [Edit("set", ("checkpoint", alias), text)]
+                    edits += [] if "ckpt_step" in section else [Edit("insert", ("checkpoint", alias), ("ckpt_step", step))]
                     section["ckpt_step"] = step
+            span = layer.document.span(("checkpoint", alias)) if layer.document.text else Span(layer.document.file)
+            self._problem(
+                span, "CKP101", "documented-alias", f"checkpoint.{alias} is the how-to's name for checkpoint.{key}",
+                f"write checkpoint.{key}; it is taken as that", ("checkpoint", alias), Severity.HINT, () if key in section else tuple(edits),
+            )  # fmt: skip
             section.setdefault(key, text)
         return {**layer.data, "checkpoint": section}
+
+
+@lru_cache
+def _defaults(target: str, recipe: str) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """The values and origins under every layer of a person's: the target's defaults, then the recipe's own."""
+    legal = catalogue(target)
+    values, nobody = dict(legal.defaults()), Origin("default", Span("<defaults>"))
+    origins = dict.fromkeys(values, nobody)
+    document = parse_document(RECIPES[recipe].read_bytes(), f"recipe {recipe}")
+    for key, value, path in leaves(document.data, legal):
+        if legal.field(key) is not None:  # a recipe may have keys that this target does not
+            values[key], origins[key] = value, Origin(f"recipe {recipe}", document.span(path))
+    return values, origins
 
 
 def _place(path: Path, document: Document) -> Span:
@@ -258,13 +288,26 @@ def _place(path: Path, document: Document) -> Span:
 def split_iteration(path: str) -> tuple[str, int | None]:
     """`ckpts/iter_5000/` as ("ckpts", 5000); any other path as (path, None)."""
     folder, _, last = path.rstrip("/").rpartition("/")
-    if last.startswith("iter_") and last[5:].isdigit():
+    if last.startswith("iter_") and last[5:].isascii() and last[5:].isdigit():
         return folder or ".", int(last[5:])
     return path, None
 
 
-@dataclass(frozen=True, slots=True)
-class _OverrideText:
+def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
+    """With `mixed_precision: NAME` as its recipe field, and without optional sections that are null."""
+    out = {}
+    for name, node in data.items():
+        text = node.text if isinstance(node, _OverrideText) else node
+        text = None if text in ("null", "~", "") else text
+        declared = types(legal.field(name) or {}) if legal.is_section(name) else ()
+        if "string" in declared and (text is None or isinstance(text, str)):
+            out[name] = {"recipe": text.replace("-", "_") if text else text}
+        elif not ("null" in declared and text is None):
+            out[name] = node
+    return out
+
+
+class _OverrideText(NamedTuple):
     """The text after `=`: read by the type of its field, once that is known."""
 
     text: str

@@ -11,7 +11,7 @@ from dfmspec.load import Origin, Spec
 from dfmspec.targets import Derived, target_module
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Resolved:
     """A configuration with nothing left open."""
 

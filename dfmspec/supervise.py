@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -17,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmspec import checkpoints
+from dfmspec.bundle import programs, write_files
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
-from dfmspec.events import read_events
-from dfmspec.launch import Handle, launcher
+from dfmspec.launch import Handle, Launcher, Place, launcher
 from dfmspec.load import PATH_KEYS
-from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
+from dfmspec.manifest import Attempt, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
 from dfmspec.plan import CONFIG, Plan, config_digest, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
+from dfmspec.verdict import conclude
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0
@@ -40,6 +39,8 @@ class Request:
     overrides: tuple[str, ...]
     talk: Callable[[str], None]
     """Where progress goes."""
+    detach: bool = False
+    """Start it and leave it to its scheduler."""
 
 
 def execute(request: Request) -> tuple[int, Path]:
@@ -146,7 +147,7 @@ def _digest(text: str) -> str:
 
 @dataclass
 class _Supervisor:
-    """One attempt of one run."""
+    """One run, from its launch to its end: one attempt, and more when a scheduler starts it again."""
 
     request: Request
     run_dir: Path
@@ -154,39 +155,64 @@ class _Supervisor:
     signals: list[int] = field(default_factory=list)
 
     def run(self) -> int:
-        plan, number = self.request.plan, _next_attempt(self.run_dir / "attempts")
-        attempt_dir = self.run_dir / "attempts" / str(number)
-        attempt_dir.mkdir(parents=True)
-        events_before = _size(self.run_dir / "events.jsonl")
+        plan, module = self.request.plan, launcher(self.request.plan.launcher["kind"])
+        place = Place(str(self.run_dir), _next_attempt(self.run_dir / "attempts"), self.request.talk)
         previous = {name: signal.signal(name, self._remember) for name in (signal.SIGINT, signal.SIGTERM)}
-        handle: Handle | None = None
+        handle, detached = None, False
         try:
-            handle = launcher(str(plan.run["launcher"])).launch(plan, str(self.run_dir), str(attempt_dir))
-            attempt = Attempt(
-                number=number, started=now(),
-                nodes=[NodeProcess(node=i, host=host, argv=argv, env=env) for i, (host, argv, env) in enumerate(handle.described())],
-            )  # fmt: skip
-            self.manifest.attempts.append(attempt)
-            self.manifest.verdict, self.manifest.reason = "running", ""
-            write_manifest(self.run_dir, self.manifest)
-            self.request.talk(f"Run {self.run_dir}, attempt {number}")
-            codes = self._watch(handle, attempt_dir)
+            handle = module.attach(plan, place) or self._launch(module, place)
+            self._conclude_earlier(handle.attempt)
+            while True:
+                attempt = self._begin(handle)
+                if self.request.detach:
+                    detached = True
+                    return OK
+                codes = self._watch(handle)
+                self._conclude(attempt, codes, handle.last_word())
+                if not handle.again():
+                    return self._exit_code()
         finally:
-            if handle is not None:
+            if handle is not None and not detached:
                 handle.kill()
             for name, handler in previous.items():
                 signal.signal(name, handler)
-        events = read_events(self.run_dir / "events.jsonl", events_before)
-        self._conclude(attempt, attempt_dir, codes, events)
-        write_manifest(self.run_dir, self.manifest)
-        return self._exit_code()
 
     def _remember(self, number: int, frame: Any) -> None:
         self.signals.append(number)
 
-    def _watch(self, handle: Handle, attempt_dir: Path) -> list[int | None]:
+    def _launch(self, module: Launcher, place: Place) -> Handle:
+        Path(place.attempt_dir).mkdir(parents=True)
+        if self.request.plan.launcher["kind"] != "local":
+            write_files(programs(self.request.plan), self.run_dir)
+        return module.launch(self.request.plan, place)
+
+    def _begin(self, handle: Handle) -> Attempt:
+        """Write down that an attempt runs; one that an earlier supervisor began is taken up."""
+        attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == handle.attempt), None)
+        if attempt is None:
+            nodes = [NodeProcess(node=i, host=host, argv=argv, env=env) for i, (host, argv, env) in enumerate(handle.described())]
+            attempt = Attempt(number=handle.attempt, started=now(), nodes=nodes)
+            self.manifest.attempts.append(attempt)
+        self.manifest.verdict, self.manifest.reason = "running", ""
+        write_manifest(self.run_dir, self.manifest)
+        self.request.talk(f"Run {self.run_dir}, attempt {handle.attempt}")
+        return attempt
+
+    def _conclude_earlier(self, number: int) -> None:
+        """Attempts whose supervisor did not live to conclude them."""
+        for attempt in self.manifest.attempts:
+            if attempt.outcome == "running" and attempt.number != number:
+                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone")
+
+    def _conclude(self, attempt: Attempt, codes: list[int | None], word: str) -> None:
+        save = str(_config_at_launch(self.request.plan)["checkpoint"]["save"])
+        folder = Path(save.replace("${RUN_DIR}", str(self.run_dir))).expanduser()
+        conclude(self.manifest, attempt, self.run_dir, folder, codes, signals=self.signals, word=word)
+        write_manifest(self.run_dir, self.manifest)
+
+    def _watch(self, handle: Handle) -> list[int | None]:
         """Pass on rank 0's lines until every node has ended; a signal asks the ranks to save and stop, a second ends them."""
-        tail = _Tail(attempt_dir / "node0" / "rank0" / "stdout", self.request.talk)
+        tail = _Tail(self.run_dir / "attempts" / str(handle.attempt) / "node0" / "rank0" / "stdout", self.request.talk)
         asked, deadline = 0, float("inf")
         while True:
             codes = handle.poll()
@@ -205,62 +231,6 @@ class _Supervisor:
             if time.monotonic() > deadline:
                 return codes
             time.sleep(_POLL_SECONDS)
-
-    def _conclude(self, attempt: Attempt, attempt_dir: Path, codes: list[int | None], events: list[dict[str, Any]]) -> None:
-        """Fill in what the attempt came to, from what it left behind."""
-        manifest = self.manifest
-        attempt.ended = now()
-        for node, code in zip(attempt.nodes, codes, strict=True):
-            node.exit_code = code if code is not None else -signal.SIGKILL
-        iterations = [event for event in events if event["type"] == "iteration"]
-        started = next((event for event in events if event["type"] == "started"), None)
-        attempt.from_iteration = started["iteration"] if started else None
-        attempt.to_iteration = iterations[-1]["iteration"] if iterations else attempt.from_iteration
-        attempt.signal = self.signals[0] if self.signals else None
-        attempt.failure = _first_failure(attempt_dir)
-        kinds = {event["type"] for event in events}
-        manifest.checkpoints = self._checkpoints()
-        _fill_metrics(manifest, events, iterations)
-        fault = self._last_checkpoint_fault()
-        target = started["train_iters"] if started else None
-        if "finished" in kinds and attempt.to_iteration == target and fault is None:
-            attempt.outcome, manifest.verdict = "finished", "succeeded"
-            manifest.reason = f"iteration {target} was reached and its checkpoint is whole"
-        elif "stopped" in kinds and fault is None:
-            attempt.outcome, manifest.verdict = "stopped", "stopped"
-            manifest.reason = f"stopped by a signal after iteration {attempt.to_iteration}; the same command continues it"
-        else:
-            attempt.outcome, manifest.verdict = "failed", "failed"
-            manifest.reason = self._why(attempt, fault, kinds)
-
-    def _why(self, attempt: Attempt, fault: str | None, kinds: set[str]) -> str:
-        if attempt.failure:
-            return f"rank {attempt.failure.rank}: {attempt.failure.error_type}: {attempt.failure.message}"
-        if self.signals:
-            return f"ended by signal {self.signals[0]} before it could save"
-        if "finished" in kinds and fault:
-            return f"the last checkpoint cannot be used: {fault}"
-        codes = ", ".join(str(node.exit_code) for node in attempt.nodes)
-        last = _last_line(self.run_dir / "attempts" / str(attempt.number))
-        return f"torchrun ended with {codes} before the last iteration" + (f": {last}" if last else "")
-
-    def _folder(self) -> Path:
-        save = str(_config_at_launch(self.request.plan)["checkpoint"]["save"])
-        return Path(save.replace("${RUN_DIR}", str(self.run_dir))).expanduser()
-
-    def _checkpoints(self) -> list[CheckpointRecord]:
-        found = reversed(checkpoints.committed(self._folder()))
-        return [
-            CheckpointRecord(
-                iteration=checkpoints.iteration_of(path), path=str(path),
-                manifest_digest="sha256:" + hashlib.sha256((path / checkpoints.MANIFEST).read_bytes()).hexdigest(),
-            )
-            for path in found
-        ]  # fmt: skip
-
-    def _last_checkpoint_fault(self) -> str | None:
-        newest = checkpoints.committed(self._folder())
-        return checkpoints.problem(newest[0]) if newest else "there is none"
 
     def _exit_code(self) -> int:
         verdict = self.manifest.verdict
@@ -292,48 +262,6 @@ class _Tail:
 def _next_attempt(folder: Path) -> int:
     """One more than any attempt that was ever begun, recorded or not."""
     return 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _first_failure(attempt_dir: Path) -> Failure | None:
-    """The error of the rank that failed first."""
-    records = []
-    for path in attempt_dir.glob("node*/rank*/error.json"):
-        try:
-            records.append((json.loads(path.read_text()), int(path.parent.parent.name[4:])))
-        except (OSError, ValueError):
-            continue
-    if not records:
-        return None
-    record, node = min(records, key=lambda pair: pair[0]["time"])
-    return Failure(
-        node=node, rank=record["rank"], error_type=record["error_type"], message=record["message"], traceback=record["traceback"]
-    )
-
-
-def _last_line(attempt_dir: Path) -> str:
-    """The last thing that rank 0 or torchrun said on the error stream."""
-    for name in ("node0/rank0/stderr", "node0/rank0/stdout", "node0/torchrun.log"):
-        path = attempt_dir / name
-        if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
-            return lines[-1][:300]
-    return ""
-
-
-def _fill_metrics(manifest: Manifest, events: list[dict[str, Any]], iterations: list[dict[str, Any]]) -> None:
-    if not iterations:
-        return
-    metrics, losses = manifest.metrics, [event["loss"] for event in iterations]
-    if metrics.first_loss is None:
-        metrics.first_loss = losses[0]
-    metrics.final_loss = statistics.fmean(losses[-max(1, min(100, len(losses) // 10)) :])
-    evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
-    metrics.eval_loss = evaluations[-1] if evaluations else metrics.eval_loss
-    metrics.tokens_per_second = statistics.median(event["tokens_per_second"] for event in iterations)
-    metrics.seconds_per_iteration = statistics.median(event["seconds"] for event in iterations)
 
 
 def talk_to_stderr(line: str) -> None:

@@ -50,10 +50,30 @@ def test_a_duplicate_key_names_the_first() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"# nothing\n", b"a: [1, 2", b"a: b: c", b"\x89PNG\r\n\x1a\n\x00", b"a: \xff", b"- 1\n- 2\n", b"just text", b"a:\n\t- b", b"<<<<<<< HEAD\na: 1\n", b"a: !!python/object:os.system {}", b"a: &x [*x]", b"{" * 500, b"? [a]\n: 1"],
+    [b"a: [1, 2", b"a: b: c", b"\x89PNG\r\n\x1a\n\x00", b"a: \xff", b"- 1\n- 2\n", b"just text", b"a:\n\t- b", b"<<<<<<< HEAD\na: 1\n", b"a: !!python/object:os.system {}", b"a: &x [*x]", b"{" * 500, b"? [a]\n: 1"],
 )
 def test_a_broken_file_is_a_finding_and_never_an_exception(raw: bytes) -> None:
     document = parse_document(raw, "spec.yaml")
 
     assert document.problems
     assert all(problem.message and problem.hint for problem in document.problems)
+
+
+@pytest.mark.parametrize("raw", [b"", b"# nothing\n", b"---\n"])
+def test_a_file_without_content_is_a_spec_of_defaults(raw: bytes) -> None:
+    document = parse_document(raw, "spec.yaml")
+
+    assert document.data == {} and not document.problems
+
+
+def test_a_merge_key_gives_what_is_not_set_and_each_value_keeps_its_place() -> None:
+    document = parse_document(b"base: &b {x: 1, y: 2}\nuser:\n  <<: *b\n  y: 3\n", "spec.yaml")
+
+    assert document.data["user"] == {"x": 1, "y": 3} and not document.problems
+    assert document.keys["user", "y"].line == 4 and document.keys["user", "x"].line == 1
+
+
+def test_aliases_of_aliases_end() -> None:
+    bomb = b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d, *a%d, *a%d]\n" % (i, i, *[i - 1] * 4) for i in range(1, 20))
+
+    assert any("through aliases" in problem.message for problem in parse_document(bomb, "spec.yaml").problems)

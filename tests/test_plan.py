@@ -15,9 +15,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfmspec.bundle import read_bundle, write_bundle
 from dfmspec.load import load_spec
-from dfmspec.plan import Plan, config_text, make_plan, node_script, read_bundle, write_bundle
+from dfmspec.plan import Plan, config_text, make_plan
 from dfmspec.resolve import resolve_spec
+from dfmspec.scripts import node_script
 from tests.conftest import HOWTO, ROOT, dfmspec
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -32,17 +34,17 @@ def test_a_spec_with_nothing_but_a_dataset_gives_the_how_tos_two_commands(tmp_pa
     path.write_text("dataset: {path: /shared/butterfly_webdataset}\n")
     made = plan(path, "cluster.nnodes=2", "cluster.nproc_per_node=8")
 
-    for rank, node in enumerate(made.nodes):
-        assert " ".join(node.argv) == (
+    for rank in range(2):
+        assert " ".join(made.argv(rank)) == (
             f"torchrun --nproc-per-node 8 --nnodes 2 --node-rank {rank} --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
             f"{ENTRY} --dataset-path /shared/butterfly_webdataset"
         )
 
 
 def test_anything_else_goes_through_a_config_file() -> None:
-    (node,) = plan(HOWTO, "cluster.nproc_per_node=2").nodes
+    made = plan(HOWTO, "cluster.nproc_per_node=2")
 
-    assert node.argv == ("torchrun", "--nproc-per-node", "2", ENTRY, "--config-file", "config.yaml")
+    assert made.argv(0) == ("torchrun", "--nproc-per-node", "2", ENTRY, "--config-file", "config.yaml")
 
 
 @pytest.mark.parametrize(("sizes", "expected"), [(("TP", 2, "PP", 1), "DP: 4"), (("TP", 4, "PP", 2), "DP: 1")])
@@ -96,7 +98,7 @@ HOSTILE = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characte
 @settings(max_examples=60, deadline=None)
 def test_no_path_can_break_out_of_a_command(name: str) -> None:
     made = plan(None, f"dataset.path=/data/{name}")
-    script = node_script(made, made.nodes[0])
+    script = node_script(made, 0)
     words = shlex.split(script.split("torchrun", 1)[1], posix=True)
 
     assert f"/data/{name}" in words or "--config-file" in words
@@ -120,11 +122,51 @@ def test_why_tells_where_a_value_comes_from() -> None:
     assert dfmspec("plan", *words, "--why", "optimizer.nothing").returncode == 2
 
 
+ALLOWED = {"dfmspec", "typer", "shellingham", "annotated_doc", "yaml", "jsonschema_rs", "_distutils_hack", "sitecustomize", "__main__", "__mp_main__", "org", "cython_runtime"}
+"""What the start-up of the command line may load beside Python's own library; each has been measured."""
+HEAVY = {"asyncio", "multiprocessing", "tarfile", "concurrent", "http", "unittest", "sqlite3", "xml"}
+"""Of Python's own library: what only some commands need."""
+
+
 def test_what_validate_and_plan_import_stays_light() -> None:
-    """torch, numpy, pydantic and rich stay out of the start-up of the command line."""
-    code = "import sys; sys.argv = ['dfmspec', *sys.argv[1:]]\ntry:\n    from dfmspec.cli.app import main; main()\nexcept SystemExit:\n    print('\\n'.join(sys.modules), file=sys.stderr)"
+    code = (
+        "import sys; before = set(sys.modules); sys.argv = ['dfmspec', *sys.argv[1:]]\n"
+        "try:\n    from dfmspec.cli.app import main; main()\n"
+        "except SystemExit:\n    print('\\n'.join(set(sys.modules) - before), file=sys.stderr)"
+    )
     for command in ("validate", "plan"):
         result = subprocess.run([sys.executable, "-c", code, command, "specs/butterfly_tiny_cpu.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
         loaded = {name.partition(".")[0] for name in result.stderr.splitlines()}
+        own = {name for name in loaded if name in sys.stdlib_module_names or name.startswith("_")}
+
         assert "yaml" in loaded
-        assert not loaded & {"torch", "megatron", "numpy", "pydantic", "rich", "ruamel", "omegaconf", "matplotlib"}, command
+        assert loaded - own <= ALLOWED, command
+        assert not own & HEAVY, command
+
+
+def test_thousands_of_nodes_share_one_script_and_any_of_theirs_can_be_printed(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("cluster: {nnodes: 4096, nproc_per_node: 8}\ndata: {source: mock}\n")
+    assert dfmspec("plan", spec, "-o", tmp_path / "plan").returncode == 0
+    made = read_bundle(tmp_path / "plan")
+    files = {file.name for file in (tmp_path / "plan").iterdir()}
+
+    assert files == {"plan.json", "config.yaml", "node.sh", "examples"} and sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 50_000
+    assert made.argv(4095)[made.argv(4095).index("--node-rank") + 1] == "4095"
+    assert "--node-rank 4095" in dfmspec("plan", spec, "--format", "sh", "--node", "4095").stdout
+    assert len(dfmspec("plan", spec).stdout.splitlines()) < 40
+    assert dfmspec("plan", spec, "--ranks").stdout.splitlines()[-1].split()[:3] == ["32767", "4095", "7"]
+
+
+def test_the_shared_script_takes_its_rank_and_says_what_is_missing(tmp_path: Path) -> None:
+    made = plan(HOWTO, "cluster.nnodes=40", "cluster.nproc_per_node=2", "train.global_batch_size=80")
+    write_bundle(made, tmp_path / "plan")
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "6000"}
+    ran = subprocess.run(["bash", str(tmp_path / "plan" / "node.sh"), "7"], env=env, capture_output=True, text=True, check=True)
+    without = subprocess.run(["bash", str(tmp_path / "plan" / "node.sh")], env=env, capture_output=True, text=True, check=False)
+
+    words = ran.stdout.splitlines()
+    assert words[words.index("--node-rank") + 1] == "7" and words[words.index("--master-addr") + 1] == "10.0.0.1"
+    assert without.returncode != 0 and "give the rank of this node, 0 to 39" in without.stderr

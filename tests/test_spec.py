@@ -15,7 +15,9 @@ from dfmspec.spec.experiment import Experiment
 from tests.conftest import ROOT
 
 CODE = "\n".join(path.read_text() for folder in ("trainer", "targets", "launch", "cli") for path in (ROOT / "dfmspec" / folder).rglob("*.py"))
-CODE += "\n".join((ROOT / "dfmspec" / name).read_text() for name in ("supervise.py", "entry.py", "plan.py"))
+CODE += "\n".join((ROOT / "dfmspec" / name).read_text() for name in ("supervise.py", "entry.py", "plan.py", "environment.py", "scripts.py"))
+RULES = (ROOT / "dfmspec" / "rules" / "precision.py").read_text()
+"""What a GPU can do is for rules to know."""
 KEYS = [key for key, _ in catalogue("megatron_core").defaults() if "." in key]
 
 
@@ -25,7 +27,7 @@ def test_every_key_is_read_by_what_it_configures(key: str) -> None:
     if section == "dataset" and name.endswith("_batch_size"):
         pytest.skip("a checked copy of the train section's, as upstream has it")
 
-    assert re.search(rf"\.{name}\b|[\"']{name}[\"']", CODE)
+    assert re.search(rf"\.{name}\b|[\"']{name}[\"']", RULES if key == "cluster.gpu" else CODE)
 
 
 def test_generated_files_are_up_to_date() -> None:

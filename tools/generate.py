@@ -1,9 +1,14 @@
-"""Writes what is generated: the schemas. `python tools/generate.py [--check]`; --check writes nothing and fails when stale."""
+"""Writes what is generated: the schemas, the pages of the rules, the table of keys.
+
+`python tools/generate.py [--check]`; --check writes nothing and fails when something is stale.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +17,76 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dfmspec.catalogue import SCHEMAS  # noqa: E402
+from dfmspec.catalogue import SCHEMAS, catalogue  # noqa: E402
+from dfmspec.cli.rule import type_words  # noqa: E402
+from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
+from dfmspec.load import load_spec  # noqa: E402
 from dfmspec.manifest import manifest_schema  # noqa: E402
+from dfmspec.resolve import resolve_spec  # noqa: E402
+from dfmspec.rules import LEVELS, RULES, all_findings  # noqa: E402
+from dfmspec.rules.base import Rule  # noqa: E402
 from dfmspec.spec.experiment import Experiment  # noqa: E402
+from dfmspec.targets import target_module  # noqa: E402
 
 OWN_SECTIONS = ("cluster", "launcher", "run")
-_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "map": "object"}
+DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16", "torch.half", "torch.uint8")
 
 
 def megatron_core() -> dict[str, Any]:
     """The catalogue of our own trainer, from the spec's models."""
     source = Experiment.model_json_schema()
     properties = {name: _flat(node, source["$defs"]) for name, node in source["properties"].items()}
-    return _document("megatron_core-0.16.1", "An experiment for dfmspec's trainer on megatron-core 0.16.1.", properties)
+    return _document("megatron_core-0.16.1", "An experiment for dfmspec's trainer on megatron-core 0.16.1.", _with_derivations(properties, "megatron_core"))
 
 
 def dfm(ours: dict[str, Any]) -> dict[str, Any]:
     """The catalogue of NVIDIA DFM at its pinned revision, from tools/dfm_fields.yaml, with our own sections."""
     table = yaml.safe_load((ROOT / "tools" / "dfm_fields.yaml").read_text())
     properties = {name: node for name, node in ours["properties"].items() if "properties" not in node or name in OWN_SECTIONS}
+    properties["data"] = _dfm_data(ours["properties"]["data"])
     for section, fields in table.items():
+        named = "recipe" in fields
+        optional = "_target_" in fields or named or section == "profiling"
         properties[section] = {
-            "type": "object", "additionalProperties": False, "description": f"DFM's {section} section.",
-            "properties": {name: _dfm_field(*entry) for name, entry in fields.items()},
+            "type": ["object", *(["string"] if named else []), *(["null"] if optional else [])], "additionalProperties": False,
+            "description": f"DFM's {section} section.", "properties": {name: _dfm_field(entry) for name, entry in fields.items()},
         }  # fmt: skip
-    return _document("dfm-7cb7634", "An experiment for NVIDIA DFM 7cb7634 (Megatron-Bridge 953aabf7).", properties)
+        if not optional:
+            properties[section]["type"] = "object"
+    return _document("dfm-7cb7634", "An experiment for NVIDIA DFM 7cb7634 (Megatron-Bridge 953aabf7).", _with_derivations(properties, "dfm"))
 
 
-def _dfm_field(kind: str, default: Any, description: str) -> dict[str, Any]:
+def _dfm_data(node: dict[str, Any]) -> dict[str, Any]:
+    """`data` for DFM: a WebDataset, or its own random tensors (--mock)."""
+    source = {**node["properties"]["source"], "enum": ["webdataset", "mock"], "description": "webdataset: dataset.path. mock: DFM's random tensors (--mock)."}
+    return {**node, "properties": {"source": source}}
+
+
+def _dfm_field(entry: dict[str, Any]) -> dict[str, Any]:
+    kind: str = entry["type"]
     null, kind = kind.endswith("?"), kind.rstrip("?")
-    if "|" in kind:
-        field: dict[str, Any] = {"enum": [*kind.split("|"), *([None] if null else [])]}
+    marks = {f"x-{name.replace('_', '-')}": entry[name] for name in ("upstream", "no_effect", "overwritten_by") if name in entry}
+    if kind == "callable":
+        return {"enum": [None], "default": None, "description": entry["meaning"], "x-callable": True, **marks}
+    choices = DTYPES if kind == "dtype" else entry.get("values")
+    if choices:
+        field: dict[str, Any] = {"enum": [*choices, *([None] if null else [])]}
     else:
-        field = {"type": [_TYPES[kind], "null"] if null else _TYPES[kind]}
-    return {**field, "default": default, "description": description}
+        names = [_TYPES[name] for name in kind.split("|")]
+        field = {"type": [*names, "null"] if null else names if len(names) > 1 else names[0]}
+        limits = {"minimum": "exclusiveMinimum" if entry.get("exclusive") else "minimum", "maximum": "maximum"}
+        field |= {word: entry[name] for name, word in limits.items() if name in entry}
+    return {**field, "default": entry["default"], "description": entry["meaning"], **marks}
+
+
+def _with_derivations(properties: dict[str, Any], target: str) -> dict[str, Any]:
+    """With the formula of each derived value, as its target computes it."""
+    for derivation in target_module(target).DERIVED:
+        section, field = derivation.key.split(".")
+        if field in properties.get(section, {}).get("properties", {}):
+            properties[section]["properties"][field]["x-derived"] = derivation.formula
+    return properties
 
 
 def _document(name: str, description: str, properties: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +136,88 @@ def experiment(targets: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def generated() -> dict[Path, str]:
-    """Every generated file and what it must hold."""
+CORPUS = ROOT / "tests" / "corpus" / "rules"
+_DEPENDS_ON_THE_MACHINE = ("CKP113",)
+"""Rules whose message is another one on every machine."""
+
+
+def examples(rule: Rule) -> dict[str, list[Diagnostic]]:
+    """target -> what the rule says of its bad example."""
+    folder, found, here = CORPUS / rule.code, {}, Path.cwd()
+    os.chdir(folder)
+    try:
+        for target in rule.targets:
+            words = [] if "target:" in Path("bad.yaml").read_text() else [f"target={target}"]
+            words += Path("bad.txt").read_text().splitlines() if Path("bad.txt").exists() else []
+            resolved = resolve_spec(load_spec("bad.yaml", words))
+            found[resolved.spec.target] = [finding for finding in all_findings(resolved, levels=LEVELS) if finding.code == rule.code]
+    finally:
+        os.chdir(here)
+    return found
+
+
+LOOKS_AT = {
+    "load": "the file as it is read", "spec": "the spec", "paths": "the spec and the files it names", "data": "samples of the dataset",
+    "deep": "Megatron's own objects",
+}  # fmt: skip
+
+
+def page(rule: Rule, found: dict[str, list[Diagnostic]]) -> str:
+    """A rule's manual."""
+    lines = [
+        f"# {rule.code} {rule.name}", "", f"{rule.severity.label.capitalize()}. Targets: {', '.join(rule.targets)}. Looks at {LOOKS_AT[rule.level]}.", "",
+        "## What happens", "", rule.why, "", f"Source: {rule.source}.", "",
+    ]  # fmt: skip
+    if rule.level != "deep":
+        folder = CORPUS / rule.code
+        lines += ["## Fires on", "", *_example(folder, "bad")]
+        said = next((findings[0] for findings in found.values() if findings), None)
+        if said is not None and rule.code not in _DEPENDS_ON_THE_MACHINE:
+            lines += ["```text", f"{said.severity.label}: {said.message}", *([f"help: {said.hint}"] if said.hint else []), "```", ""]
+        lines += ["## Silent on", "", *_example(folder, "good")]
+    if rule.level not in ("load", "deep"):
+        lines += [f"Meant all the same? `# dfmspec: ignore[{rule.code}] reason` on the line, or above the block.", ""]
+    return "\n".join(lines)
+
+
+def _example(folder: Path, name: str) -> list[str]:
+    words = folder / f"{name}.txt"
+    overrides = ["With the overrides:", "", "```text", *words.read_text().splitlines(), "```", ""] if words.exists() else []
+    return ["```yaml", *(folder / f"{name}.yaml").read_text().splitlines(), "```", "", *overrides]
+
+
+def keys_page(targets: dict[str, dict[str, Any]], rules: dict[str, list[str]]) -> str:
+    """Every key of every target."""
+    lines = ["# Keys", "", "What a spec may hold, for each target. `dfmspec explain KEY` prints one of them.", ""]
+    for target, schema in targets.items():
+        lines += [f"## Target {target}", ""]
+        top = {name: node for name, node in schema["properties"].items() if "properties" not in node}
+        for section, node in [("", {"properties": top}), *((n, node) for n, node in schema["properties"].items() if "properties" in node)]:
+            lines += [f"### {section or 'Top level'}", "", "| key | type | default | meaning | rules |", "|---|---|---|---|---|"]
+            for name, field in node["properties"].items():
+                key = f"{section}.{name}" if section else name
+                cells = (f"`{key}`", _cell(type_words(field)), _cell(_default(field)), _cell(_meaning(field)), ", ".join(rules.get(key, [])))
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _default(field: dict[str, Any]) -> str:
+    return f"derived: {field['x-derived']}" if "x-derived" in field and field.get("default") is None else f"`{json.dumps(field.get('default'))}`"
+
+
+def _meaning(field: dict[str, Any]) -> str:
+    marks = (("x-upstream", "Upstream: "), ("x-no-effect", "No effect: "), ("x-overwritten-by", "Overwritten by "))
+    facts = [field.get("description", ""), *(f"{words}{field[name]}" for name, words in marks if name in field)]
+    return ". ".join(fact.rstrip(".") for fact in facts) + "."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def schemas() -> dict[Path, str]:
+    """The schemas and what they must hold."""
     ours = megatron_core()
     targets = {"megatron_core": ours, "dfm": dfm(ours)}
     files = {ROOT / SCHEMAS[name]: schema for name, schema in targets.items()}
@@ -105,16 +226,34 @@ def generated() -> dict[Path, str]:
     return {path: json.dumps(schema, indent=2) + "\n" for path, schema in files.items()}
 
 
+def pages() -> dict[Path, str]:
+    """The manual, which the rules write by running: after the schemas, which they read."""
+    rules: dict[str, list[str]] = defaultdict(list)
+    out: dict[Path, str] = {}
+    for rule in RULES:
+        found = examples(rule) if rule.level != "deep" else {}
+        out[ROOT / "docs" / "rules" / f"{rule.code}.md"] = page(rule, found)
+        for key in sorted({dotted(finding.path) for findings in found.values() for finding in findings if len(finding.path) == 2}):
+            rules[key].append(rule.code)
+    out[ROOT / "schemas" / "rules_of_keys.json"] = json.dumps(dict(sorted(rules.items())), indent=2) + "\n"
+    out[ROOT / "docs" / "keys.md"] = keys_page({target: catalogue(target).schema for target in SCHEMAS}, rules)
+    return out
+
+
 def main() -> int:
-    stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
-    if "--check" in sys.argv:
+    for wanted in (schemas, pages):
+        files = wanted()
+        stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+        left = [path for path in (ROOT / "docs" / "rules").glob("*.md") if path not in files] if wanted is pages else []
+        if "--check" in sys.argv and (stale or left):
+            print("\n".join(f"{path.relative_to(ROOT)} is stale; run: python tools/generate.py" for path in stale + left))
+            return 1
+        for path in left:
+            path.unlink()
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is stale; run: python tools/generate.py")
-        return 1 if stale else 0
-    for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(generated()[path])
-        print(f"wrote {path.relative_to(ROOT)}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(files[path])
+            print(f"wrote {path.relative_to(ROOT)}")
     return 0
 
 

@@ -13,16 +13,17 @@ from dfmspec.errors import InvalidSpec, UsageError
 from dfmspec.load import load_spec
 from dfmspec.report import REPORTERS, reporter
 from dfmspec.resolve import Resolved, resolve_spec
-from dfmspec.rules import LEVELS, check_spec
+from dfmspec.rules import LEVELS, all_findings, check_spec
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional words as (files, key=value overrides); a file that has an `=` in its name wins."""
-    files = [word for word in words if "=" not in word or _exists(word)]
+    files = [word for word in words if exists(word) or ("=" not in word and word[:1] not in "~+")]
     return files, [word for word in words if word not in files]
 
 
-def _exists(word: str) -> bool:
+def exists(word: str) -> bool:
+    """Whether a word names a file or folder."""
     try:
         return Path(word).exists()
     except OSError:  # longer than a file name can be
@@ -37,19 +38,21 @@ def one_file(words: Sequence[str]) -> tuple[str, list[str]]:
     return files[0], overrides
 
 
-def load_checked(file: str, overrides: Sequence[str], dataset_path: str | None, levels: Sequence[str]) -> tuple[Resolved, tuple[Diagnostic, ...]]:
-    """A spec, resolved, with its findings.
+def load_checked(
+    file: str, overrides: Sequence[str], dataset_path: str | None, levels: Sequence[str], *, everything: bool = False, text: str | None = None
+) -> tuple[Resolved, tuple[Diagnostic, ...]]:
+    """A spec (or - for stdin), resolved, with its findings; everything: the suppressed ones too; text: instead of what the file holds.
 
     Raises:
         UsageError: the file cannot be read, or an override is not key=value.
     """
-    if Path(file).is_dir():
-        raise UsageError(f"{file} is a folder; name a YAML file in it")
     try:
-        resolved = resolve_spec(load_spec(file, overrides, dataset_path=dataset_path))
+        if Path(file).is_dir():
+            raise UsageError(f"{file} is a folder; name a YAML file in it")
+        resolved = resolve_spec(load_spec(file, overrides, dataset_path=dataset_path, text=text))
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    return resolved, check_spec(resolved, levels=levels)
+    return resolved, (all_findings if everything else check_spec)(resolved, levels=levels)
 
 
 def texts_of(resolved: Resolved) -> dict[str, str]:
@@ -74,8 +77,11 @@ def require_valid(resolved: Resolved, findings: Sequence[Diagnostic]) -> None:
 def check_levels(text: str) -> tuple[str, ...]:
     """`--check spec,paths`."""
     levels = tuple(word.strip() for word in text.split(",") if word.strip())
-    if unknown := [level for level in levels if level not in LEVELS]:
-        raise UsageError(f"--check {unknown[0]}: known levels are {', '.join(LEVELS)}")
+    known = (*LEVELS, "deep")
+    if not levels:
+        raise UsageError(f"--check needs a level: {', '.join(known)}")
+    if unknown := [level for level in levels if level not in known]:
+        raise UsageError(f"--check {unknown[0]}: known levels are {', '.join(known)}")
     return levels
 
 
@@ -86,6 +92,31 @@ def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
     return name
 
 
+def complete_override(incomplete: str) -> list[str]:
+    """Keys for the shell's completion, section by section; files complete by themselves."""
+    from dfmspec.catalogue import SCHEMAS, catalogue
+
+    keys = sorted({key for target in SCHEMAS for key, _ in catalogue(target).defaults()})
+    if "." not in incomplete:
+        import glob
+
+        files = glob.glob(f"{glob.escape(incomplete)}*")  # noqa: PTH207  names as they were begun
+        return files + [name for name in sorted({f"{key.partition('.')[0]}." if "." in key else f"{key}=" for key in keys}) if name.startswith(incomplete)]
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Keys, without the equals sign of an override."""
+    return [name.removesuffix("=") for name in complete_override(incomplete)]
+
+
+def complete_code(incomplete: str) -> list[tuple[str, str]]:
+    """Codes of rules, with their names."""
+    from dfmspec.rules import RULES
+
+    return [(rule.code, rule.name) for rule in RULES if rule.code.startswith(incomplete.upper())]
+
+
 def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     """Run `python -m dfmspec.trainer.<module>`: torch code is always another process. Returns its exit code.
 
@@ -94,12 +125,20 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     Raises:
         PreflightError: the train extra is not installed.
     """
-    import importlib.util
     import subprocess
+
+    require_trainer()
+    command = [sys.executable, "-P", "-m", f"dfmspec.trainer.{module}", *args]
+    return subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode
+
+
+def require_trainer() -> None:
+    """Raises:
+    PreflightError: the train extra is not installed.
+    """
+    import importlib.util
 
     from dfmspec.errors import PreflightError
 
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("megatron") is None:
-        raise PreflightError("this command needs the trainer's packages; run: pip install 'dfmspec[train]'")
-    command = [sys.executable, "-m", f"dfmspec.trainer.{module}", *args]
-    return subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode
+        raise PreflightError("this needs the trainer's packages; run: pip install 'dfmspec[train]'")

@@ -8,29 +8,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfmspec.cli.arguments import check_format, load_checked, one_file, require_valid
-from dfmspec.errors import UsageError
+from dfmspec.cli.arguments import check_format, complete_override, load_checked, one_file, require_valid
+from dfmspec.errors import StalePlanError, UsageError
 
 if TYPE_CHECKING:
     from dfmspec.plan import Plan
-    from dfmspec.resolve import Resolved
 
 FORMATS = ("text", "json", "yaml", "sh")
 
 
 def plan(
-    words: Annotated[list[str], typer.Argument(metavar="SPEC [KEY=VALUE]...", help="A spec, and overrides laid over it.", show_default=False)],
+    words: Annotated[
+        list[str], typer.Argument(metavar="SPEC [KEY=VALUE]...", help="A spec, and overrides laid over it.",
+                                  show_default=False, autocompletion=complete_override),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the bundle into this folder, which must be new or empty.")] = None,
     format_: Annotated[str, typer.Option("--format", help=f"What to print: {', '.join(FORMATS)}.")] = "text",
-    node: Annotated[int | None, typer.Option(help="With --format sh: the script of this node.", min=0)] = None,
+    node: Annotated[int | None, typer.Option(help="With --format sh: the script of this node alone.", min=0)] = None,
+    ranks: Annotated[bool, typer.Option("--ranks", help="Print each rank's node, GPU and groups.")] = False,
     why: Annotated[str | None, typer.Option(help="Print where the value of this key comes from.", metavar="KEY")] = None,
+    diff: Annotated[Path | None, typer.Option(help="Print what differs from another plan, run or spec.", metavar="OTHER")] = None,
+    check: Annotated[
+        str | None, typer.Option(help="A bundle written before: exit code 3 when it is stale. Or `scheduler`: would Slurm take the job?", metavar="BUNDLE"),
+    ] = None,
     dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
 ) -> None:
     """Resolve and compile a spec, and show the commands of every node.
 
     Example: dfmspec plan spec.yaml cluster.nnodes=2 cluster.nproc_per_node=8
     """
-    from dfmspec.plan import config_text, make_plan, node_script, write_bundle
+    from dfmspec.bundle import write_bundle
+    from dfmspec.describe import described, explain, rank_table
+    from dfmspec.plan import config_text, make_plan
+    from dfmspec.scripts import node_script
 
     form = check_format(format_, FORMATS)
     file, overrides = one_file(words)
@@ -39,53 +49,80 @@ def plan(
     if why:
         typer.echo(explain(resolved, why))
         return
+    if ranks:
+        typer.echo(rank_table(resolved))
+        return
     made = make_plan(resolved)
+    if diff is not None:
+        from dfmspec.difference import described as told
+        from dfmspec.difference import differences
+
+        typer.echo(told(differences(_other_plan(diff), made)))
+        return
+    if check == "scheduler":
+        _check_scheduler(made)
+        return
+    if check is not None:
+        _check_golden(made, Path(check))
+        return
     if out is not None:
         write_bundle(made, out)
         typer.echo(out)
         return
-    if node is not None and node >= len(made.nodes):
-        raise UsageError(f"--node {node}: the plan has nodes 0 to {len(made.nodes) - 1}")
+    if node is not None and node >= made.nnodes:
+        raise UsageError(f"--node {node}: the plan has nodes 0 to {made.nnodes - 1}")
     if form == "json":
         typer.echo(json.dumps(made.as_json(), indent=2, sort_keys=True))
     elif form == "yaml":
         typer.echo(config_text(made.config), nl=False)
     elif form == "sh":
-        chosen = made.nodes if node is None else (made.nodes[node],)
-        typer.echo("\n".join(node_script(made, command) for command in chosen), nl=False)
+        single = 0 if node is None and made.nnodes == 1 else node
+        typer.echo(node_script(made, single), nl=False)
     else:
         typer.echo(described(resolved, made))
 
 
-def explain(resolved: Resolved, key: str) -> str:
-    """Where a value comes from."""
-    if key not in resolved.values:
-        raise UsageError(f"--why {key}: there is no such key; dfmspec schema experiment lists them")
-    origin = resolved.origins[key]
-    place = origin.note if origin.layer == "derived" else str(origin.span)
-    return f"{key} = {json.dumps(resolved.values[key])}\n  {origin.layer}: {place}"
+def _other_plan(place: Path) -> Plan:
+    """A saved plan, the plan of a run, or what another spec compiles to."""
+    from dfmspec.bundle import read_bundle
+    from dfmspec.plan import make_plan
+
+    if place.is_dir():
+        return read_bundle(place)
+    resolved, findings = load_checked(str(place), [], None, ("spec",))
+    require_valid(resolved, findings)
+    return make_plan(resolved)
 
 
-def described(resolved: Resolved, made: Plan) -> str:
-    """The plan for a reader: sizes, then each node's command as the how-to writes it."""
-    from dfmspec.plan import shell_command
-    from dfmspec.targets.megatron_core import layout
+def _check_golden(made: Plan, golden: Path) -> None:
+    """Raises:
+    StalePlanError: the bundle is not what the plan would write now.
+    """
+    from dfmspec.bundle import read_bundle, stale_files
+    from dfmspec.difference import described as told
+    from dfmspec.difference import differences
 
-    ranks = layout(resolved.values)
-    microbatches = resolved["train.global_batch_size"] // (resolved["train.micro_batch_size"] * max(1, ranks.data_parallel_size))
-    lines = [
-        f"{made.name}: recipe {resolved['recipe']} for target {made.target}, plan {made.plan_id[:12]}",
-        f"  {ranks.world_size} ranks = {resolved['cluster.nnodes']} nodes x {resolved['cluster.nproc_per_node']} on {resolved['cluster.device']}: "
-        f"TP: {ranks.tensor_model_parallel_size}, "
-        f"PP: {ranks.pipeline_model_parallel_size}, CP: {ranks.context_parallel_size} -> DP: {ranks.data_parallel_size}",
-        f"  global batch {resolved['train.global_batch_size']} packs = {microbatches} microbatches x {resolved['train.micro_batch_size']} "
-        f"x DP {ranks.data_parallel_size}; {resolved['train.train_iters']} iterations; a checkpoint every {resolved['checkpoint.save_interval']}",
-    ]
-    set_by_user = [(key, origin) for key, origin in resolved.origins.items() if origin.is_users]
-    if set_by_user:
-        lines += ["  set:", *(f"    {key} = {json.dumps(resolved.values[key])}  ({origin.span})" for key, origin in set_by_user)]
-    for node in made.nodes:
-        lines.append(f"\n# node {node.node_rank}")
-        lines += [f"export {name}={value}" for name, value in made.env.items()]
-        lines.append(shell_command(node.argv))
-    return "\n".join(lines)
+    if not golden.is_dir():
+        raise UsageError(f"--check {golden} is not a folder; dfmspec plan -o {golden} writes one")
+    if stale := stale_files(made, golden):
+        if (golden / "plan.json").is_file():
+            typer.echo(told(differences(read_bundle(golden), made)))
+        raise StalePlanError(f"{golden} is stale: {', '.join(stale)} differ; look at the difference, then write it again with -o")
+
+
+def _check_scheduler(made: Plan) -> None:
+    """Ask Slurm whether it would take the job.
+
+    Raises:
+        PreflightError: it would not.
+    """
+    import tempfile
+
+    from dfmspec.bundle import write_bundle
+    from dfmspec.launch.slurm import check
+
+    if made.launcher["kind"] != "slurm":
+        raise UsageError(f"--check scheduler is for launcher slurm, and the plan's is {made.launcher['kind']}")
+    with tempfile.TemporaryDirectory() as folder:
+        write_bundle(made, Path(folder) / "plan")
+        typer.echo(check(Path(folder) / "plan"))

@@ -20,6 +20,7 @@ def run(
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan and start nothing.")] = False,
     dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="With launcher slurm: submit the job and return; the same command watches it again.")] = False,
     run_output: Annotated[str | None, typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir.")] = None,
 ) -> None:
     """Train: check the spec, start the plan's commands, supervise them, and record the run.
@@ -31,8 +32,10 @@ def run(
 
     Example: dfmspec run spec.yaml train.train_iters=100
     """
-    from dfmspec.cli.plan import described
-    from dfmspec.plan import make_plan, read_bundle
+    from dfmspec.bundle import check_files, read_bundle
+    from dfmspec.describe import described
+    from dfmspec.launch import launcher
+    from dfmspec.plan import make_plan
     from dfmspec.supervise import Request, check_guards, execute, talk_to_stderr
 
     file, overrides = one_file(words)
@@ -43,6 +46,7 @@ def run(
         plan = read_bundle(Path(file))
         if dry_run:
             raise UsageError(f"{file} is a plan already; read {file}/plan.json, or run it")
+        check_files(plan, Path(file))
         check_guards(plan)
     else:
         resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"))
@@ -60,11 +64,14 @@ def run(
         )
     if run_output is not None:
         plan = dataclasses.replace(plan, run={**plan.run, "output_dir": run_output})
-    if plan.config["cluster"]["device"] == "cuda" and not Path("/dev/nvidiactl").exists():
+    kind = plan.launcher["kind"]
+    if detach and not launcher(kind).OUTLIVES:
+        raise UsageError(f"--detach: what launcher {kind} starts ends with this command; launcher slurm goes on")
+    if kind == "local" and plan.gpus_per_node and not Path("/dev/nvidiactl").exists():
         raise PreflightError("the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU")
     _prepare(plan.config)
-    code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr))
-    if code == OK and plan.run["num_samples"]:
+    code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr, detach))
+    if code == OK and plan.run["num_samples"] and not detach:
         _draw(run_dir, plan.run["num_samples"])
     _conclude(run_dir, code)
     raise typer.Exit(code)

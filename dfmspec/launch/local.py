@@ -10,16 +10,30 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from string import Template
 from typing import IO
 
 from dfmspec.errors import PreflightError
-from dfmspec.plan import CONFIG, Plan
+from dfmspec.launch import Place
+from dfmspec.plan import CONFIG, RANK, VARIABLES, Plan
 from dfmspec.processes import die_with_parent
 from dfmspec.resources import resource
 from dfmspec.targets import target_module
 
+OUTLIVES = False
 
-def launch(plan: Plan, run_dir: str, attempt_dir: str) -> LocalRun:
+
+def files(plan: Plan) -> dict[str, str]:
+    """None: the scripts of the nodes are all."""
+    return {}
+
+
+def attach(plan: Plan, place: Place) -> None:
+    """Never: the processes end with their supervisor."""
+    return
+
+
+def launch(plan: Plan, place: Place) -> LocalRun:
     """Start one torchrun a node.
 
     Raises:
@@ -30,18 +44,20 @@ def launch(plan: Plan, run_dir: str, attempt_dir: str) -> LocalRun:
     if program is None:
         raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
     port = str(free_port())
-    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_ATTEMPT_DIR": attempt_dir, "TQDM_DISABLE": "1"}
-    if len(plan.nodes) > 1:
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": place.run_dir, "DFMSPEC_ATTEMPT_DIR": place.attempt_dir, "TQDM_DISABLE": "1"}
+    if plan.nnodes > 1:
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DFMSPEC_RDZV_ID": f"{Path(place.run_dir).name}.{place.attempt}"}
     else:
         env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
     entry = target_module(plan.target).ENTRY
-    places = {entry: str(resource(entry)), CONFIG: os.path.join(run_dir, CONFIG), "torchrun": program}
-    places |= {f"${name}": env[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in env}
-    run = LocalRun()
-    for node in plan.nodes:
-        argv = [places.get(word, word) for word in node.argv]
-        folder = Path(attempt_dir) / f"node{node.node_rank}"
+    places = {entry: str(resource(entry)), CONFIG: os.path.join(place.run_dir, CONFIG), "torchrun": program}
+    places |= {word: Template(word).substitute(env) for word in plan.command if word in VARIABLES and word != RANK}
+    run = LocalRun(place.attempt)
+    for node in range(plan.nnodes):
+        argv = [places.get(word, word) for word in plan.argv(node)]
+        if plan.launcher["setup"]:
+            argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
+        folder = Path(place.attempt_dir) / f"node{node}"
         folder.mkdir(parents=True, exist_ok=True)
         run.start(argv, env, folder)
     return run
@@ -58,7 +74,8 @@ def free_port() -> int:
 class LocalRun:
     """The torchrun processes of a run on this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folders: list[Path] = []
         self._logs: list[IO[bytes]] = []
@@ -88,6 +105,14 @@ class LocalRun:
     def poll(self) -> list[int | None]:
         """Exit code of each node's torchrun; None while it runs."""
         return [process.poll() for process in self._processes]
+
+    def again(self) -> bool:
+        """Nobody starts it again."""
+        return False
+
+    def last_word(self) -> str:
+        """Nothing beyond the logs."""
+        return ""
 
     def stop(self, number: int) -> None:
         """Signal the ranks themselves: they finish the iteration, save, and let torchrun end well.

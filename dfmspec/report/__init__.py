@@ -8,12 +8,31 @@ from importlib import import_module
 from dfmspec.diagnostics import Diagnostic
 
 Report = Callable[[Sequence[Diagnostic], Mapping[str, str]], str]
-"""(findings, text of each file) -> what is printed."""
+"""(findings, suppressed ones among them; text of each file) -> what is printed."""
 
-REPORTERS = {"full": "text", "concise": "concise", "json": "as_json", "github": "github"}
+REPORTERS = {
+    "full": "text", "concise": "concise", "json": "as_json", "jsonl": "jsonl", "github": "github", "sarif": "sarif", "junit": "junit",
+    "gitlab": "gitlab", "rdjson": "rdjson", "markdown": "markdown",
+}  # fmt: skip
 
 
 def reporter(name: str) -> Report:
     """The `report` function of a form."""
     report: Report = import_module(f"dfmspec.report.{REPORTERS[name]}").report
     return report
+
+
+def printable(text: str) -> str:
+    """One line, without what a terminal or a log would take for a command."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def relative(file: str) -> str:
+    """A file as tools that look at a checkout want it: relative to the working directory, with slashes."""
+    import os
+    from pathlib import Path
+
+    if file[:1] == "<" or not file.startswith("/"):
+        return file.removeprefix("./")
+    near = os.path.relpath(file)
+    return file if near.startswith("..") else Path(near).as_posix()

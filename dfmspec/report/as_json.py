@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from dfmspec import __version__
 from dfmspec.diagnostics import Diagnostic, dotted
 
 
+def entry(finding: Diagnostic) -> dict[str, Any]:
+    """One finding."""
+    return {
+        "file": finding.span.file, "line": finding.span.line, "column": finding.span.column,
+        "end_line": finding.span.end_line, "end_column": finding.span.end_column,
+        "severity": finding.severity.label, "code": finding.code, "name": finding.name,
+        "message": finding.message, "hint": finding.hint, "path": dotted(finding.path), "layer": finding.layer, "suppressed": finding.suppression,
+    }  # fmt: skip
+
+
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
-    """{"schema_version", "findings": [...]}."""
-    entries = [
-        {
-            "file": finding.span.file, "line": finding.span.line, "column": finding.span.column,
-            "end_line": finding.span.end_line, "end_column": finding.span.end_column,
-            "severity": finding.severity.label, "code": finding.code, "name": finding.name,
-            "message": finding.message, "hint": finding.hint, "path": dotted(finding.path),
-        }
-        for finding in findings
-    ]  # fmt: skip
-    return json.dumps({"schema_version": 1, "findings": entries}, indent=2)
+    """{"schema_version", "tool", "findings": [...]}."""
+    tool = {"name": "dfmspec", "version": __version__}
+    return json.dumps({"schema_version": 1, "tool": tool, "findings": [entry(finding) for finding in findings]}, indent=2)

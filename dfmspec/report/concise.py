@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dfmspec.diagnostics import Diagnostic
+from dfmspec.diagnostics import Diagnostic, shown
+from dfmspec.report import printable
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """All findings, a line each."""
     return "\n".join(
-        f"{finding.span}: {finding.severity.label}: {finding.message} [{finding.code} {finding.name}]" for finding in findings
+        printable(f"{finding.span}: {finding.severity.label}: {finding.message} [{finding.code} {finding.name}]") for finding in shown(findings)
     )

@@ -6,13 +6,20 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from dfmspec.diagnostics import Diagnostic, Severity, Span
+from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Severity, Span, shown
+from dfmspec.document import lines_of
+from dfmspec.report import printable
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.HINT: "36"}
 
 
+_LAYERS = {"default": "the target's default", "extends": "a file that the spec extends", "config file": "the spec's config_file", "flag": "a flag"}
+"""How a layer is called where the place alone does not tell."""
+
+
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """All findings, then a count; nothing for nothing."""
+    findings = shown(findings)
     if not findings:
         return ""
     blocks = [render(finding, texts.get(finding.span.file, "")) for finding in findings]
@@ -22,22 +29,25 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
 def render(finding: Diagnostic, text: str = "") -> str:
     """One finding: place, severity and code, message, the line, one way out."""
     label = _colour(f"{finding.severity.label}", _COLOURS[finding.severity])
-    lines = [f"{finding.span}: {label}: {finding.message} [{finding.code} {finding.name}]"]
-    lines += _frame(finding.span, text)
+    lines = [f"{printable(str(finding.span))}: {label}: {printable(finding.message)} [{finding.code} {finding.name}]"]
+    if not finding.code.startswith("SEC"):  # a secret is not printed again
+        lines += _frame(finding.span, text)
+    if finding.layer and not finding.layer.startswith("derived"):
+        lines.append(f"  {_colour('from', '34')}: {_LAYERS.get(finding.layer, finding.layer)}")
     if finding.hint:
-        lines.append(f"  {_colour('help', '32')}: {finding.hint}")
+        lines.append(f"  {_colour('help', '32')}: {printable(finding.hint)}")
     return "\n".join(lines)
 
 
 def _frame(span: Span, text: str) -> list[str]:
     """The line of the finding, and carets under the place."""
-    lines = text.splitlines()
+    lines = lines_of(text)
     if not span.line or span.line > len(lines):
         return []
-    line = lines[span.line - 1].replace("\t", " ")[:160]
+    line = printable(lines[span.line - 1].rstrip().replace("\t", " ")[:160])
     end = span.end_column if span.end_line == span.line else len(line) + 1
     width = max(1, min(end, len(line) + 1) - span.column)
-    gutter = str(span.line)
+    gutter = str(span.line) if span.file != COMMAND_LINE else " "
     return [f"  {gutter} | {line}", f"  {' ' * len(gutter)} | {' ' * (span.column - 1)}{_colour('^' * width, '31')}"]
 
 

@@ -1,48 +1,81 @@
 """The rules: families in one table, and the pass that runs them all.
 
-The codes of the structural stage (SPC1xx, SPC2xx, CKP101) are given out in `document` and `load`.
+The codes of the structural stage (SPC1xx, SPC2xx, CKP101) are given out in `document`, `load` and `structure`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dfmspec.diagnostics import Diagnostic, Span
+from dfmspec.diagnostics import Diagnostic, Span, shown
 from dfmspec.resolve import Resolved
-from dfmspec.rules import files, model, parallel, training
+from dfmspec.rules import (
+    batch,
+    checkpoint,
+    dataset,
+    distributed,
+    evaluation,
+    launch,
+    launchers,
+    model,
+    optimizer,
+    parallel,
+    pipeline,
+    precision,
+    sequence,
+    spec,
+    structural,
+)
 from dfmspec.rules.base import Rule, UnknownValue, View
 
-RULES: tuple[Rule, ...] = (*parallel.RULES, *training.RULES, *model.RULES, *files.RULES)
-LEVELS = ("spec", "paths")
-"""What a check may look at: the spec alone, or files too."""
+FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, precision, optimizer, distributed, checkpoint, evaluation, dataset, launch, launchers)
+RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+LEVELS = ("spec", "paths", "data")
+"""What a check may look at: the spec alone, files too, samples too."""
 
 
-def check_spec(resolved: Resolved, *, levels: Iterable[str] = LEVELS) -> tuple[Diagnostic, ...]:
-    """Every finding of a spec, sorted by place: the structural ones and those of all rules of the levels."""
-    wanted, target, found = set(levels), resolved.spec.target, list(resolved.spec.problems)
+def check_spec(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
+    """Every finding of a spec that no comment suppresses, sorted by place: the structural ones and those of all rules of the levels."""
+    return shown(all_findings(resolved, levels=levels))
+
+
+def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
+    """Every finding of a spec, sorted by place; those that a comment suppresses say so."""
+    wanted, target, found = {*levels}, resolved.spec.target, list(resolved.spec.problems)
+    view = View(resolved)
+    unreadable = any(document.data is None and document.problems for document in resolved.spec.documents)
     for rule in RULES:
-        if rule.level in wanted and target in rule.targets:
-            found.extend(_findings(rule, resolved))
+        if rule.level in wanted and target in rule.targets and not unreadable:
+            found.extend(_findings(rule, view))
+    marked = [document for document in resolved.spec.documents if "dfmspec:" in document.text]
+    if marked:
+        from dfmspec.suppressions import suppressed
+
+        judged = {rule.code for rule in RULES if rule.level in wanted and target in rule.targets}
+        found = suppressed(found, marked, judged, {rule.code: rule.level for rule in RULES})
     return tuple(sorted(set(found), key=lambda diagnostic: diagnostic.sort_key))
 
 
-def _findings(rule: Rule, resolved: Resolved) -> list[Diagnostic]:
+def _findings(rule: Rule, view: View) -> list[Diagnostic]:
+    found = []
     try:
-        return [
-            Diagnostic(
-                _place(finding.path, resolved), rule.code, rule.name,
-                rule.severity if finding.severity is None else finding.severity, finding.message, finding.hint, finding.path,
-            )
-            for finding in rule.check(View(resolved))
-        ]
+        for finding in rule.check(view):
+            severity = rule.severity if finding.severity is None else finding.severity
+            span, layer = _place(finding.path, view.resolved)
+            found.append(Diagnostic(span, rule.code, rule.name, severity, finding.message, finding.hint, finding.path, layer, None, finding.fix))
     except (UnknownValue, ZeroDivisionError):
-        return []
+        pass
+    return found
 
 
-def _place(path: tuple[str | int, ...], resolved: Resolved) -> Span:
-    """Where the value was set; in the spec's file when it was not set by anybody."""
-    origin = resolved.origins.get(".".join(map(str, path)))
+def _place(path: tuple[str | int, ...], resolved: Resolved) -> tuple[Span, str]:
+    """Where the value was set, and by which layer; in the spec's file when it was not set by anybody."""
+    key = ".".join(map(str, path))
+    origin = resolved.origins.get(key)
+    if origin is None or not origin.is_users:
+        origin = resolved.spec.origins.get(key)  # a null of the user's, which a derived value stands in for
     if origin is not None and origin.is_users:
-        return origin.span
+        return origin.span, "" if origin.layer in ("spec", "override") else origin.layer
     documents = resolved.spec.documents
-    return documents[0].span(path[:1]) if documents and documents[0].text else Span(resolved.spec.file)
+    section = documents[0].keys.get(path[:1]) if documents else None
+    return section or Span(resolved.spec.file), origin.layer if origin is not None else ""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import Finding, Path, Severity
 from dfmspec.layout import Layout, nearest_multiples
@@ -13,17 +12,24 @@ from dfmspec.resolve import Resolved
 BOTH = ("megatron_core", "dfm")
 OURS = ("megatron_core",)
 DFM = ("dfm",)
+ERROR, WARNING, HINT = Severity.ERROR, Severity.WARNING, Severity.HINT
+
+TP, PP, CP = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size", "model.context_parallel_size"
+VPP, SP = "model.virtual_pipeline_model_parallel_size", "model.sequence_parallel"
+LAYERS, HIDDEN, HEADS, FFN = "model.num_layers", "model.hidden_size", "model.num_attention_heads", "model.ffn_hidden_size"
+GBS, MBS, ITERS, SAMPLES = "train.global_batch_size", "train.micro_batch_size", "train.train_iters", "train.train_samples"
+LENGTH = "dataset.task_encoder_seq_length"
 
 
 class UnknownValue(Exception):
-    """A rule asked for a value that is broken or not given; the rule is skipped."""
+    """A rule asked for a value that is broken, or that the target does not have; the rule is skipped."""
 
 
-@dataclass(frozen=True)
 class View:
     """A Resolved as rules see it: an unknown value stops the rule that asks for it."""
 
-    resolved: Resolved
+    def __init__(self, resolved: Resolved) -> None:
+        self.resolved = resolved
 
     def __getitem__(self, key: str) -> Any:
         if key in self.resolved.unknown or key not in self.resolved.values:
@@ -32,17 +38,26 @@ class View:
 
     def is_users(self, key: str) -> bool:
         """Whether a person set the key."""
-        return self.resolved.origins[key].is_users
+        origin = self.resolved.origins.get(key)
+        return origin is not None and origin.is_users
+
+    def users(self, *keys: str) -> list[str]:
+        """Those of the keys that a person set to something other than null."""
+        return [key for key in keys if self.is_users(key) and self.resolved.values[key] is not None]
+
+    def section(self, name: str) -> list[str]:
+        """The keys of a section that a person set."""
+        return [key for key in self.resolved.spec.users if key.startswith(f"{name}.")]
+
+    @property
+    def target(self) -> str:
+        """What trains."""
+        return self.resolved.spec.target
 
     @property
     def layout(self) -> Layout:
         """The arrangement of ranks."""
-        return Layout(
-            self["cluster.nnodes"] * self["cluster.nproc_per_node"],
-            self["model.tensor_model_parallel_size"],
-            self["model.pipeline_model_parallel_size"],
-            self["model.context_parallel_size"],
-        )
+        return Layout(self["cluster.nnodes"] * self["cluster.nproc_per_node"], self[TP], self[PP], self[CP])
 
     @property
     def data_parallel_size(self) -> int:
@@ -51,13 +66,18 @@ class View:
             raise UnknownValue("data_parallel_size")
         return self.layout.data_parallel_size
 
+    @property
+    def is_mock(self) -> bool:
+        """Whether the data are random tensors, never read from disk."""
+        return bool(self["data.source"] == "mock")
+
 
 Check = Callable[[View], Iterable[Finding]]
+Text = str | Callable[[View], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One constraint, with its manual."""
+class Rule(NamedTuple):
+    """One constraint, with its manual; its example and near miss are tests/corpus/rules/<code>."""
 
     code: str
     name: str
@@ -66,18 +86,45 @@ class Rule:
     check: Check
     why: str
     """What would happen."""
-    example: tuple[str, ...]
-    """Overrides on the smallest spec that make it fire."""
-    instead: tuple[str, ...]
-    """Overrides that do not."""
+    source: str = ""
+    """Where the constraint comes from."""
     targets: tuple[str, ...] = BOTH
     level: str = "spec"
-    """"spec" needs the spec alone, "paths" looks at files."""
+    """"spec" needs the spec alone, "paths" looks at files, "data" reads samples."""
 
 
 def path(key: str) -> Path:
     """`model.num_layers` as a Path."""
     return tuple(key.split("."))
+
+
+def say(view: View, text: Text) -> str:
+    """A message, or what its function says."""
+    return text if isinstance(text, str) else text(view)
+
+
+def excludes(when: Callable[[View], Any], *, at: str | Callable[[View], str], message: Text, hint: Text) -> Check:
+    """A combination that must not be."""
+
+    def check(view: View) -> Iterator[Finding]:
+        if when(view):
+            yield Finding(path(say(view, at)), say(view, message), say(view, hint))
+
+    return check
+
+
+def requires(key: str, *needs: tuple[str, Any], because: str, unless: Callable[[View], bool] = lambda view: False) -> Check:
+    """`key`, when true, needs each other key at the given value."""
+
+    def check(view: View) -> Iterator[Finding]:
+        if not view[key] or unless(view):
+            return
+        for other, wanted in needs:
+            if view[other] != wanted:
+                message = f"{key} needs {other} {shown(wanted)}, but it is {shown(view[other])}: {because}"
+                yield Finding(path(key), message, f"set {other} to {shown(wanted)}, or {key} to false")
+
+    return check
 
 
 def must_divide(divisor: str, number: str, *, words: str, at: str | None = None) -> Check:
@@ -97,11 +144,21 @@ def must_divide(divisor: str, number: str, *, words: str, at: str | None = None)
     return check
 
 
-def excludes(when: Callable[[View], bool], *, at: str, message: str, hint: str) -> Check:
-    """A combination that must not be."""
+def together(*checks: Check) -> Check:
+    """Several checks under one code."""
 
     def check(view: View) -> Iterator[Finding]:
-        if when(view):
-            yield Finding(path(at), message, hint)
+        for one in checks:
+            try:
+                yield from one(view)
+            except UnknownValue:
+                continue
 
     return check
+
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,17 +18,64 @@ class Cluster(Section):
     """Processes, one a device, on each node; derived: the fewest that hold TP x PP x CP."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cuda, or cpu over gloo for small trials and tests."""
+    gpu: Literal["a100", "h100", "h200", "b200", "b300", "gb200", "gb300"] | None = None
+    """The GPU model, for rules on number formats and memory; null: not known."""
     master_addr: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")] | None = None
     """Address of node 0; null: the launcher's choice, or the environment's MASTER_ADDR."""
     master_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of node 0; null: the launcher's choice, or the environment's MASTER_PORT."""
 
 
-class Launcher(Section):
-    """How the processes are started."""
 
-    kind: Literal["local"] = "local"
-    """local: torchrun on this machine; every node of the plan on this machine, for trials."""
+
+def _form(pattern: str, words: str) -> Any:
+    """A pattern, with the words that a finding says it in."""
+    return Field(pattern=pattern, json_schema_extra={"x-form": words})
+
+
+_Word = Annotated[str, _form(r"^[\w.,@-]+$", "letters, digits, dot, comma, hyphen and underscore")]
+_Label = Annotated[str, _form(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "a name of Kubernetes: at most 63 lower-case letters, digits and hyphens")]
+_Host = Annotated[str, _form(r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", "a host, such as node1 or user@10.0.0.1")]
+_Minutes = Annotated[str, _form(r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$", "minutes, hours:minutes:seconds or days-hours, in quotes")]
+_Option = Annotated[str, _form(r"^--[a-z][a-z-]*(=[^\n]*)?$", "one option a line of the list, such as --exclusive or --constraint=h200")]
+_Place = Annotated[str, _form(r"^/[^\n]*$", "an absolute path")]
+
+
+class Launcher(Section):
+    """How the processes are started. Keys that name a launcher in brackets are for that one alone."""
+
+    kind: Literal["local", "ssh", "slurm", "kubernetes"] = "local"
+    """local: torchrun on this machine; every node of the plan on this machine, for trials. ssh, slurm: one torchrun on each node. kubernetes: a JobSet."""
+    rendezvous: Literal["static", "c10d"] = "static"
+    """How several nodes meet: static, by node rank, address and port, as in the how-to; or c10d, by address and an id of the attempt."""
+    env: dict[str, str] = Field(default={})
+    """Environment variables of every process, such as NCCL_ALGO; never secrets."""
+    setup: list[str] = Field(default=[])
+    """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""
+    hosts: list[_Host] = Field(default=[])
+    """[ssh] The nodes, node 0 first, as ssh names them."""
+    ssh_options: list[str] = Field(default=[])
+    """[ssh] Further words for ssh, such as -p and a port."""
+    partition: _Word | None = None
+    """[slurm] Partition of the job; null: the cluster's default."""
+    account: _Word | None = None
+    """[slurm] Account that pays."""
+    qos: _Word | None = None
+    """[slurm] Quality of service."""
+    time_limit: _Minutes | None = None
+    """[slurm] Most time of an attempt, such as "4:00:00" or "2-00" (days-hours); a run that is not done by then saves, and is queued again."""
+    stop_before: Annotated[int, Field(ge=0, le=65535)] = 180
+    """[slurm] Seconds before the time limit, or after a preemption's notice, in which the run saves and stops."""
+    sbatch_options: list[_Option] = Field(default=[])
+    """[slurm] Further options of sbatch, such as --exclusive or --constraint=h200."""
+    image: Annotated[str, Field(min_length=1)] | None = None
+    """[kubernetes] The container's image, with dfmspec[train] in it, or NVIDIA DFM for target dfm; best by digest."""
+    namespace: _Label | None = None
+    """[kubernetes] Namespace; null: kubectl's own."""
+    queue: _Label | None = None
+    """[kubernetes] Local queue of Kueue that admits the job."""
+    volumes: dict[str, _Place] = Field(default={})
+    """[kubernetes] Persistent volume claims, and where each is mounted, such as {training-data: /data}."""
 
 
 class Run(Section):

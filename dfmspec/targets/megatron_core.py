@@ -39,7 +39,7 @@ SHARED: tuple[Derived, ...] = (
     Derived("model.ffn_hidden_size", ("model.hidden_size",), lambda v: 4 * v["model.hidden_size"], "4 x hidden_size"),
     Derived(
         "model.kv_channels", ("model.hidden_size", "model.num_attention_heads"),
-        lambda v: v["model.hidden_size"] // v["model.num_attention_heads"], "hidden_size / num_attention_heads", Severity.WARNING,
+        lambda v: v["model.hidden_size"] // v["model.num_attention_heads"], "hidden_size / num_attention_heads", Severity.HINT,
     ),
     Derived("model.num_query_groups", ("model.num_attention_heads",), lambda v: v["model.num_attention_heads"], "num_attention_heads"),
     Derived(

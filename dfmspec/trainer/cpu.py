@@ -1,8 +1,8 @@
-"""megatron-core on the CPU, over gloo: what lets its unmodified code run where there is no CUDA.
+"""megatron-core without CUDA: over gloo on the CPU, or on the meta device, where tensors have shapes and no values.
 
 megatron-core writes `device="cuda"` and `torch.cuda.*` into its buffers, its schedules and its optimizer. Here a
-`TorchFunctionMode` sends those tensors to the CPU, and the few `torch.cuda` functions it calls get an answer. Nothing
-else in dfmspec knows of this module, and it refuses to load for a CUDA run.
+`TorchFunctionMode` sends those tensors elsewhere, and the few `torch.cuda` functions it calls get an answer. Only
+`setup` (for cluster.device cpu) and `deep` (meta) know of this module, and it refuses to load for a CUDA run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_CPU = torch.device("cpu")
-
 
 def _is_cuda(device: object) -> bool:
     if isinstance(device, torch.device):
@@ -21,35 +19,40 @@ def _is_cuda(device: object) -> bool:
     return isinstance(device, str) and device.startswith("cuda")
 
 
-class _CudaToCpu(TorchFunctionMode):
-    """Every tensor that is asked for on a CUDA device is made on the CPU."""
+class _Elsewhere(TorchFunctionMode):
+    """Every tensor that is asked for on a CUDA device is made on another one."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = _CPU
+            kwargs["device"] = self.device
         if func is torch.Tensor.cuda:
-            return args[0]
+            return args[0] if self.device.type == "cpu" else args[0].to(self.device)
         if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            args = (args[0], _CPU, *args[2:])
+            args = (args[0], self.device, *args[2:])
         result = func(*args, **kwargs)
         # The optimizers sort parameters by type names such as 'torch.cuda.FloatTensor'.
         if func is torch.Tensor.type and len(args) == 1 and isinstance(result, str):
-            return result.replace("torch.", "torch.cuda.", 1)
+            return result.replace("torch.meta.", "torch.").replace("torch.", "torch.cuda.", 1)
         return result
 
 
 def install(device: str) -> None:
-    """Let megatron-core run on the CPU in this process.
+    """Let megatron-core run on `cpu`, or be built on `meta`, in this process.
 
     Raises:
-        RuntimeError: when the run's device is not `cpu`.
+        RuntimeError: for any other device.
     """
-    if device != "cpu":
-        raise RuntimeError(f"dfmspec.trainer.cpu is for cluster.device cpu, not {device}")
-    _CudaToCpu().__enter__()
+    if device not in ("cpu", "meta"):
+        raise RuntimeError(f"dfmspec.trainer.cpu is for runs without CUDA, not for {device}")
+    elsewhere = torch.device(device)
+    _Elsewhere(elsewhere).__enter__()
     cuda = torch.cuda
-    cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
+    cuda.current_device = lambda: elsewhere  # type: ignore[assignment,return-value]
     cuda.device_count = lambda: 1
     for silent in ("synchronize", "set_device", "manual_seed", "empty_cache"):
         setattr(cuda, silent, lambda *args, **kwargs: None)

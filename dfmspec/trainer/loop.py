@@ -23,17 +23,20 @@ from dfmspec.trainer.streams import RankStreams
 _MAX_FAILED_SAVES = 3
 
 
-def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None) -> None:
+def train(
+    experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None, attempt_dir: Path | None
+) -> None:
     """Train to `train.train_iters`.
 
-    `config` and `digest` are stored in the checkpoints; `resume` finds the checkpoint to start from, if any.
+    `config` and `digest` are stored in the checkpoints; `resume` finds the checkpoint to start from, if any; `attempt_dir` is the
+    folder of this start of the run, named by its number.
 
     Raises:
         CheckpointError: nothing that exists can be loaded.
         TrainingError: gradients that are not finite.
         OSError: several checkpoints in a row could not be written.
     """
-    stop, train = StopSignal(), experiment.train
+    stop, train = StopSignal(attempt_dir / "stop" if attempt_dir else None), experiment.train
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
     trainer = build_trainer(experiment)
     start_from = _agreed(resume, report)
@@ -44,7 +47,7 @@ def train(experiment: Experiment, *, config: dict[str, Any], digest: str, resume
         report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
     save = _Saver(trainer, streams, config, digest, report)
     _refuse_newer(Path(experiment.checkpoint.save), iteration)
-    report.event("started", iteration=iteration, train_iters=train.train_iters)
+    report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=int(attempt_dir.name) if attempt_dir else None)
     report.say("[INFO] Starting pretraining...")
 
     first, stopped_by = iteration + 1, 0

@@ -140,6 +140,8 @@ def initialize(model: DiT, *, seed: int, std: float) -> None:
     size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     for local_name, weight in model.named_parameters():
         name = global_name(model, local_name)
+        if weight.is_meta:  # built for its shapes alone
+            continue
         if "layernorm" in name:
             weight.fill_(1.0)
         elif name.endswith("bias") or name.startswith("final_linear") or "adaln.up" in name:

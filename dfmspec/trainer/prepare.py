@@ -27,6 +27,7 @@ from PIL import Image
 
 from dfmspec.energon_metadata import split_counts
 from dfmspec.errors import DataError
+from dfmspec.shards import SAMPLE_NAME
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
 from dfmspec.trainer.decode import load_context, load_latent
@@ -186,12 +187,11 @@ def _first_samples(shard: Path, limit: int, problems: list[str]) -> Iterator[tup
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if key not in samples and len(samples) == limit:
-                    break
+                match = SAMPLE_NAME.match(member.name) if member.isfile() else None
+                if match is None or (match[1] not in samples and len(samples) == limit):
+                    continue
                 handle = tar.extractfile(member)
-                data = handle.read() if handle else b""
-                samples.setdefault(key, {})[suffix] = data
+                samples.setdefault(match[1], {})[match[2]] = handle.read() if handle else b""
     except (tarfile.TarError, OSError, EOFError) as error:
         problems.append(f"{shard} is not a whole tar file: {error}")
     yield from samples.items()

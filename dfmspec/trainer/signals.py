@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ import torch.distributed as dist
 class StopSignal:
     """Remembers SIGTERM, SIGINT or SIGUSR1 until an iteration asks."""
 
-    def __init__(self) -> None:
-        self._received = 0
+    def __init__(self, file: Path | None) -> None:
+        """file: where a launcher of other machines leaves the number of a signal; rank 0 looks for it."""
+        self._received, self._file = 0, file if dist.get_rank() == 0 else None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -22,6 +24,8 @@ class StopSignal:
 
     def agreed(self) -> int:
         """The signal that any rank has received, or 0; the same on every rank."""
+        if self._file and not self._received and self._file.exists():
+            self._received = int(self._file.read_text() or signal.SIGTERM)
         flag = torch.tensor([self._received], device="cuda")
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)

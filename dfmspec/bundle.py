@@ -1,0 +1,101 @@
+"""A plan on disk: its files, all of them a function of the plan; written whole, and read back only when nobody has edited them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dfmspec.errors import PreflightError, StalePlanError, UsageError
+from dfmspec.launch import launcher
+from dfmspec.plan import CONFIG, Plan, config_text
+from dfmspec.resources import resource
+from dfmspec.scripts import node_script, script_names
+from dfmspec.targets import target_module
+
+PLAN = "plan.json"
+
+
+def bundle_files(plan: Plan) -> dict[str, str]:
+    """name -> text: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
+    return {PLAN: json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n", CONFIG: config_text(plan.config), **programs(plan)}
+
+
+def programs(plan: Plan) -> dict[str, str]:
+    """What is run: the scripts, and the entry."""
+    files = {name: node_script(plan, node) for name, node in script_names(plan).items()}
+    files |= launcher(plan.launcher["kind"]).files(plan)
+    if plan.target == "megatron_core":
+        entry = target_module(plan.target).ENTRY
+        files[entry] = resource(entry).read_text(encoding="utf-8")
+    return files
+
+
+def write_bundle(plan: Plan, out: Path) -> None:
+    """Write the files of a plan.
+
+    Raises:
+        UsageError: the folder exists and is not empty.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it")
+    write_files(bundle_files(plan), out)
+
+
+def write_files(files: dict[str, str], out: Path) -> None:
+    """Write files into a folder; scripts may be executed."""
+    for name, text in files.items():
+        file = out / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        if file.suffix in (".sh", ".sbatch"):
+            file.chmod(0o755)
+
+
+def read_bundle(folder: Path) -> Plan:
+    """The plan of a bundle.
+
+    Raises:
+        PreflightError: plan.json is damaged or was edited.
+    """
+    try:
+        stored = json.loads((folder / PLAN).read_text())
+        plan = Plan(
+            stored["name"], stored["target"], stored["config"], stored["nnodes"], tuple(stored["command"]),
+            stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"],
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PreflightError(f"{folder}/{PLAN} cannot be read: {error}; make the plan again") from error
+    if stored.get("plan_id") != f"sha256:{plan.plan_id}" or stored.get("launch") != plan.launch_digest:
+        raise PreflightError(f"{folder}/{PLAN} was edited: its content is not that of its digests; make the plan again")
+    return plan
+
+
+def check_files(plan: Plan, folder: Path) -> None:
+    """Refuse a bundle of which a file was edited after it was reviewed.
+
+    Raises:
+        StalePlanError: a file is not what the plan gives.
+    """
+    if stale := stale_files(plan, folder):
+        raise StalePlanError(f"{folder} is not what its plan gives: {', '.join(stale)}; make the plan again, from a spec that says what was edited")
+
+
+def stale_files(plan: Plan, folder: Path) -> list[str]:
+    """The files of a folder that are not what the plan would write; guards aside, which are of a machine and a version."""
+    fresh = bundle_files(plan)
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    return sorted(name for name in fresh.keys() | present if not _same(fresh.get(name), folder / name))
+
+
+def _same(text: str | None, file: Path) -> bool:
+    try:
+        found = file.read_text(encoding="utf-8", errors="surrogateescape")
+        if text is not None and file.name == PLAN:
+            return _unguarded(text) == _unguarded(found)
+    except (OSError, ValueError):
+        return False
+    return text == found
+
+
+def _unguarded(text: str) -> dict[str, object]:
+    return {key: value for key, value in json.loads(text).items() if key != "guards"}

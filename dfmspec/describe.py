@@ -1,0 +1,94 @@
+"""A plan for a reader: sizes, ranks, reasons, commands."""
+
+from __future__ import annotations
+
+import json
+
+from dfmspec.environment import reason
+from dfmspec.errors import UsageError
+from dfmspec.layout import Layout, Place, crossing, places
+from dfmspec.plan import Plan
+from dfmspec.resolve import Resolved
+from dfmspec.scripts import shell_command
+from dfmspec.size import checkpoint_bytes, flops_per_pack, parameters
+from dfmspec.targets import target_module
+from dfmspec.targets.megatron_core import layout
+
+_SHOWN_ONE_BY_ONE = 4
+_HOW_TO_START = {
+    "ssh": "dfmspec run starts each node's command by ssh",
+    "slurm": "dfmspec run submits and watches it; or write it with -o DIR, and sbatch DIR/job.sbatch",
+    "kubernetes": "write it with -o DIR, and kubectl apply -f DIR/jobset.yaml",
+}
+
+
+def _sizes(resolved: Resolved, ranks: Layout) -> list[str]:
+    """How much it is: parameters, tokens, operations, disk; and which groups leave a node."""
+
+    values, length = resolved.values, resolved["dataset.task_encoder_seq_length"]
+    packs, interval, iters = values["train.global_batch_size"], values["checkpoint.save_interval"], values["train.train_iters"] or 0
+    embedded = values["data.source"] != "webdataset" and "data.resolution" in values
+    tokens = min(length, (values["data.resolution"] // 8 // values["model.patch_spatial"]) ** 2) if embedded else length
+    of_what = f"samples of {tokens} tokens" if embedded else "one sample a pack, the most it can be"
+    saves = -(-iters // interval) if interval else 1
+    kept = saves if (values["checkpoint.most_recent_k"] or -1) < 1 else min(saves, max(2, values["checkpoint.most_recent_k"]))
+    each, operations = checkpoint_bytes(values), packs * flops_per_pack(values, tokens)
+    lines = [
+        f"  {parameters(values) / 1e6:,.1f} M parameters; an iteration is {packs * length:,} tokens and {operations / 1e15:,.3g} PFLOP ({of_what}), "
+        f"{operations / ranks.world_size / 1e12:,.3g} TFLOP a rank",
+        f"  a checkpoint is about {each / 1e9:,.2g} GB; {kept} of them {kept * each / 1e9:,.3g} GB",
+    ]
+    if crossed := crossing(ranks, values["cluster.nproc_per_node"]):
+        lines.append(f"  groups that reach over nodes: {', '.join(crossed)}")
+    return lines
+
+
+def rank_table(resolved: Resolved) -> str:
+    """Every rank: its node and GPU, and its coordinate in each group."""
+    rows = [Place._fields, *places(layout(resolved.values), resolved["cluster.nproc_per_node"])]
+    return "\n".join("".join(f"{value:>7}" for value in row) for row in rows)
+
+
+def explain(resolved: Resolved, key: str) -> str:
+    """Where a value comes from, and what it was derived from, down to what somebody set."""
+    if key not in resolved.values:
+        raise UsageError(f"--why {key}: there is no such key; dfmspec schema experiment lists them")
+    sources = {derivation.key: derivation.sources for derivation in target_module(resolved.spec.target).DERIVED}
+    lines: list[str] = []
+
+    def tell(key: str, depth: int) -> None:
+        origin = resolved.origins[key]
+        derived = origin.layer == "derived"
+        place = origin.note if derived else "" if origin.layer == "default" else str(origin.span)
+        lines.append(f"{'  ' * depth}{key} = {json.dumps(resolved.values[key])}  {origin.layer}{f': {place}' if place else ''}")
+        for source in sources.get(key, ()) if derived else ():
+            tell(source, depth + 1)
+
+    tell(key, 0)
+    return "\n".join(lines)
+
+
+def described(resolved: Resolved, made: Plan) -> str:
+    """The plan for a reader: sizes, then each node's command as the how-to writes it."""
+    ranks = layout(resolved.values)
+    microbatches = resolved["train.global_batch_size"] // (resolved["train.micro_batch_size"] * max(1, ranks.data_parallel_size))
+    lines = [
+        f"{made.name}: recipe {resolved['recipe']} for target {made.target}, plan {made.plan_id[:12]}",
+        f"  {ranks.world_size} ranks = {resolved['cluster.nnodes']} nodes x {resolved['cluster.nproc_per_node']} on {resolved['cluster.device']}: "
+        f"TP: {ranks.tensor_model_parallel_size}, "
+        f"PP: {ranks.pipeline_model_parallel_size}, CP: {ranks.context_parallel_size} -> DP: {ranks.data_parallel_size}",
+        f"  global batch {resolved['train.global_batch_size']} packs = {microbatches} microbatches x {resolved['train.micro_batch_size']} "
+        f"x DP {ranks.data_parallel_size}; {resolved['train.train_iters']} iterations; a checkpoint every {resolved['checkpoint.save_interval']}",
+    ]
+    lines += _sizes(resolved, ranks)
+    set_by_user = [(key, origin) for key, origin in resolved.origins.items() if origin.is_users]
+    if set_by_user:
+        lines += ["  set:", *(f"    {key} = {json.dumps(resolved.values[key])}  ({origin.span})" for key, origin in set_by_user)]
+    every = made.nnodes > _SHOWN_ONE_BY_ONE
+    for node in [None] if every else range(made.nnodes):
+        lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}" if node is None else f"\n# node {node}")
+        lines += [f"export {name}={value}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
+        lines.append(shell_command(made.command if node is None else made.argv(node)))
+    if how := _HOW_TO_START.get(made.launcher["kind"]):
+        lines.append(f"\n# launcher {made.launcher['kind']}: {how}")
+    return "\n".join(lines)

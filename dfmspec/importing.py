@@ -1,0 +1,217 @@
+"""From what people have - a torchrun command, an override file - to a spec, with what never did anything listed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfmspec.document import Document, parse_document, read_document
+from dfmspec.errors import UsageError
+from dfmspec.fixes import scalar
+from dfmspec.rules.spec import SECRET_NAME
+
+_TORCHRUN = {
+    "nproc_per_node": "cluster.nproc_per_node", "nnodes": "cluster.nnodes", "master_addr": "cluster.master_addr", "master_port": "cluster.master_port",
+}  # fmt: skip
+_SILENT_TORCHRUN = ("node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max_restarts", "standalone", "log_dir", "tee", "redirects", "rdzv_conf")
+_SWITCHES = ("standalone",)
+_SHELL = ("export", "env", "exec", "&&", ";", "-m", "torch.distributed.run")
+_ENDS_A_COMMAND = re.compile(r"\d?>.*|\||\|\||&|&&|;")
+_SCRIPT = ("mock", "config_file", "debug", "dataset_path")
+
+
+@dataclass
+class Imported:
+    """What was understood."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Key -> value, of the Megatron sections and of ours."""
+    dead: list[tuple[str, str]] = field(default_factory=list)
+    """(word, why it did nothing, or was no word at all)."""
+
+
+def import_command(words: Sequence[str]) -> Imported:
+    """A torchrun line for DFM's pretraining script, as upstream would read it.
+
+    Raises:
+        UsageError: the words hold no script, or name a file that cannot be read.
+    """
+    found = Imported()
+    script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+    if script is None:
+        raise UsageError("there is no training script (.py) in this command")
+    end = next((i for i in range(script, len(words)) if _ENDS_A_COMMAND.fullmatch(words[i])), len(words))
+    _launcher(words[:script], found)
+    _script(words[script + 1 : end], found)
+    return found
+
+
+def import_file(file: Path) -> Imported:
+    """An override file.
+
+    Raises:
+        UsageError: it cannot be read, or is no mapping of sections.
+    """
+    found = Imported()
+    try:
+        document = read_document(file)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    _lay(document, found)
+    return found
+
+
+def _launcher(words: Sequence[str], found: Imported) -> None:
+    """torchrun's flags, and the environment before it."""
+    rest = []
+    for word in words:
+        match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", word, re.DOTALL)
+        if match is None:
+            rest.append(word)
+        elif re.fullmatch(SECRET_NAME, match[1]):
+            found.dead.append((f"{match[1]}=...", "a secret: export it where the run starts"))
+        elif "$" in match[2] or "`" in match[2]:
+            found.dead.append((word, "a variable of your shell: give its value"))
+        else:
+            found.values.setdefault("launcher.env", {})[match[1]] = match[2]
+    position = 0
+    while position < len(rest):
+        name, equals, value = rest[position].lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        flagged = rest[position].startswith("-")
+        position += 1
+        if flagged and not equals and name not in _SWITCHES and position < len(rest) and (name in _TORCHRUN or name in _SILENT_TORCHRUN):
+            value = rest[position]
+            position += 1
+        if name in _TORCHRUN and flagged:
+            _keep(_TORCHRUN[name], value, _value_of(value), found)
+        elif name not in _SILENT_TORCHRUN and not (rest[position - 1].endswith(("torchrun", "python", "python3")) or rest[position - 1] in _SHELL):
+            found.dead.append((rest[position - 1], "not carried over: set it where the run is launched"))
+
+
+def _script(words: Sequence[str], found: Imported) -> None:
+    """The script's own flags, with argparse's abbreviations, and Hydra's overrides."""
+    rest = list(words)
+    overrides: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            overrides.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        meant = [known for known in _SCRIPT if known.startswith(name.replace("-", "_"))]
+        if len(meant) != 1:
+            found.dead.append((word, "the script has no such flag, and its command line fails"))
+            continue
+        if meant[0] in ("config_file", "dataset_path") and not equals:
+            value = rest.pop(0) if rest else ""
+        if meant[0] == "mock":
+            found.values["data.source"] = "mock"
+        elif meant[0] == "dataset_path":
+            if "dataset.path" not in found.values:
+                _keep("dataset.path", value, value, found)
+        elif meant[0] == "config_file":
+            _lay(_readable(value), found)
+    for override in overrides:
+        _override(override, found)
+
+
+def _keep(key: str, text: str, value: Any, found: Imported) -> None:
+    """A key's value, unless it is for a shell to fill in."""
+    if "$" in text.replace("${RUN_DIR}", "") or "`" in text:
+        found.dead.append((f"{key}={text}", "a variable of your shell: give its value"))
+    else:
+        found.values["mixed_precision.recipe" if key == "mixed_precision" and isinstance(value, str) else key] = value
+
+
+def _value_of(text: str) -> Any:
+    """A value as YAML reads it; text where it cannot."""
+    document = parse_document(f"v: {text.strip()}".encode(), "")
+    return document.data["v"] if isinstance(document.data, dict) and not document.problems else text
+
+
+def _readable(name: str) -> Document:
+    try:
+        return read_document(name)
+    except OSError as error:
+        raise UsageError(f"--config-file {name} cannot be read: {error.strerror or error}") from error
+
+
+def _lay(document: Document, found: Imported) -> None:
+    """An override file's keys; a section that is no mapping is kept as it is."""
+    if not isinstance(document.data, dict):
+        raise UsageError(f"{document.file} is no mapping of sections" + (f": {document.problems[0].message}" if document.problems else ""))
+    found.dead += [(f"line {problem.span.line}", problem.message) for problem in document.problems]
+    for section, node in document.data.items():
+        if isinstance(node, dict):
+            found.values.update({f"{section}.{name}": value for name, value in node.items()})
+        else:
+            _keep(section, str(node), node, found)
+
+
+def _override(text: str, found: Imported) -> None:
+    """One of Hydra's `key=value`, `+key=value`, `++key=value` or `~key`."""
+    mark = re.match(r"(\+\+|\+|~)?", text)
+    prefix = mark[0] if mark else ""
+    key, equals, value = text[len(prefix) :].partition("=")
+    if prefix == "~":
+        found.dead.append((text, "deleting a key does nothing upstream"))
+    elif not equals:
+        found.dead.append((text, "no key=value, so the command line fails"))
+    elif prefix == "+":
+        found.dead.append((text, "an added key is dropped in silence, or the command line fails"))
+    else:
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        _keep(key, value, value[1:-1] if quoted else _value_of(value), found)
+
+
+def spec_of(found: Imported, target: str, dead_keys: dict[str, str]) -> str:
+    """The spec's text: live keys, then what is dead as comments."""
+    lines = [f"target: {target}"]
+    sections: dict[str, list[str]] = {}
+    for key, value in found.values.items():
+        if key in dead_keys:
+            continue
+        section, dot, name = key.partition(".")
+        if dot:
+            sections.setdefault(section, []).append(f"  {scalar(name)}: {_value(value)}")
+        elif key != "target":
+            lines.append(f"{scalar(key)}: {_value(value)}")
+    for section, entries in sections.items():
+        lines += [f"{scalar(section)}:", *entries]
+    dead = [(f"{key}: {_value(found.values[key])}", why) for key, why in dead_keys.items()] + found.dead
+    if dead:
+        lines += ["", "# What did nothing, or could not be read:", *(f"#   {' '.join(f'{word}  ({why})'.split())}" for word, why in dead)]
+    text = "\n".join(lines) + "\n"
+    data = parse_document(text.encode(), "").data or {}
+    written = {f"{name}.{key}": value for name, node in data.items() if isinstance(node, dict) for key, value in node.items()}
+    written |= {name: node for name, node in data.items() if not isinstance(node, dict)}
+    wanted = {key: value for key, value in found.values.items() if key not in dead_keys} | {"target": target}
+    if written != wanted:
+        odd = next((key for key in wanted if written.get(key, written) != wanted[key]), "a key")
+        raise UsageError(f"{odd} stands against another key of this command, or cannot be written as YAML; import it without that word")
+    return text
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{scalar(str(key))}: {_value(inner)}" for key, inner in value.items()) + "}"
+    return scalar(value)
+
+
+def split_command(text: str) -> list[str]:
+    """A command as the shell splits it, line continuations and all.
+
+    Raises:
+        UsageError: a quote is not closed.
+    """
+    try:
+        return shlex.split(text.replace("\\\n", " "))
+    except ValueError as error:
+        raise UsageError(f"the command cannot be split: {error}") from error

@@ -1,0 +1,63 @@
+"""EVL: evaluation while training, and the pictures that it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from dfmspec.diagnostics import Finding
+from dfmspec.rules.base import DFM, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path
+
+INTERVAL, EVAL, CACHE = "train.eval_interval", "train.eval_iters", "model.vae_cache_folder"
+
+
+def _sampling(view: View) -> Iterator[Finding]:
+    if view[EVAL] and view[INTERVAL] * 10 < 1000 and view.is_users(INTERVAL):
+        calls = 4 * view["model.val_generation_num_steps"]
+        yield Finding(path(INTERVAL), f"every {view[INTERVAL]} iterations each GPU loads the VAE and runs {calls} forward passes to draw a video", "a larger eval_interval, fewer val_generation_num_steps, or eval_iters 0")
+
+
+def _vae_cache(view: View) -> Iterator[Finding]:
+    folder = view[CACHE]
+    if not view[EVAL]:
+        return
+    if folder is None:
+        yield Finding(path(CACHE), "evaluation downloads the Cosmos tokenizer on first use, on every node", "set model.vae_cache_folder to a folder that has it, or train.eval_iters to 0")
+    elif not FilePath(folder).expanduser().is_dir():
+        yield Finding(path(CACHE), f"model.vae_cache_folder {folder} does not exist here", "create it on every node, with the tokenizer in it", WARNING)
+
+
+RULES = (
+    Rule(
+        "EVL101", "evaluation-never-due", HINT,
+        excludes(lambda v: bool(v[EVAL]) and v.is_users(INTERVAL) and v[INTERVAL] > v[ITERS], at=INTERVAL,
+                 message="train.eval_interval is longer than the run: only the last iteration is evaluated", hint="lower it, or set train.eval_iters to 0"),
+        "The evaluation curve would have one point.", "Megatron-Bridge training/pretrain.py",
+    ),
+    Rule(
+        "EVL102", "evaluation-often", HINT, _sampling,
+        "Evaluation takes minutes each time, and the VAE needs memory beside the model.", "NVIDIA DFM model/dit/dit_step.py", DFM,
+    ),
+    Rule(
+        "EVL103", "tokenizer-does-not-fit", ERROR,
+        excludes(lambda v: not v["model.vae_name"].startswith("Cosmos-0.1-Tokenizer-CV"), at="model.vae_name",
+                 message=lambda v: f"model.vae_name {v['model.vae_name']}: the network has 16 channels, as the continuous Cosmos video tokenizers have",
+                 hint="Cosmos-0.1-Tokenizer-CV4x8x8"),
+        "Accepted at start; the first evaluation fails, hours into the run.", "NVIDIA DFM model/dit/dit_model_provider.py", DFM,
+    ),
+    Rule(
+        "EVL104", "nothing-to-do", HINT,
+        excludes(lambda v: v["train.skip_train"] and not v[EVAL], at="train.skip_train", message="skip_train without evaluation: the run would do nothing", hint="set train.eval_iters"),
+        "The run ends at once, as a success.", "Megatron-Bridge training/pretrain.py", DFM,
+    ),
+    Rule(
+        "EVL105", "tokenizer-not-cached", HINT, _vae_cache,
+        "The first evaluation needs the network: without, the run dies at iteration eval_interval.", "NVIDIA DFM common/tokenizers/cosmos", DFM, "paths",
+    ),
+    Rule(
+        "EVL106", "evaluation-on-training-data", HINT,
+        excludes(lambda v: v["dataset.use_train_split_for_val"] and v[EVAL], at="dataset.use_train_split_for_val",
+                 message="evaluation reads the training split: its loss says nothing of new data", hint="prepare a val split"),
+        "Upstream shares one loader, so evaluation also takes samples away from training, in silence.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py",
+    ),
+)  # fmt: skip

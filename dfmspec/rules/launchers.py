@@ -1,0 +1,108 @@
+"""RUN: what each launcher needs of a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dfmspec.diagnostics import Finding
+from dfmspec.rules.base import BOTH, ERROR, WARNING, Rule, View, excludes, path
+
+_KEYS = {
+    "ssh": ("hosts", "ssh_options"),
+    "slurm": ("partition", "account", "qos", "time_limit", "stop_before", "sbatch_options"),
+    "kubernetes": ("image", "namespace", "queue", "volumes"),
+}
+_PLANS_OWN = ("--nodes", "--ntasks", "--ntasks-per-node", "--gpus", "--gpus-per-node", "--gres", "--time", "--signal", "--requeue", "--no-requeue", "--open-mode",
+              "--partition", "--account", "--qos", "--job-name", "--array", "--output", "--export")  # fmt: skip
+"""Options of sbatch that the plan gives, or that would change what it is."""
+_INSTEAD = {"--nodes": "cluster.nnodes", "--time": "launcher.time_limit", "--signal": "launcher.stop_before", "--job-name": "name", "--export": "launcher.env",
+            "--output": "run.output_dir"}  # fmt: skip
+_OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+
+
+def _of_another(view: View) -> Iterator[Finding]:
+    kind = view["launcher.kind"]
+    for other, keys in _KEYS.items():
+        for key in (f"launcher.{key}" for key in keys):
+            if other != kind and view.is_users(key) and view[key] not in (None, [], {}):
+                yield Finding(path(key), f"{key} is for launcher {other}, and the launcher is {kind}", f"set launcher.kind to {other}, or remove it")
+
+
+def _hosts(view: View) -> Iterator[Finding]:
+    hosts, nnodes = view["launcher.hosts"], view["cluster.nnodes"]
+    if view["launcher.kind"] == "ssh" and len(hosts) != nnodes:
+        key = "launcher.hosts" if hosts else "launcher.kind"
+        yield Finding(path(key), f"launcher.hosts names {len(hosts)} hosts, and cluster.nnodes is {nnodes}", f"name {nnodes}, node 0 first; or set cluster.nnodes to {max(1, len(hosts))}")
+
+
+def _minutes(text: str) -> float:
+    """Slurm's ways of writing a time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return int(days) * 1440 + hours * 60 + minutes + seconds / 60
+    hours, minutes, seconds = {1: (0, parts[0], 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
+    return hours * 60 + minutes + seconds / 60
+
+
+def _time(view: View) -> Iterator[Finding]:
+    limit, before = view["launcher.time_limit"], view["launcher.stop_before"]
+    if view["launcher.kind"] == "slurm" and limit is not None and 0 < _minutes(limit) * 60 <= before:
+        yield Finding(
+            path("launcher.time_limit"), f"launcher.time_limit {limit} is {_minutes(limit) * 60:.0f} seconds, and the run is asked to save {before} seconds before its end",
+            "a longer limit, or a smaller launcher.stop_before",
+        )  # fmt: skip
+
+
+def _options(view: View) -> Iterator[Finding]:
+    for index, option in enumerate(view["launcher.sbatch_options"]):
+        name = option.partition("=")[0]
+        if view["launcher.kind"] == "slurm" and name in _PLANS_OWN:
+            there = _INSTEAD.get(name, f"launcher.{name[2:]}" if name[2:] in _KEYS["slurm"] else None)
+            yield Finding(("launcher", "sbatch_options", index), f"{name} is the plan's to give: the job would not be what was checked", f"set {there} instead" if there else "remove it")
+
+
+def _kubernetes(view: View) -> Iterator[Finding]:
+    if view["launcher.kind"] != "kubernetes":
+        return
+    if view["launcher.image"] is None:
+        yield Finding(path("launcher.kind"), "launcher kubernetes needs launcher.image: what the pods run", "an image with dfmspec[train], or NVIDIA DFM's for target dfm")
+    mounts = [mount.rstrip("/") for mount in view["launcher.volumes"].values()]
+    places = {"run.output_dir": view["run.output_dir"], "dataset.path": None if view.is_mock else view["dataset.path"]}
+    for key, place in places.items():
+        if place is not None and not any(place == mount or place.startswith(f"{mount}/") for mount in mounts):
+            where = f"mounted: {', '.join(mounts)}" if mounts else "launcher.volumes mounts none"
+            yield Finding(path(key), f"{key} {place} is on no volume of the pods ({where}): it would be lost with them, or is not there", "mount a claim with launcher.volumes, and name a folder in it")
+
+
+def _local_head(view: View) -> bool:
+    address = view["cluster.master_addr"] or ""
+    return view["launcher.kind"] != "local" and view["cluster.nnodes"] > 1 and (address in ("localhost", "::1") or address.startswith("127."))
+
+
+def _own_disk(view: View) -> bool:
+    place = view["run.output_dir"]
+    return view["launcher.kind"] in ("ssh", "slurm") and view["cluster.nnodes"] > 1 and any(place == root or place.startswith(f"{root}/") for root in _OF_ONE_MACHINE)
+
+
+RULES = (
+    Rule(
+        "RUN111", "head-address-local", ERROR,
+        excludes(_local_head, at="cluster.master_addr",
+                 message=lambda v: f"cluster.master_addr {v['cluster.master_addr']} is another machine on each of {v['cluster.nnodes']} nodes", hint="the address of node 0; null: the launcher's choice"),
+        "Every node waits at its own door until the timeout, without a word.", "torch.distributed.run", BOTH,
+    ),
+    Rule("RUN116", "key-of-another-launcher", WARNING, _of_another, "It is not read.", "dfmspec's launchers", BOTH),
+    Rule("RUN117", "hosts-and-nodes-differ", ERROR, _hosts, "There would be a node too few or too many.", "dfmspec's launcher ssh", BOTH),
+    Rule("RUN118", "no-time-to-save", ERROR, _time, "Slurm would ask the run to save as soon as it starts, and queue it again and again.", "sbatch --signal", BOTH),
+    Rule("RUN119", "option-of-the-plan", ERROR, _options, "The job script would ask for another job than the plan that was checked.", "sbatch", BOTH),
+    Rule("RUN120", "pods-lack-something", ERROR, _kubernetes, "A pod's own disk ends with the pod; a path that is not mounted is not there.", "Kubernetes volumes", BOTH),
+    Rule(
+        "RUN121", "output-not-shared", WARNING,
+        excludes(_own_disk, at="run.output_dir",
+                 message=lambda v: f"run.output_dir {v['run.output_dir']} is usually a disk of each machine's own, and {v['cluster.nnodes']} nodes write one run directory",
+                 hint="a folder on a file system that every node shares"),
+        "Nodes other than this one find no configuration, and checkpoints are in pieces.", "dfmspec's launchers", BOTH,
+    ),
+)  # fmt: skip

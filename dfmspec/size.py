@@ -1,0 +1,50 @@
+"""How large the network is: parameters, without building it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BYTES_A_PARAMETER = 14
+"""In a checkpoint: bf16 weight 2, fp32 main weight 4, two moments of Adam 8."""
+_ADALN_RANK, _CHANNELS, _PATCH = 256, 16, 2
+
+
+def parameters(values: Mapping[str, Any]) -> int:
+    """Trained parameters of the DiT: exact for dfmspec's network, and within a percent for DFM's."""
+    hidden, layers = values["model.hidden_size"], values["model.num_layers"]
+    ffn, text = values["model.ffn_hidden_size"], values["model.crossattn_emb_size"]
+    width = values["model.kv_channels"] * values["model.num_attention_heads"]
+    rank = values.get("model.adaln_lora_rank") or _ADALN_RANK
+    patch = values.get("model.in_channels", _CHANNELS) * values.get("model.patch_spatial", _PATCH) ** 2 * values.get("model.patch_temporal", 1)
+    self_attention = 3 * hidden * width + width * hidden
+    cross_attention = hidden * width + 2 * text * width + width * hidden
+    adaln = hidden * rank + rank * 9 * hidden
+    norms = 4 * values["model.kv_channels"]
+    block = self_attention + cross_attention + 2 * hidden * ffn + adaln + norms
+    patches = (patch + 1) * hidden + (hidden + 1) * patch
+    noise = 2 * (hidden + 1) * hidden
+    return int(layers * block + patches + noise)
+
+
+def flops_per_pack(values: Mapping[str, Any], sample_tokens: int, text_tokens: int = 512) -> float:
+    """Floating-point operations of training on one pack, forward and backward, without recomputation; a multiply-add counts two.
+
+    A pack is taken as full of samples of one size: attention costs the sum of the squares of their lengths.
+    """
+    length, hidden, ffn = values["dataset.task_encoder_seq_length"], values["model.hidden_size"], values["model.ffn_hidden_size"]
+    width, text = values["model.kv_channels"] * values["model.num_attention_heads"], values["model.crossattn_emb_size"]
+    rank = values.get("model.adaln_lora_rank") or _ADALN_RANK
+    samples = length / sample_tokens
+    patch = values.get("model.in_channels", _CHANNELS) * values.get("model.patch_spatial", _PATCH) ** 2 * values.get("model.patch_temporal", 1)
+    linear = 2 * length * (4 * hidden * width + 2 * hidden * width + 2 * hidden * ffn) + 2 * samples * text_tokens * 2 * text * width
+    attention = 4 * width * samples * (sample_tokens**2 + sample_tokens * text_tokens)
+    modulation = 2 * samples * (hidden * rank + rank * 9 * hidden)
+    once = 2 * length * 2 * patch * hidden + 2 * samples * 2 * hidden * hidden
+    return float(3 * (values["model.num_layers"] * (linear + attention + modulation) + once))
+
+
+def checkpoint_bytes(values: Mapping[str, Any]) -> int:
+    """About what one checkpoint takes on disk; with dfmspec's trainer, 4 more bytes a parameter for the averaged weights."""
+    extra = 4 if "diffusion.ema_decay" in values else 0
+    return parameters(values) * (BYTES_A_PARAMETER + extra)

@@ -1,0 +1,137 @@
+"""Target dfm: NVIDIA DFM's own script at 7cb7634, which reads one override file and knows nothing of dfmspec.
+
+Upstream keeps copies of derived values that it never recomputes, so every one is written out; a section that it skips
+in silence is never emitted. See references in docs/deviations.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dfmspec.catalogue import catalogue
+from dfmspec.diagnostics import Severity
+from dfmspec.targets import Derived, Values
+from dfmspec.targets.megatron_core import SHARED
+
+ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
+
+_BF16: dict[str, Any] = {"bf16": True, "params_dtype": "torch.bfloat16", "pipeline_dtype": "torch.bfloat16"}
+_FP16: dict[str, Any] = {"fp16": True, "params_dtype": "torch.float16", "pipeline_dtype": "torch.float16"}
+_DELAYED = {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max", "fp8_param_gather": True}
+_MXFP8 = {"fp8": "e4m3", "fp8_recipe": "mxfp8", "fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": True}
+_BLOCKWISE = {"fp8": "hybrid", "fp8_recipe": "blockwise"}
+
+
+def _current(layers: int, recipe: str = "tensorwise") -> dict[str, Any]:
+    ends = {"first_last_layers_bf16": True, "num_layers_at_start_in_bf16": layers, "num_layers_at_end_in_bf16": layers}
+    return {"fp8": "hybrid", "fp8_recipe": recipe, **ends, "fp8_param_gather": True}
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "bf16_mixed": _BF16,
+    "fp16_mixed": _FP16,
+    "bf16_with_fp8_delayed_scaling_mixed": _BF16 | _DELAYED,
+    "fp16_with_fp8_delayed_scaling_mixed": _FP16 | _DELAYED,
+    "bf16_with_mxfp8_mixed": _BF16 | _MXFP8,
+    "fp16_with_mxfp8_mixed": _FP16 | _MXFP8,
+    "bf16_with_fp8_current_scaling_mixed": _BF16 | _current(1),
+    "nemotron_h_bf16_with_fp8_current_scaling_mixed": _BF16 | _current(2),
+    "nanov2_bf16_with_fp8_current_scaling_mixed": _BF16 | _current(2, "blockwise"),
+    "fp16_with_fp8_current_scaling_mixed": _FP16 | _current(1),
+    "bf16_with_fp8_subchannel_scaling_mixed": _BF16 | _BLOCKWISE,
+    "fp16_with_fp8_subchannel_scaling_mixed": _FP16 | _BLOCKWISE,
+    "bf16_with_nvfp4_mixed": _BF16 | {"fp4": "e2m1"},
+}
+"""Megatron-Bridge's named precisions, where they differ from BRIDGE_PRECISION."""
+
+BRIDGE_PRECISION: dict[str, Any] = {
+    "fp32": False, "fp16": False, "bf16": False, "params_dtype": None, "pipeline_dtype": None, "autocast_dtype": None, "autocast_enabled": False,
+    "grad_reduce_in_fp32": True, "fp8": None, "fp8_recipe": "tensorwise", "first_last_layers_bf16": False, "fp8_margin": 0, "fp8_amax_history_len": 1,
+    "fp8_amax_compute_algo": "most_recent", "fp8_wgrad": True, "fp8_dot_product_attention": False, "fp8_multi_head_attention": False, "fp8_param": None,
+    "fp8_param_gather": False, "fp4": None, "fp4_recipe": "nvfp4", "loss_scale": None, "initial_loss_scale": 4294967296.0, "min_loss_scale": 1.0,
+    "loss_scale_window": 1000.0, "hysteresis": 2, "num_layers_at_start_in_bf16": 0, "num_layers_at_end_in_bf16": 0, "reuse_grad_buf_for_mxfp8_param_ag": False,
+}  # fmt: skip
+"""Megatron-Bridge's MixedPrecisionConfig."""
+_PRECISION = BRIDGE_PRECISION | {"grad_reduce_in_fp32": False}
+"""The same with DFM's own choice, which the recipe makes for bf16_mixed and a name would lose."""
+
+
+def _of_recipe(field: str) -> Derived:
+    def value(values: Values) -> Any:
+        return PRECISIONS.get(values["mixed_precision.recipe"], {}).get(field, _PRECISION[field])
+
+    return Derived(f"mixed_precision.{field}", ("mixed_precision.recipe",), value, "mixed_precision.recipe")
+
+
+def _warmup(values: Values) -> int:
+    by_iterations = values["train.train_samples"] is None and values["scheduler.lr_warmup_fraction"] is None
+    return min(2000, values["train.train_iters"] // 20) if by_iterations else 0
+
+
+_OWN = (
+    Derived("train.train_iters", ("train.train_samples", "train.global_batch_size"),
+            lambda v: None if v["train.train_samples"] is None else v["train.train_samples"] // v["train.global_batch_size"],
+            "train_samples / global_batch_size"),
+    Derived("scheduler.lr_decay_iters", ("train.train_iters", "train.train_samples"),
+            lambda v: v["train.train_iters"] if v["train.train_samples"] is None else None, "train.train_iters; null with train_samples", Severity.WARNING),
+    Derived("scheduler.lr_warmup_iters", ("train.train_iters", "train.train_samples", "scheduler.lr_warmup_fraction"), _warmup,
+            "min(2000, 5 % of train.train_iters); 0 with train_samples or lr_warmup_fraction"),
+    Derived("optimizer.overlap_param_gather", ("ddp.overlap_param_gather",), lambda v: v["ddp.overlap_param_gather"],
+            "ddp.overlap_param_gather", Severity.WARNING),
+    Derived("dist.use_megatron_fsdp", ("ddp.use_megatron_fsdp",), lambda v: v["ddp.use_megatron_fsdp"], "ddp.use_megatron_fsdp"),
+    Derived("ddp.average_in_collective", ("ddp.use_megatron_fsdp", "dist.use_megatron_fsdp"),
+            lambda v: not (v["ddp.use_megatron_fsdp"] or v["dist.use_megatron_fsdp"]), "true, but with Megatron FSDP"),
+    Derived("model.qk_layernorm", ("model.tensor_model_parallel_size",), lambda v: v["model.tensor_model_parallel_size"] > 1,
+            "TP > 1 needs the q/k norms' gradients reduced", Severity.WARNING),
+    *map(_of_recipe, _PRECISION),
+)  # fmt: skip
+_REPLACED = {derivation.key for derivation in _OWN}
+DERIVED: tuple[Derived, ...] = (*(derivation for derivation in SHARED if derivation.key not in _REPLACED), *_OWN)
+_OURS = ("cluster", "launcher", "run", "data")
+
+
+_CONFIG = "megatron.bridge.training.config"
+CLASSES = {
+    "comm_overlap": "megatron.bridge.training.comm_overlap.CommOverlapConfig", "ft": f"{_CONFIG}.FaultToleranceConfig",
+    "straggler": f"{_CONFIG}.StragglerDetectionConfig", "nvrx_straggler": f"{_CONFIG}.NVRxStragglerDetectionConfig",
+    "tensor_inspect": f"{_CONFIG}.TensorInspectConfig", "inprocess_restart": f"{_CONFIG}.InProcessRestartConfig",
+}  # fmt: skip
+"""Sections that the recipe leaves out: without the class's path, upstream keeps a plain mapping and fails on it."""
+
+
+def config(values: Values) -> dict[str, Any]:
+    """The override file: Megatron-Bridge's sections alone; null only where upstream would have something else."""
+    nested: dict[str, Any] = {}
+    legal = catalogue("dfm")
+    for key, value in sorted(values.items()):
+        section, dot, field = key.rpartition(".")
+        described = legal.field(key) or {}
+        if not dot or section in _OURS or key == "mixed_precision.recipe" or "x-overwritten-by" in described or field in _of_the_other_dataset(values, section):
+            continue
+        if key == "train.train_iters" and values["train.train_samples"] is not None:
+            value = None  # noqa: PLW2901  upstream computes it, and refuses both
+        if isinstance(value, str):
+            value = value.replace("${RUN_DIR}", "${oc.env:DFMSPEC_RUN_DIR}")  # noqa: PLW2901  which OmegaConf fills in on every rank
+        if value is not None or described.get("x-upstream", described.get("default")) is not None:
+            nested.setdefault(section, {})[field] = value
+    for section in CLASSES.keys() & nested.keys():
+        nested[section].setdefault("_target_", CLASSES[section])
+    return nested
+
+
+MOCK_ONLY = (
+    "F_latents", "H_latents", "W_latents", "patch_spatial", "patch_temporal", "number_packed_samples", "context_seq_len", "context_embeddings_dim",
+)  # fmt: skip
+"""Fields of the random dataset; the WebDataset's class does not have them, and the other way round."""
+
+
+def _of_the_other_dataset(values: Values, section: str) -> tuple[str, ...]:
+    if section != "dataset":
+        return ()
+    return ("use_train_split_for_val", "path") if values["data.source"] == "mock" else MOCK_ONLY
+
+
+def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] | None:
+    """Never: upstream's defaults need their derived copies set."""
+    return None

@@ -1,0 +1,126 @@
+"""What an attempt came to, from what it left behind: events, checkpoints, errors of ranks, the word of a scheduler."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dfmspec import checkpoints
+from dfmspec.events import read_events
+from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, now
+
+
+def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, codes: Sequence[int | None], *, signals: Sequence[int], word: str) -> None:
+    """Fill in an attempt that is over, and the run's verdict.
+
+    folder: of the checkpoints. codes: of torchrun on each node, None where it was killed. word: the scheduler's last.
+    """
+    attempt_dir = run_dir / "attempts" / str(attempt.number)
+    attempt.ended = now()
+    for node, code in zip(attempt.nodes, codes, strict=True):
+        node.exit_code = code if code is not None else -signal.SIGKILL
+        host = attempt_dir / f"node{node.node}" / "host"  # left by a job whose hosts a scheduler chose
+        node.host = host.read_text().strip() if host.exists() else node.host
+    events = _events(run_dir, attempt.number)
+    iterations = [event for event in events if event["type"] == "iteration"]
+    started = next((event for event in events if event["type"] == "started"), None)
+    attempt.from_iteration = started["iteration"] if started else None
+    attempt.to_iteration = iterations[-1]["iteration"] if iterations else attempt.from_iteration
+    attempt.signal = signals[0] if signals else next((event["signal"] for event in events if event["type"] == "stopped"), None)
+    attempt.failure = _first_failure(attempt_dir)
+    kinds = {event["type"] for event in events}
+    manifest.checkpoints = _records(folder)
+    _fill_metrics(manifest, events, iterations)
+    fault = _fault_of_the_last(folder)
+    target = started["train_iters"] if started else None
+    if "finished" in kinds and attempt.to_iteration == target and fault is None:
+        attempt.outcome, manifest.verdict = "finished", "succeeded"
+        manifest.reason = f"iteration {target} was reached and its checkpoint is whole"
+    elif "stopped" in kinds and fault is None:
+        attempt.outcome, manifest.verdict = "stopped", "stopped"
+        manifest.reason = f"stopped by a signal after iteration {attempt.to_iteration}; the same command continues it"
+    else:
+        attempt.outcome, manifest.verdict = "failed", "failed"
+        manifest.reason = _why(attempt, attempt_dir, fault if "finished" in kinds else None, signals, word)
+
+
+def _events(run_dir: Path, attempt: int) -> list[dict[str, Any]]:
+    """The events of one attempt: from its `started` to the next one's."""
+    found: list[dict[str, Any]] = []
+    ours = False
+    for event in read_events(run_dir / "events.jsonl"):
+        if event["type"] == "started":
+            ours = event.get("attempt") == attempt
+        if ours:
+            found.append(event)
+    return found
+
+
+def _why(attempt: Attempt, attempt_dir: Path, fault: str | None, signals: Sequence[int], word: str) -> str:
+    if attempt.failure:
+        return f"rank {attempt.failure.rank}: {attempt.failure.error_type}: {attempt.failure.message}"
+    if signals:
+        return f"ended by signal {signals[0]} before it could save"
+    if fault:
+        return f"the last checkpoint cannot be used: {fault}"
+    codes = ", ".join(str(node.exit_code) for node in attempt.nodes)
+    said = "; ".join(filter(None, (word, _last_line(attempt_dir))))
+    return f"torchrun ended with {codes} before the last iteration" + (f": {said}" if said else "")
+
+
+def _records(folder: Path) -> list[CheckpointRecord]:
+    return [
+        CheckpointRecord(
+            iteration=checkpoints.iteration_of(path), path=str(path),
+            manifest_digest="sha256:" + hashlib.sha256((path / checkpoints.MANIFEST).read_bytes()).hexdigest(),
+        )
+        for path in reversed(checkpoints.committed(folder))
+    ]  # fmt: skip
+
+
+def _fault_of_the_last(folder: Path) -> str | None:
+    newest = checkpoints.committed(folder)
+    return checkpoints.problem(newest[0]) if newest else "there is none"
+
+
+def _first_failure(attempt_dir: Path) -> Failure | None:
+    """The error of the rank that failed first."""
+    records = []
+    for path in attempt_dir.glob("node*/rank*/error.json"):
+        try:
+            records.append((json.loads(path.read_text()), int(path.parent.parent.name[4:])))
+        except (OSError, ValueError):
+            continue
+    if not records:
+        return None
+    record, node = min(records, key=lambda pair: pair[0]["time"])
+    return Failure(
+        node=node, rank=record["rank"], error_type=record["error_type"], message=record["message"], traceback=record["traceback"]
+    )
+
+
+def _last_line(attempt_dir: Path) -> str:
+    """The last thing that rank 0 or torchrun said on the error stream."""
+    for name in ("node0/rank0/stderr", "node0/rank0/stdout", "node0/torchrun.log"):
+        path = attempt_dir / name
+        if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
+            return lines[-1][:300]
+    return ""
+
+
+def _fill_metrics(manifest: Manifest, events: list[dict[str, Any]], iterations: list[dict[str, Any]]) -> None:
+    if not iterations:
+        return
+    metrics, losses = manifest.metrics, [event["loss"] for event in iterations]
+    if metrics.first_loss is None:
+        metrics.first_loss = losses[0]
+    metrics.final_loss = statistics.fmean(losses[-max(1, min(100, len(losses) // 10)) :])
+    evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
+    metrics.eval_loss = evaluations[-1] if evaluations else metrics.eval_loss
+    metrics.tokens_per_second = statistics.median(event["tokens_per_second"] for event in iterations)
+    metrics.seconds_per_iteration = statistics.median(event["seconds"] for event in iterations)

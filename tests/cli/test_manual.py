@@ -1,0 +1,103 @@
+"""rule, explain, init, import, and the shell's completion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfmspec.catalogue import SCHEMAS
+from dfmspec.cli.arguments import complete_code, complete_key, complete_override
+from dfmspec.cli.init import spec_text
+from dfmspec.diagnostics import Severity
+from dfmspec.load import load_spec
+from dfmspec.recipes import RECIPES
+from dfmspec.resolve import resolve_spec
+from dfmspec.rules import RULES, check_spec
+from tests.conftest import HOWTO, dfmspec, environment
+
+
+def test_a_rule_has_a_page_and_a_wrong_code_gets_a_suggestion() -> None:
+    page = dfmspec("rule", "par101").stdout
+
+    assert page.startswith("# PAR101 world-size-not-divisible") and "## Fires on" in page and "## Silent on" in page
+    assert dfmspec("rule", "world-size-not-divisible").stdout == page
+    assert len(dfmspec("rule").stdout.splitlines()) == len(RULES)
+    assert {entry["code"] for entry in json.loads(dfmspec("rule", "--format", "json").stdout)} == {rule.code for rule in RULES}
+    wrong = dfmspec("rule", "PAR100")
+    assert wrong.returncode == 2 and "did you mean PAR1" in wrong.stderr
+
+
+def test_a_key_is_explained_for_each_target_that_has_it() -> None:
+    both, short, wrong = dfmspec("explain", "scheduler.lr_decay_iters"), dfmspec("explain", "lr"), dfmspec("explain", "model.num_layer")
+
+    assert "target megatron_core" in both.stdout and "upstream's own value: 10000" in both.stdout and "looked at by: SPC301" in both.stdout
+    assert short.stdout.startswith("optimizer.lr\n")
+    assert wrong.returncode == 2 and "did you mean model.num_layers" in wrong.stderr
+
+
+@pytest.mark.parametrize("target", SCHEMAS)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (1, 8), (16, 4), (3, 5)])
+@pytest.mark.parametrize("dataset", [None, "/data/it's mine: #1"])
+def test_what_init_writes_is_valid_as_it_stands(target: str, recipe: str, nodes: int, gpus: int, dataset: str | None) -> None:
+    text = spec_text("spec.yaml", recipe, target, nodes, gpus, dataset, cpu=False)
+    resolved = resolve_spec(load_spec("spec.yaml", text=text))
+
+    assert [finding for finding in check_spec(resolved, levels=("spec",)) if finding.severity > Severity.HINT] == []
+    assert resolved["cluster.nnodes"] == nodes and resolved["recipe"] == recipe and (dataset is None or resolved["dataset.path"] == dataset)
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "spec.yaml"
+    assert dfmspec("init", file, "--recipe", "dit_s", "--cpu").returncode == 0
+    text = file.read_text()
+    again = dfmspec("init", file)
+
+    assert again.returncode == 2 and "exists" in again.stderr and file.read_text() == text
+
+
+def test_a_torchrun_line_becomes_a_spec_and_dead_words_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "over.yaml").write_text("train: {train_iters: 800, typo: 1}\nmodel: {attention_backend: flash}\n")
+    command = (
+        "NCCL_ALGO=Ring torchrun --nproc-per-node=4 --nnodes 2 --node-rank 0 --master-addr 10.0.0.1 \\\n examples/megatron/recipes/dit/pretrain_dit_model.py "
+        f"--data /data/b --config {tmp_path}/over.yaml model.tensor_model_parallel_size=4 'optimizer.lr=\"1e-4\"' +x.y=1 ~train --no-such"
+    )
+    out = tmp_path / "spec.yaml"
+    result = dfmspec("import", command, "-o", out)
+    resolved = resolve_spec(load_spec(out))
+
+    assert result.returncode == 0, result.stderr
+    assert (resolved["cluster.nproc_per_node"], resolved["cluster.nnodes"], resolved["dataset.path"]) == (4, 2, "/data/b")
+    assert (resolved["train.train_iters"], resolved["model.tensor_model_parallel_size"], resolved["launcher.env"]) == (800, 4, {"NCCL_ALGO": "Ring"})
+    for dead in ("train.typo", "model.attention_backend", "+x.y=1", "~train", "--no-such"):
+        assert dead in result.stderr and dead in out.read_text()
+    assert dfmspec("import", command, "-o", out).returncode == 2  # nothing is overwritten
+
+
+def test_the_how_tos_file_is_imported_and_checked_like_the_original() -> None:
+    text = dfmspec("import", HOWTO).stdout
+    codes = [{f.code for f in check_spec(resolve_spec(load_spec("x.yaml", words, text=source)), levels=("spec",))}
+             for source, words in ((text, ["cluster.nproc_per_node=2"]), (HOWTO.read_text(), ["cluster.nproc_per_node=2", "target=dfm"]))]  # fmt: skip
+
+    assert codes[0] == codes[1]
+
+
+@pytest.mark.parametrize("words", [["import", "ls -l"], ["import", "torchrun 'x.py"], ["import", "torchrun x.py --config-file /no/such.yaml"]])
+def test_what_is_no_training_command_is_a_usage_error(words: list[str]) -> None:
+    result = dfmspec(*words)
+
+    assert result.returncode == 2 and result.stderr.startswith("error:") and "Traceback" not in result.stderr
+
+
+def test_the_shell_completes_sections_keys_and_codes() -> None:
+    assert "model." in complete_override("mod") and "model.num_layers=" in complete_override("model.num_la")
+    assert complete_key("train.global_b") == ["train.global_batch_size"]
+    assert ("PAR101", "world-size-not-divisible") in complete_code("par1")
+    script = Path(sys.executable).parent / "dfmspec"
+    env = environment(_DFMSPEC_COMPLETE="complete_bash", COMP_WORDS="dfmspec explain model.num_la", COMP_CWORD="2")
+    shown = subprocess.run([script], env=env, capture_output=True, text=True, check=False)
+    assert "model.num_layers" in shown.stdout.split()
