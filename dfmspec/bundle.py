@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dfmspec.errors import PreflightError, StalePlanError, UsageError
 from dfmspec.launch import launcher
-from dfmspec.plan import CONFIG, Plan, config_text
+from dfmspec.plan import Plan, config_text
 from dfmspec.resources import resource
 from dfmspec.scripts import node_script, script_names
-from dfmspec.targets import target_module
+from dfmspec.targets import CONFIG, target_module
 
 PLAN = "plan.json"
 

@@ -12,6 +12,8 @@ from dfmspec.resources import resource
 SCHEMAS = {
     "megatron_core": "schemas/targets/megatron_core-0.16.1.schema.json",
     "dfm": "schemas/targets/dfm-7cb7634.schema.json",
+    "dfm_wan": "schemas/targets/dfm-7cb7634-wan.schema.json",
+    "dfm_flux": "schemas/targets/dfm-7cb7634-flux.schema.json",
 }
 """The catalogue of each target, one file a pinned revision."""
 

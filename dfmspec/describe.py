@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from dfmspec.environment import reason
 from dfmspec.errors import UsageError
@@ -25,22 +27,33 @@ _HOW_TO_START = {
 def _sizes(resolved: Resolved, ranks: Layout) -> list[str]:
     """How much it is: parameters, tokens, operations, disk; and which groups leave a node."""
 
-    values, length = resolved.values, resolved["dataset.task_encoder_seq_length"]
-    packs, interval, iters = values["train.global_batch_size"], values["checkpoint.save_interval"], values["train.train_iters"] or 0
-    embedded = values["data.source"] != "webdataset" and "data.resolution" in values
-    tokens = min(length, (values["data.resolution"] // 8 // values["model.patch_spatial"]) ** 2) if embedded else length
-    of_what = f"samples of {tokens} tokens" if embedded else "one sample a pack, the most it can be"
+    values = resolved.values
+    interval, iters = values["checkpoint.save_interval"], values["train.train_iters"] or 0
     saves = -(-iters // interval) if interval else 1
     kept = saves if (values["checkpoint.most_recent_k"] or -1) < 1 else min(saves, max(2, values["checkpoint.most_recent_k"]))
-    each, operations = checkpoint_bytes(values), packs * flops_per_pack(values, tokens)
+    each = checkpoint_bytes(values)
     lines = [
-        f"  {parameters(values) / 1e6:,.1f} M parameters; an iteration is {packs * length:,} tokens and {operations / 1e15:,.3g} PFLOP ({of_what}), "
-        f"{operations / ranks.world_size / 1e12:,.3g} TFLOP a rank",
+        f"  {parameters(values) / 1e6:,.1f} M parameters{_work(values, ranks)}",
         f"  a checkpoint is about {each / 1e9:,.2g} GB; {kept} of them {kept * each / 1e9:,.3g} GB",
     ]
     if crossed := crossing(ranks, values["cluster.nproc_per_node"]):
         lines.append(f"  groups that reach over nodes: {', '.join(crossed)}")
     return lines
+
+
+def _work(values: Mapping[str, Any], ranks: Layout) -> str:
+    """Tokens and operations of an iteration; nothing for a network whose packs have no fixed length."""
+    if values["target"] not in ("megatron_core", "dfm"):
+        return ""
+    length, packs = values["dataset.task_encoder_seq_length"], values["train.global_batch_size"]
+    embedded = values["data.source"] != "webdataset" and "data.resolution" in values
+    tokens = min(length, (values["data.resolution"] // 8 // values["model.patch_spatial"]) ** 2) if embedded else length
+    of_what = f"samples of {tokens} tokens" if embedded else "one sample a pack, the most it can be"
+    operations = packs * flops_per_pack(values, tokens)
+    return (
+        f"; an iteration is {packs * length:,} tokens and {operations / 1e15:,.3g} PFLOP ({of_what}), "
+        f"{operations / ranks.world_size / 1e12:,.3g} TFLOP a rank"
+    )
 
 
 def rank_table(resolved: Resolved) -> str:

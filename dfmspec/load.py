@@ -17,7 +17,7 @@ from dfmspec.catalogue import SCHEMAS, Catalogue, catalogue, types
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.document import Document, parse_document, read_document, read_scalar
 from dfmspec.errors import UsageError
-from dfmspec.recipes import RECIPES
+from dfmspec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
 from dfmspec.structure import leaves, structural_findings
 
 PATH_KEYS = frozenset({
@@ -188,7 +188,7 @@ class _Loader:
 
     def finish(self, file: str, stem: str, overrides: tuple[str, ...]) -> Spec:
         target = self._choice("target", tuple(SCHEMAS), "megatron_core")
-        recipe = self._choice("recipe", tuple(RECIPES), "dit_xl")
+        recipe = self._choice("recipe", RECIPES[target], DEFAULT_RECIPE[target])
         legal = catalogue(target)
         start, places = _defaults(target, recipe)
         values, origins = dict(start), dict(places)
@@ -270,7 +270,7 @@ def _defaults(target: str, recipe: str) -> tuple[dict[str, Any], dict[str, Origi
     legal = catalogue(target)
     values, nobody = dict(legal.defaults()), Origin("default", Span("<defaults>"))
     origins = dict.fromkeys(values, nobody)
-    document = parse_document(RECIPES[recipe].read_bytes(), f"recipe {recipe}")
+    document = parse_document(recipe_text(recipe), f"recipe {recipe}")
     for key, value, path in leaves(document.data, legal):
         if legal.field(key) is not None:  # a recipe may have keys that this target does not
             values[key], origins[key] = value, Origin(f"recipe {recipe}", document.span(path))

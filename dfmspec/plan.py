@@ -19,8 +19,6 @@ from dfmspec.resolve import Resolved
 from dfmspec.targets import target_module
 
 FORMAT_VERSION = 1
-CONFIG = "config.yaml"
-
 
 RANK, ADDR, PORT, ID = "$NODE_RANK", "$MASTER_ADDR", "$MASTER_PORT", "$DFMSPEC_RDZV_ID"
 VARIABLES = (RANK, ADDR, PORT, ID, f"{ADDR}:{PORT}")
@@ -89,14 +87,12 @@ def make_plan(resolved: Resolved) -> Plan:
     """Compile a configuration without errors into a plan."""
     target = target_module(resolved.spec.target)
     values = resolved.values
-    arguments = target.minimal_arguments(values, resolved.origins)
-    if arguments is None:
-        arguments = ["--config-file", CONFIG]
     nnodes = values["cluster.nnodes"]
     flags = _torchrun_flags(values["cluster.nproc_per_node"], nnodes, values["launcher.rendezvous"])
+    command = ("torchrun", *flags, target.ENTRY, *target.arguments(values, resolved.origins))
     gpus = values["cluster.nproc_per_node"] if values["cluster.device"] == "cuda" else 0
     return Plan(
-        resolved.spec.name, resolved.spec.target, target.config(values), nnodes, ("torchrun", *flags, target.ENTRY, *arguments), gpus, environment(values),
+        resolved.spec.name, resolved.spec.target, target.config(values), nnodes, command, gpus, environment(values),
         _section(values, "run."), _section(values, "launcher."), guards(values, resolved.spec.target),
     )  # fmt: skip
 

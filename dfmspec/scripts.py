@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from dfmspec.plan import CONFIG, RANK, VARIABLES, Plan
-from dfmspec.targets import target_module
+from dfmspec.plan import RANK, VARIABLES, Plan
+from dfmspec.targets import CONFIG, target_module
 
 SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""

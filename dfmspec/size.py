@@ -11,7 +11,36 @@ _ADALN_RANK, _CHANNELS, _PATCH = 256, 16, 2
 
 
 def parameters(values: Mapping[str, Any]) -> int:
-    """Trained parameters of the DiT: exact for dfmspec's network, and within a percent for DFM's."""
+    """Trained parameters: exact for dfmspec's network, and within a percent for DFM's."""
+    return {"dfm_wan": _wan, "dfm_flux": _flux}.get(values["target"], _dit)(values)
+
+
+def _wan(values: Mapping[str, Any]) -> int:
+    """WAN 2.1 (NVIDIA DFM model/wan/wan_model.py and wan_layer_spec.py): 1.42 and 14.3 billion in its two sizes."""
+    hidden, ffn, text = values["model.hidden_size"], values["model.ffn_hidden_size"], values["model.crossattn_emb_size"]
+    attention = 4 * hidden * (hidden + 1) + 2 * hidden
+    cross_attention = 2 * hidden * (hidden + 1) + 2 * hidden * (text + 1) + 2 * hidden
+    block = attention + cross_attention + hidden * (2 * ffn + 1) + ffn + 8 * hidden
+    patch = values["model.patch_spatial"] ** 2 * values["model.patch_temporal"]
+    texts = (values["model.text_dim"] + 1) * text + (text + 1) * text
+    times = (values["model.freq_dim"] + 1) * hidden + 7 * (hidden + 1) * hidden
+    ends = (values["model.in_channels"] * patch + 1) * hidden + (hidden + 1) * patch * values["model.out_channels"] + 2 * hidden
+    return int(values["model.num_layers"] * block + texts + times + ends)
+
+
+def _flux(values: Mapping[str, Any]) -> int:
+    """FLUX.1 (NVIDIA DFM model/flux/flux_model.py and layers.py): 11.9 billion as released."""
+    hidden, ffn, head = values["model.hidden_size"], values["model.ffn_hidden_size"], values["model.kv_channels"]
+    attention, mlp = 4 * hidden * (hidden + 1) + 2 * head, hidden * (2 * ffn + 1) + ffn
+    double = 2 * (attention + mlp + 6 * hidden * (hidden + 1))
+    single = attention + mlp + 3 * hidden * (hidden + 1)
+    embedded = [values["model.model_channels"], values["model.vec_in_dim"], *([values["model.model_channels"]] if values["model.guidance_embed"] else [])]
+    vectors = sum((width + 1) * hidden + (hidden + 1) * hidden for width in embedded)
+    ends = (values["model.in_channels"] + values["model.context_dim"] + 2) * hidden + (hidden + 1) * (2 * hidden + values["model.in_channels"])
+    return int(values["model.num_joint_layers"] * double + values["model.num_single_layers"] * single + vectors + ends)
+
+
+def _dit(values: Mapping[str, Any]) -> int:
     hidden, layers = values["model.hidden_size"], values["model.num_layers"]
     ffn, text = values["model.ffn_hidden_size"], values["model.crossattn_emb_size"]
     width = values["model.kv_channels"] * values["model.num_attention_heads"]

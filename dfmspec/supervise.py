@@ -21,8 +21,9 @@ from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.launch import Handle, Launcher, Place, launcher
 from dfmspec.load import PATH_KEYS
 from dfmspec.manifest import Attempt, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
-from dfmspec.plan import CONFIG, Plan, config_digest, config_text, guards
+from dfmspec.plan import Plan, config_digest, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
+from dfmspec.targets import CONFIG
 from dfmspec.verdict import conclude
 
 _POLL_SECONDS = 0.2

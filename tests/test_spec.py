@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from dfmspec.catalogue import catalogue
-from dfmspec.recipes import RECIPES
+from dfmspec.load import load_spec
+from dfmspec.recipes import RECIPES, recipe_text
+from dfmspec.resolve import resolve_spec
 from dfmspec.spec.experiment import Experiment
 from tests.conftest import ROOT
 
@@ -43,9 +45,22 @@ def test_every_field_has_a_description_and_a_default() -> None:
             assert "default" in inner, (name, field)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_legal_and_its_name_is_in_the_spec(name: str) -> None:
-    data = yaml.safe_load(RECIPES[name].read_text())
+@pytest.mark.parametrize(("target", "name"), [(target, name) for target, names in RECIPES.items() for name in names])
+def test_a_recipe_is_legal_and_its_name_is_in_the_catalogue(target: str, name: str) -> None:
+    resolved = resolve_spec(load_spec(None, [f"target={target}", f"recipe={name}"]))
+    data = yaml.safe_load(recipe_text(name))
 
-    Experiment.model_validate(data)
-    assert name in Experiment.model_json_schema()["properties"]["recipe"]["enum"]
+    assert not resolved.spec.problems and resolved["recipe"] == name
+    given = {f"{section}.{key}": value for section, fields in data.items() for key, value in fields.items()}
+    assert {key: resolved.values.get(key, value) for key, value in given.items()} == given  # a recipe may have keys that a target lacks
+    if target == "megatron_core":
+        Experiment.model_validate(data)
+
+
+@pytest.mark.parametrize("network", ["wan", "flux"])
+def test_the_recipes_are_upstreams_presets(network: str) -> None:
+    presets = yaml.safe_load((ROOT / "tools" / f"dfm_{network}_fields.yaml").read_text())["presets"]
+
+    for preset, name in zip(presets.values(), RECIPES[f"dfm_{network}"], strict=True):
+        resolved = resolve_spec(load_spec(None, [f"target=dfm_{network}", f"recipe={name}"]))
+        assert {key: resolved[f"model.{key}"] for key in preset["model"]} == preset["model"]

@@ -22,6 +22,7 @@ from dfmspec.cli.rule import type_words  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
 from dfmspec.load import load_spec  # noqa: E402
 from dfmspec.manifest import manifest_schema  # noqa: E402
+from dfmspec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
 from dfmspec.resolve import resolve_spec  # noqa: E402
 from dfmspec.rules import LEVELS, RULES, all_findings  # noqa: E402
 from dfmspec.rules.base import Rule  # noqa: E402
@@ -40,10 +41,15 @@ def megatron_core() -> dict[str, Any]:
     return _document("megatron_core-0.16.1", "An experiment for dfmspec's trainer on megatron-core 0.16.1.", _with_derivations(properties, "megatron_core"))
 
 
-def dfm(ours: dict[str, Any]) -> dict[str, Any]:
-    """The catalogue of NVIDIA DFM at its pinned revision, from tools/dfm_fields.yaml, with our own sections."""
-    table = yaml.safe_load((ROOT / "tools" / "dfm_fields.yaml").read_text())
-    properties = {name: node for name, node in ours["properties"].items() if "properties" not in node or name in OWN_SECTIONS}
+REVISION = "7cb7634"
+NETWORKS = {"dfm": "DiT", "dfm_wan": "WAN", "dfm_flux": "FLUX"}
+
+
+def dfm(target: str, ours: dict[str, Any]) -> dict[str, Any]:
+    """The catalogue of NVIDIA DFM at its pinned revision for one of its networks, from tools/dfm*_fields.yaml, with our own sections."""
+    table = _table(target)
+    properties = {name: dict(node) for name, node in ours["properties"].items() if "properties" not in node or name in OWN_SECTIONS}
+    properties["recipe"] |= {"enum": list(RECIPES[target]), "default": DEFAULT_RECIPE[target]}
     properties["data"] = _dfm_data(ours["properties"]["data"])
     for section, fields in table.items():
         named = "recipe" in fields
@@ -54,7 +60,26 @@ def dfm(ours: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
         if not optional:
             properties[section]["type"] = "object"
-    return _document("dfm-7cb7634", "An experiment for NVIDIA DFM 7cb7634 (Megatron-Bridge 953aabf7).", _with_derivations(properties, "dfm"))
+    title = f"An experiment for NVIDIA DFM {REVISION} (Megatron-Bridge 953aabf7), {NETWORKS[target]}."
+    return _document(Path(SCHEMAS[target]).name.removesuffix(".schema.json"), title, _with_derivations(properties, target))
+
+
+def _table(target: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """section -> field -> facts: DiT's, or another network's own over it."""
+    table: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load((ROOT / "tools" / "dfm_fields.yaml").read_text())
+    if target == "dfm":
+        return table
+    own = yaml.safe_load((ROOT / "tools" / f"{target}_fields.yaml").read_text())
+    for section, same in own["same_as_dit"].items():
+        table[section] = {name: table[section][name] for name in same} | own[section]
+    for key, value in own["recipe"].items():
+        section, name = key.split(".")
+        field = table[section][name]
+        if value is None:
+            table[section][name] = {**field, "upstream": field["default"], "default": None}  # derived here
+        else:
+            table[section][name] = {**field, ("upstream" if field["default"] is None else "default"): value}
+    return table
 
 
 def _dfm_data(node: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +91,7 @@ def _dfm_data(node: dict[str, Any]) -> dict[str, Any]:
 def _dfm_field(entry: dict[str, Any]) -> dict[str, Any]:
     kind: str = entry["type"]
     null, kind = kind.endswith("?"), kind.rstrip("?")
-    marks = {f"x-{name.replace('_', '-')}": entry[name] for name in ("upstream", "no_effect", "overwritten_by") if name in entry}
+    marks = {f"x-{name.replace('_', '-')}": entry[name] for name in ("upstream", "no_effect", "overwritten_by", "mock_only", "energon_only") if name in entry}
     if kind == "callable":
         return {"enum": [None], "default": None, "description": entry["meaning"], "x-callable": True, **marks}
     choices = DTYPES if kind == "dtype" else entry.get("values")
@@ -130,10 +155,18 @@ def experiment(targets: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://dfmspec.dev/schemas/experiment.schema.json",
         "title": "dfmspec experiment", "type": "object",
-        "if": {"properties": {"target": {"const": "dfm"}}, "required": ["target"]},
-        "then": {k: v for k, v in targets["dfm"].items() if not k.startswith("$")},
-        "else": {k: v for k, v in targets["megatron_core"].items() if not k.startswith("$")},
+        **_chosen(list(targets.items())),
     }  # fmt: skip
+
+
+def _chosen(targets: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The first target is what a spec that names none is for."""
+    (_, schema), others = targets[0], targets[1:]
+    node = {k: v for k, v in schema.items() if not k.startswith("$")}
+    for target, other in reversed(others):
+        condition = {"properties": {"target": {"const": target}}, "required": ["target"]}
+        node = {"if": condition, "then": {k: v for k, v in other.items() if not k.startswith("$")}, "else": node}
+    return node
 
 
 CORPUS = ROOT / "tests" / "corpus" / "rules"
@@ -142,11 +175,11 @@ _DEPENDS_ON_THE_MACHINE = ("CKP113",)
 
 
 def examples(rule: Rule) -> dict[str, list[Diagnostic]]:
-    """target -> what the rule says of its bad example."""
+    """target -> what the rule says of its bad example; of those that its example is for."""
     folder, found, here = CORPUS / rule.code, {}, Path.cwd()
     os.chdir(folder)
     try:
-        for target in rule.targets:
+        for target in sorted({*rule.targets} & {"megatron_core", "dfm"}, reverse=True) or rule.targets[:1]:
             words = [] if "target:" in Path("bad.yaml").read_text() else [f"target={target}"]
             words += Path("bad.txt").read_text().splitlines() if Path("bad.txt").exists() else []
             resolved = resolve_spec(load_spec("bad.yaml", words))
@@ -219,7 +252,7 @@ def _cell(text: str) -> str:
 def schemas() -> dict[Path, str]:
     """The schemas and what they must hold."""
     ours = megatron_core()
-    targets = {"megatron_core": ours, "dfm": dfm(ours)}
+    targets = {"megatron_core": ours} | {target: dfm(target, ours) for target in NETWORKS}
     files = {ROOT / SCHEMAS[name]: schema for name, schema in targets.items()}
     files[ROOT / "schemas" / "experiment.schema.json"] = experiment(targets)
     files[ROOT / "schemas" / "manifest.schema.json"] = manifest_schema()

@@ -11,7 +11,7 @@ import typer
 from dfmspec.catalogue import SCHEMAS
 from dfmspec.errors import UsageError
 from dfmspec.fixes import scalar
-from dfmspec.recipes import RECIPES
+from dfmspec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
 from dfmspec.resources import resource
 
 _TEMPLATE = """\
@@ -34,9 +34,7 @@ train:
   global_batch_size: {gbs}  # packed sequences an iteration, a multiple of the data-parallel size {world}
   micro_batch_size: 1
   train_iters: 10000
-  eval_interval: 1000
-  eval_iters: 32  # 0: never evaluate
-
+{evaluation}
 optimizer:
   lr: 1.0e-4  # the decay to a tenth of it over train_iters, and the warm-up, follow by themselves
 
@@ -53,7 +51,7 @@ rng:
 
 def init(
     file: Annotated[Path, typer.Argument(help="The spec to write; it must not exist. - prints it.")] = Path("spec.yaml"),
-    recipe: Annotated[str, typer.Option(help=f"What to start from: {', '.join(RECIPES)}.")] = "dit_xl",
+    recipe: Annotated[str | None, typer.Option(help=f"What to start from: {'; '.join(f'{t}: ' + ', '.join(names) for t, names in RECIPES.items())}.")] = None,
     target: Annotated[str, typer.Option(help=f"What trains: {', '.join(SCHEMAS)}.")] = "megatron_core",
     nodes: Annotated[int, typer.Option(help="Nodes.", min=1)] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs of a node.", min=1)] = 8,
@@ -64,10 +62,12 @@ def init(
 
     Example: dfmspec init my_run.yaml --recipe dit_s --gpus 2
     """
-    for word, known, name in ((recipe, RECIPES, "--recipe"), (target, SCHEMAS, "--target")):
-        if word not in known:
-            raise UsageError(f"{name} {word}: one of {', '.join(known)}")
-    if cpu and target == "dfm":
+    if target not in SCHEMAS:
+        raise UsageError(f"--target {target}: one of {', '.join(SCHEMAS)}")
+    recipe = recipe or DEFAULT_RECIPE[target]
+    if recipe not in RECIPES[target]:
+        raise UsageError(f"--recipe {recipe}: for target {target}, one of {', '.join(RECIPES[target])}")
+    if cpu and target != "megatron_core":
         raise UsageError("--cpu: DFM's own script needs GPUs; leave --target out")
     folder = Path() if str(file) == "-" else file.parent
     if dataset_path and not dataset_path.startswith(("/", "~")) and "://" not in dataset_path:
@@ -81,7 +81,7 @@ def init(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     typer.echo(file)
-    if target == "dfm" and dataset_path is None:
+    if target != "megatron_core" and dataset_path is None:
         typer.echo("set dataset.path to your WebDataset before you run it", err=True)
 
 
@@ -96,13 +96,14 @@ def spec_text(file: str, recipe: str, target: str, nodes: int, gpus: int, datase
     """The spec."""
     import yaml
 
-    model = yaml.safe_load(RECIPES[recipe].read_text())["model"]
-    named = (("num_layers", "layers"), ("hidden_size", "wide"), ("num_attention_heads", "heads"))
-    sizes = ", ".join(f"{model[key]} {words}" for key, words in named)
+    model = yaml.safe_load(recipe_text(recipe))["model"]
+    layers = (("num_layers", "layers"), ("num_joint_layers", "joint"), ("num_single_layers", "single layers"))
+    named = (*layers, ("hidden_size", "wide"), ("num_attention_heads", "heads"))
+    sizes = ", ".join(f"{model[key]} {words}" for key, words in named if key in model)
     world = nodes * gpus
     if dataset_path is not None:
         data = f"dataset:\n  path: {scalar(dataset_path)}\n  num_workers: 4\n"
-    elif target == "dfm":
+    elif target != "megatron_core":
         data = "dataset:\n  path: null  # the folder of your WebDataset\n  num_workers: 4\n"
     else:
         data = "data:\n  source: embedded  # drawn by dfmspec; for your own: webdataset, and dataset: {path: ...}\n  resolution: 256\n"
@@ -110,4 +111,5 @@ def spec_text(file: str, recipe: str, target: str, nodes: int, gpus: int, datase
     return _TEMPLATE.format(
         schema=_schema(file), file=file, recipe=recipe, sizes=sizes, target=target, target_words=words, nodes=nodes,
         gpus=gpus, world=world, device="  device: cpu  # a trial without GPUs\n" if cpu else "", data=data, gbs=world * max(1, 32 // world),
+        evaluation="" if target in ("dfm_wan", "dfm_flux") else "  eval_interval: 1000\n  eval_iters: 32  # 0: never evaluate\n",
     )  # fmt: skip

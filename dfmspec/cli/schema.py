@@ -6,15 +6,11 @@ from typing import Annotated
 
 import typer
 
+from dfmspec.catalogue import SCHEMAS
 from dfmspec.errors import UsageError
 from dfmspec.resources import resource
 
-_NAMES = {
-    "experiment": "schemas/experiment.schema.json",
-    "megatron_core": "schemas/targets/megatron_core-0.16.1.schema.json",
-    "dfm": "schemas/targets/dfm-7cb7634.schema.json",
-    "manifest": "schemas/manifest.schema.json",
-}
+_NAMES = {"experiment": "schemas/experiment.schema.json", **SCHEMAS, "manifest": "schemas/manifest.schema.json"}
 
 
 def schema(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(_NAMES)}.")] = "experiment") -> None:

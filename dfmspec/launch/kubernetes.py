@@ -12,10 +12,10 @@ import yaml
 
 from dfmspec.errors import PreflightError
 from dfmspec.launch import Place
-from dfmspec.plan import CONFIG, Plan, config_text
+from dfmspec.plan import Plan, config_text
 from dfmspec.resources import resource
 from dfmspec.scripts import node_script
-from dfmspec.targets import target_module
+from dfmspec.targets import CONFIG, target_module
 
 OUTLIVES = False
 MANIFEST = "jobset.yaml"

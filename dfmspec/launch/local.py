@@ -15,10 +15,10 @@ from typing import IO
 
 from dfmspec.errors import PreflightError
 from dfmspec.launch import Place
-from dfmspec.plan import CONFIG, RANK, VARIABLES, Plan
+from dfmspec.plan import RANK, VARIABLES, Plan
 from dfmspec.processes import die_with_parent
 from dfmspec.resources import resource
-from dfmspec.targets import target_module
+from dfmspec.targets import CONFIG, target_module
 
 OUTLIVES = False
 

@@ -18,6 +18,7 @@ from dfmspec.rules import (
     launch,
     launchers,
     model,
+    networks,
     optimizer,
     parallel,
     pipeline,
@@ -28,7 +29,7 @@ from dfmspec.rules import (
 )
 from dfmspec.rules.base import Rule, UnknownValue, View
 
-FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, precision, optimizer, distributed, checkpoint, evaluation, dataset, launch, launchers)
+FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, networks, precision, optimizer, distributed, checkpoint, evaluation, dataset, launch, launchers)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 LEVELS = ("spec", "paths", "data")
 """What a check may look at: the spec alone, files too, samples too."""

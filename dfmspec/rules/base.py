@@ -9,9 +9,9 @@ from dfmspec.diagnostics import Finding, Path, Severity
 from dfmspec.layout import Layout, nearest_multiples
 from dfmspec.resolve import Resolved
 
-BOTH = ("megatron_core", "dfm")
-OURS = ("megatron_core",)
-DFM = ("dfm",)
+ALL = ("megatron_core", "dfm", "dfm_wan", "dfm_flux")
+OURS, DFM = ALL[:1], ALL[1:]
+DIT, DFM_DIT, WAN, FLUX = ALL[:2], ("dfm",), ("dfm_wan",), ("dfm_flux",)
 ERROR, WARNING, HINT = Severity.ERROR, Severity.WARNING, Severity.HINT
 
 TP, PP, CP = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size", "model.context_parallel_size"
@@ -88,7 +88,7 @@ class Rule(NamedTuple):
     """What would happen."""
     source: str = ""
     """Where the constraint comes from."""
-    targets: tuple[str, ...] = BOTH
+    targets: tuple[str, ...] = ALL
     level: str = "spec"
     """"spec" needs the spec alone, "paths" looks at files, "data" reads samples."""
 

@@ -68,7 +68,8 @@ def _rampup(view: View) -> Iterator[Finding]:
 def _mock_length(view: View) -> Iterator[Finding]:
     if not view.is_mock or view[ITERS] is None:
         return
-    per_rank, microbatches = 1024 // view["dataset.micro_batch_size"], view[GBS] // (view[MBS] * view.data_parallel_size)
+    samples = view.resolved.values.get("dataset.num_train_samples", 1024)
+    per_rank, microbatches = samples // view["dataset.micro_batch_size"], view[GBS] // (view[MBS] * view.data_parallel_size)
     evaluations = view[ITERS] // view["train.eval_interval"] + 1 if view["train.eval_iters"] else 0
     needed = (view[ITERS] + evaluations * view["train.eval_iters"]) * microbatches
     if needed > per_rank:
@@ -107,8 +108,8 @@ RULES = (
     ),
     Rule(
         "BAT106", "mock-data-end", WARNING, _mock_length,
-        "DFM's random dataset has 1,024 samples a rank, shared by training and evaluation, and does not repeat: accepted at start, the run dies in the middle.",
-        "NVIDIA DFM data/dit/dit_mock_datamodule.py", DFM,
+        "DFM's random dataset has a fixed number of samples a rank (1,024; for FLUX, num_train_samples), shared by training and evaluation, and does not repeat: accepted at start, the run dies in the middle.",
+        "NVIDIA DFM data/dit/dit_mock_datamodule.py and those of wan and flux", DFM,
     ),
     Rule(
         "BAT107", "skipped-iteration-outside", HINT,

@@ -9,7 +9,7 @@ from typing import Any
 
 from dfmspec.diagnostics import Finding
 from dfmspec.document import parse_document
-from dfmspec.rules.base import BOTH, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires
+from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires
 from dfmspec.rules.dataset import is_placeholder
 from dfmspec.size import checkpoint_bytes
 
@@ -90,7 +90,7 @@ def _load_missing(view: View) -> Iterator[Finding]:
         yield Finding(path(LOAD), f"checkpoint folder {view[LOAD]} does not exist", "check the path, or remove it to start afresh")
     elif step is not None and not (folder / f"iter_{step:07d}").is_dir():
         yield Finding(path(STEP if view.is_users(STEP) else LOAD), f"{view[LOAD]} has no checkpoint of iteration {step}", f"it has: {', '.join(map(str, iterations(folder))) or 'none'}")
-    elif view.target == "dfm" and not any((folder / name).exists() for name in ("latest_train_state.pt", "latest_checkpointed_iteration.txt")):
+    elif view.target != "megatron_core" and not any((folder / name).exists() for name in ("latest_train_state.pt", "latest_checkpointed_iteration.txt")):
         have = iterations(folder)
         hint = f"name it with checkpoint.load, and checkpoint.ckpt_step one of {', '.join(map(str, have))}" if have else "name the folder that holds the iter_ folders"
         yield Finding(path(LOAD), f"{view[LOAD]} has no tracker file (latest_train_state.pt), so upstream takes it for no checkpoint at all", hint)
@@ -167,7 +167,7 @@ RULES = (
     Rule(
         "CKP104", "checkpoint-missing", ERROR, _load_missing,
         "Upstream takes a folder without a tracker for no checkpoint, and starts from iteration 0 in silence; exit_on_missing_checkpoint is not even read. "
-        "dfmspec's trainer stops.", "Megatron-Bridge training/setup.py and utils/checkpoint_utils.py", BOTH, "paths",
+        "dfmspec's trainer stops.", "Megatron-Bridge training/setup.py and utils/checkpoint_utils.py", ALL, "paths",
     ),
     Rule(
         "CKP105", "checkpoint-path-relative", WARNING, _shared,
@@ -214,9 +214,9 @@ RULES = (
     ),
     Rule(
         "CKP113", "checkpoint-budget", WARNING, _budget,
-        "The disk fills in the middle of the run, and the save that fails may be the last one.", "14 bytes a parameter: bf16 weights, fp32 main weights, two moments", BOTH, "paths",
+        "The disk fills in the middle of the run, and the save that fails may be the last one.", "14 bytes a parameter: bf16 weights, fp32 main weights, two moments", ALL, "paths",
     ),
-    Rule("CKP114", "checkpoint-folder-not-writable", ERROR, _writable, "The first save fails, hours into the run.", "the file system", BOTH, "paths"),
+    Rule("CKP114", "checkpoint-folder-not-writable", ERROR, _writable, "The first save fails, hours into the run.", "the file system", ALL, "paths"),
     Rule("CKP115", "run-already-complete", ERROR, _resumes_unasked, "Upstream resumes from checkpoint.load by itself: the run ends at once, as a success.", _CK, DFM, "paths"),
     Rule("CKP116", "checkpoint-of-another-model", ERROR, _other_model, "Shapes do not match when the checkpoint is loaded, after the model is built.", _CK, DFM, "paths"),
     Rule("CKP117", "optimizer-state-of-another-layout", ERROR, _other_layout, "A RuntimeError when the checkpoint is loaded: the state is not reshardable by default.", _CK, DFM, "paths"),

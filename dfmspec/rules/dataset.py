@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dfmspec.diagnostics import Finding
 from dfmspec.energon_metadata import split_counts, split_shards
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import BOTH, CP, DFM, ERROR, HINT, LENGTH, OURS, TP, WARNING, Rule, View, excludes, path
+from dfmspec.rules.base import ALL, CP, DFM, DFM_DIT, DIT, ERROR, HINT, LENGTH, OURS, TP, WARNING, Rule, View, excludes, path
 
 if TYPE_CHECKING:
     from dfmspec.shards import Sample, Scan
@@ -66,7 +66,7 @@ def _metadata_missing(view: View) -> Iterator[Finding]:
         return
     if "CrudeWebdataset" not in (metadata / "dataset.yaml").read_text(errors="replace"):
         yield Finding(path(DATASET), f"{metadata / 'dataset.yaml'} does not declare a CrudeWebdataset, whose samples are cooked by the task encoder", command)
-    if view.target == "dfm" and not (metadata / ".info.yaml").exists():
+    if view.target != "megatron_core" and not (metadata / ".info.yaml").exists():
         yield Finding(path(DATASET), f"{metadata} has no .info.yaml: it was not prepared by Energon 6, which DFM pins", "prepare it again with megatron-energon 6.0.1")
 
 
@@ -256,11 +256,11 @@ _LOADER = "NVIDIA DFM data/dit/dit_taskencoder.py"
 
 RULES = (
     Rule("RUN102", "placeholder-path", WARNING, _placeholders, "A copied example would write to, or read from, a path that nobody meant: upstream creates it in silence.", "DFM's own example files"),
-    Rule("DAT101", "dataset-not-named", HINT, _dataset_given, "There is nothing to train on; upstream looks into a folder of its container.", "NVIDIA DFM pretrain_dit_model.py"),
-    Rule("DAT102", "dataset-missing", ERROR, _dataset_missing, "The loader would fail after the model is built, on every rank.", "megatron-energon", BOTH, "paths"),
-    Rule("DAT103", "dataset-metadata-missing", ERROR, _metadata_missing, "Energon cannot open a folder of shards that was not prepared, or not by its own version.", "megatron-energon flavors/webdataset", BOTH, "paths"),
-    Rule("DAT104", "split-empty", ERROR, _splits, "The loader of an empty split fails, or waits for ever; so does a worker without a sample.", "megatron-energon", BOTH, "paths"),
-    Rule("DAT105", "shard-missing", ERROR, _shards_missing, "The loader fails when it gets there, which may be hours into the run.", "megatron-energon", BOTH, "paths"),
+    Rule("DAT101", "dataset-not-named", HINT, _dataset_given, "There is nothing to train on; upstream looks into a folder of its container.", "NVIDIA DFM pretrain_dit_model.py", DIT),
+    Rule("DAT102", "dataset-missing", ERROR, _dataset_missing, "The loader would fail after the model is built, on every rank.", "megatron-energon", ALL, "paths"),
+    Rule("DAT103", "dataset-metadata-missing", ERROR, _metadata_missing, "Energon cannot open a folder of shards that was not prepared, or not by its own version.", "megatron-energon flavors/webdataset", ALL, "paths"),
+    Rule("DAT104", "split-empty", ERROR, _splits, "The loader of an empty split fails, or waits for ever; so does a worker without a sample.", "megatron-energon", ALL, "paths"),
+    Rule("DAT105", "shard-missing", ERROR, _shards_missing, "The loader fails when it gets there, which may be hours into the run.", "megatron-energon", ALL, "paths"),
     Rule("DAT106", "streams-not-divisible", ERROR, _streams, "A sample stream belongs to one data-parallel rank; that is what lets DP change between attempts.", "dfmspec/trainer/streams.py", OURS),
     Rule(
         "DAT107", "loader-kind-fixed", ERROR,
@@ -268,14 +268,14 @@ RULES = (
                  message=lambda v: f"dataset.dataloader_type {v['dataset.dataloader_type']}: Energon's loader is external to Megatron", hint="remove it"),
         "Accepted at start; the loader cannot be built, after the model was.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM,
     ),
-    Rule("DAT201", "shard-broken", ERROR, _broken_shards, "The loader fails, or goes round a broken shard in silence.", "webdataset", BOTH, "data"),
-    Rule("DAT202", "sample-incomplete", ERROR, _incomplete, "Upstream logs and leaves such samples out, and fails after 100 in a row; dfmspec's trainer stops.", _LOADER, BOTH, "data"),
-    Rule("DAT203", "sample-unreadable", ERROR, _unreadable, "A pickle can run any program on every node of the cluster; upstream unpickles whatever it is given.", "Python's pickle", BOTH, "data"),
-    Rule("DAT204", "latent-unfit", ERROR, _latents, "Upstream leaves such samples out with a line in the log, or fails in the first iteration.", _LOADER, BOTH, "data"),
-    Rule("DAT205", "text-unfit", ERROR, _texts, "Cross-attention fails in the first iteration, or reads beyond a text's end in silence.", _LOADER, BOTH, "data"),
-    Rule("DAT206", "sample-longer-than-pack", ERROR, _too_long, "Upstream leaves such samples out in silence, and waits for ever when all are; dfmspec's trainer stops.", _LOADER, BOTH, "data"),
-    Rule("DAT207", "sample-left-out", WARNING, _dropped, "Upstream leaves samples out whose unpatched size does not divide, with one warning for all.", _LOADER, DFM, "data"),
-    Rule("DAT208", "sample-beyond-positions", ERROR, _beyond_positions, "Upstream takes the position of another place in silence; dfmspec's trainer stops.", "NVIDIA DFM model/common/dit_embeddings.py", BOTH, "data"),
-    Rule("DAT209", "latents-not-of-unit-variance", WARNING, _spread, "Noise levels would mean something else than in EDM's paper, and the loss would not start at 1.", "Karras et al. 2022, table 1", BOTH, "data"),
-    Rule("DAT210", "sizes-without-packing", ERROR, _one_shape, "The first two samples of different size cannot be stacked.", _LOADER, DFM, "data"),
-)  # fmt: skip
+    Rule("DAT201", "shard-broken", ERROR, _broken_shards, "The loader fails, or goes round a broken shard in silence.", "webdataset", DIT, "data"),
+    Rule("DAT202", "sample-incomplete", ERROR, _incomplete, "Upstream logs and leaves such samples out, and fails after 100 in a row; dfmspec's trainer stops.", _LOADER, DIT, "data"),
+    Rule("DAT203", "sample-unreadable", ERROR, _unreadable, "A pickle can run any program on every node of the cluster; upstream unpickles whatever it is given.", "Python's pickle", DIT, "data"),
+    Rule("DAT204", "latent-unfit", ERROR, _latents, "Upstream leaves such samples out with a line in the log, or fails in the first iteration.", _LOADER, DIT, "data"),
+    Rule("DAT205", "text-unfit", ERROR, _texts, "Cross-attention fails in the first iteration, or reads beyond a text's end in silence.", _LOADER, DIT, "data"),
+    Rule("DAT206", "sample-longer-than-pack", ERROR, _too_long, "Upstream leaves such samples out in silence, and waits for ever when all are; dfmspec's trainer stops.", _LOADER, DIT, "data"),
+    Rule("DAT207", "sample-left-out", WARNING, _dropped, "Upstream leaves samples out whose unpatched size does not divide, with one warning for all.", _LOADER, DFM_DIT, "data"),
+    Rule("DAT208", "sample-beyond-positions", ERROR, _beyond_positions, "Upstream takes the position of another place in silence; dfmspec's trainer stops.", "NVIDIA DFM model/common/dit_embeddings.py", DIT, "data"),
+    Rule("DAT209", "latents-not-of-unit-variance", WARNING, _spread, "Noise levels would mean something else than in EDM's paper, and the loss would not start at 1.", "Karras et al. 2022, table 1", DIT, "data"),
+    Rule("DAT210", "sizes-without-packing", ERROR, _one_shape, "The first two samples of different size cannot be stacked.", _LOADER, DFM_DIT, "data"),
+)  # fmt: skip,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import DFM, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path
+from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path
 
 INTERVAL, EVAL, CACHE = "train.eval_interval", "train.eval_iters", "model.vae_cache_folder"
 
@@ -36,14 +36,14 @@ RULES = (
     ),
     Rule(
         "EVL102", "evaluation-often", HINT, _sampling,
-        "Evaluation takes minutes each time, and the VAE needs memory beside the model.", "NVIDIA DFM model/dit/dit_step.py", DFM,
+        "Evaluation takes minutes each time, and the VAE needs memory beside the model.", "NVIDIA DFM model/dit/dit_step.py", DFM_DIT,
     ),
     Rule(
         "EVL103", "tokenizer-does-not-fit", ERROR,
         excludes(lambda v: not v["model.vae_name"].startswith("Cosmos-0.1-Tokenizer-CV"), at="model.vae_name",
                  message=lambda v: f"model.vae_name {v['model.vae_name']}: the network has 16 channels, as the continuous Cosmos video tokenizers have",
                  hint="Cosmos-0.1-Tokenizer-CV4x8x8"),
-        "Accepted at start; the first evaluation fails, hours into the run.", "NVIDIA DFM model/dit/dit_model_provider.py", DFM,
+        "Accepted at start; the first evaluation fails, hours into the run.", "NVIDIA DFM model/dit/dit_model_provider.py", DFM_DIT,
     ),
     Rule(
         "EVL104", "nothing-to-do", HINT,
@@ -52,7 +52,7 @@ RULES = (
     ),
     Rule(
         "EVL105", "tokenizer-not-cached", HINT, _vae_cache,
-        "The first evaluation needs the network: without, the run dies at iteration eval_interval.", "NVIDIA DFM common/tokenizers/cosmos", DFM, "paths",
+        "The first evaluation needs the network: without, the run dies at iteration eval_interval.", "NVIDIA DFM common/tokenizers/cosmos", DFM_DIT, "paths",
     ),
     Rule(
         "EVL106", "evaluation-on-training-data", HINT,

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import BOTH, DFM, ERROR, HINT, ITERS, OURS, WARNING, Rule, View, excludes, path, together
+from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, OURS, WARNING, Rule, View, excludes, path, together
 from dfmspec.rules.distributed import uses_fsdp
 
 
@@ -81,7 +81,7 @@ _CONFIG = "Megatron-Bridge training/config.py"
 
 RULES = (
     Rule("RUN101", "world-size-not-given", HINT, _world_size, "Batch and layout arithmetic need the number of processes.", "torchrun's --nproc-per-node"),
-    Rule("RUN103", "resume-not-known", ERROR, _resume_unknown, "The run would fail after the model is built.", "dfmspec run", BOTH, "paths"),
+    Rule("RUN103", "resume-not-known", ERROR, _resume_unknown, "The run would fail after the model is built.", "dfmspec run", ALL, "paths"),
     Rule(
         "RUN104", "wandb-run-unnamed", ERROR,
         excludes(lambda v: v["logger.wandb_project"] and v["logger.wandb_exp_name"] == "", at="logger.wandb_exp_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import BOTH, ERROR, WARNING, Rule, View, excludes, path
+from dfmspec.rules.base import ALL, ERROR, WARNING, Rule, View, excludes, path
 
 _KEYS = {
     "ssh": ("hosts", "ssh_options"),
@@ -91,18 +91,18 @@ RULES = (
         "RUN111", "head-address-local", ERROR,
         excludes(_local_head, at="cluster.master_addr",
                  message=lambda v: f"cluster.master_addr {v['cluster.master_addr']} is another machine on each of {v['cluster.nnodes']} nodes", hint="the address of node 0; null: the launcher's choice"),
-        "Every node waits at its own door until the timeout, without a word.", "torch.distributed.run", BOTH,
+        "Every node waits at its own door until the timeout, without a word.", "torch.distributed.run", ALL,
     ),
-    Rule("RUN116", "key-of-another-launcher", WARNING, _of_another, "It is not read.", "dfmspec's launchers", BOTH),
-    Rule("RUN117", "hosts-and-nodes-differ", ERROR, _hosts, "There would be a node too few or too many.", "dfmspec's launcher ssh", BOTH),
-    Rule("RUN118", "no-time-to-save", ERROR, _time, "Slurm would ask the run to save as soon as it starts, and queue it again and again.", "sbatch --signal", BOTH),
-    Rule("RUN119", "option-of-the-plan", ERROR, _options, "The job script would ask for another job than the plan that was checked.", "sbatch", BOTH),
-    Rule("RUN120", "pods-lack-something", ERROR, _kubernetes, "A pod's own disk ends with the pod; a path that is not mounted is not there.", "Kubernetes volumes", BOTH),
+    Rule("RUN116", "key-of-another-launcher", WARNING, _of_another, "It is not read.", "dfmspec's launchers", ALL),
+    Rule("RUN117", "hosts-and-nodes-differ", ERROR, _hosts, "There would be a node too few or too many.", "dfmspec's launcher ssh", ALL),
+    Rule("RUN118", "no-time-to-save", ERROR, _time, "Slurm would ask the run to save as soon as it starts, and queue it again and again.", "sbatch --signal", ALL),
+    Rule("RUN119", "option-of-the-plan", ERROR, _options, "The job script would ask for another job than the plan that was checked.", "sbatch", ALL),
+    Rule("RUN120", "pods-lack-something", ERROR, _kubernetes, "A pod's own disk ends with the pod; a path that is not mounted is not there.", "Kubernetes volumes", ALL),
     Rule(
         "RUN121", "output-not-shared", WARNING,
         excludes(_own_disk, at="run.output_dir",
                  message=lambda v: f"run.output_dir {v['run.output_dir']} is usually a disk of each machine's own, and {v['cluster.nnodes']} nodes write one run directory",
                  hint="a folder on a file system that every node shares"),
-        "Nodes other than this one find no configuration, and checkpoints are in pieces.", "dfmspec's launchers", BOTH,
+        "Nodes other than this one find no configuration, and checkpoints are in pieces.", "dfmspec's launchers", ALL,
     ),
 )  # fmt: skip

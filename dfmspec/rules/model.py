@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import DFM, ERROR, HEADS, HIDDEN, HINT, LAYERS, OURS, SP, WARNING, Rule, View, excludes, path, requires, together
+from dfmspec.rules.base import DFM, DFM_DIT, DIT, ERROR, HEADS, HIDDEN, HINT, LAYERS, OURS, SP, WARNING, Rule, View, excludes, path, requires, together
 
 
 def _position_width(view: View) -> Iterator[Finding]:
@@ -118,6 +118,7 @@ RULES = (
     Rule(
         "MOD102", "hidden-size-not-multiple-of-16", ERROR, _position_width,
         "The position embedding is split over three axes, and each into sines and cosines; the model cannot be built.", "NVIDIA DFM model/common/dit_embeddings.py",
+        targets=DIT,
     ),
     Rule(
         "MOD103", "recompute-incomplete", ERROR, _recompute,
@@ -134,36 +135,37 @@ RULES = (
                  message=lambda v: f"model.patch_spatial {v['model.patch_spatial']} and patch_temporal {v['model.patch_temporal']}: DFM's task encoder always cuts patches of 2x2x1",
                  hint="set patch_spatial 2 and patch_temporal 1"),
         "Accepted at start; shapes do not match in the first iteration, or validation decodes other patches in silence.",
-        "NVIDIA DFM data/common/diffusion_energon_datamodule.py, dit_model_provider.py", DFM,
+        "NVIDIA DFM data/common/diffusion_energon_datamodule.py, dit_model_provider.py", DFM_DIT,
     ),
     Rule(
         "MOD106", "head-width-unsupported", WARNING, _head_width,
         "Accepted at start; attention falls back to an unfused kernel, slower by far, in silence, or Transformer Engine refuses it in the first iteration.", "Transformer Engine's fused attention",
+        targets=DIT,
     ),
     Rule(
         "MOD107", "hidden-size-below-256", ERROR,
         excludes(lambda v: v[HIDDEN] < 256, at=HIDDEN, message=lambda v: f"{HIDDEN} {v[HIDDEN]} is less than 256, the width of DFM's frame-rate embedding",
                  hint="256 or more, a multiple of 16"),
-        "The embedding is padded up to hidden_size; below, the padding is negative and crops it in silence.", "NVIDIA DFM model/dit/dit_model.py", DFM,
+        "The embedding is padded up to hidden_size; below, the padding is negative and crops it in silence.", "NVIDIA DFM model/dit/dit_model.py", DFM_DIT,
     ),
     Rule(
         "MOD108", "mock-beyond-positions", WARNING, _mock_positions,
         "One flat index serves three axes, so an overflow of one takes another place's position in silence; beyond the table the GPU asserts.",
-        "NVIDIA DFM model/common/dit_embeddings.py", DFM,
+        "NVIDIA DFM model/common/dit_embeddings.py", DFM_DIT,
     ),
     Rule(
         "MOD109", "position-table-not-square", WARNING,
         excludes(lambda v: v["model.max_img_h"] != v["model.max_img_w"] or v["model.max_img_h"] % v["model.patch_spatial"], at="model.max_img_h",
                  message=lambda v: f"max_img_h {v['model.max_img_h']} and max_img_w {v['model.max_img_w']}: DFM's position table swaps the axes of one that is not square",
                  hint="set both to the larger, a multiple of patch_spatial"),
-        "The table is built height first where its helper takes width first, so positions are mixed up in silence.", "NVIDIA DFM model/common/dit_embeddings.py", DFM,
+        "The table is built height first where its helper takes width first, so positions are mixed up in silence.", "NVIDIA DFM model/common/dit_embeddings.py", DFM_DIT,
     ),
     Rule(
         "MOD110", "mock-patches-differ", ERROR,
         excludes(lambda v: v.is_mock and (v["dataset.patch_spatial"], v["dataset.patch_temporal"]) != (v["model.patch_spatial"], 1),
                  at=lambda v: "dataset.patch_spatial" if v["dataset.patch_spatial"] != v["model.patch_spatial"] else "dataset.patch_temporal",
                  message="the random data are cut into other patches than the model takes", hint="set dataset.patch_spatial to model.patch_spatial, and patch_temporal to 1"),
-        "Accepted at start; shapes do not match in the first iteration.", "NVIDIA DFM data/dit/dit_mock_datamodule.py", DFM,
+        "Accepted at start; shapes do not match in the first iteration.", "NVIDIA DFM data/dit/dit_mock_datamodule.py", DFM_DIT,
     ),
     Rule(
         "MOD111", "activation-impossible", ERROR,
@@ -175,17 +177,17 @@ RULES = (
             excludes(lambda v: v["model.activation_func_fp8_input_store"], at="model.activation_func_fp8_input_store",
                      message="activation_func_fp8_input_store is for SwiGLU only, and DiT's activation is GELU", hint="remove it"),
         ),
-        "megatron-core raises a ValueError when the configuration is built.", _TC, DFM,
+        "megatron-core raises a ValueError when the configuration is built.", _TC, DFM_DIT,
     ),
     Rule(
         "MOD112", "checkpoint-layout-changed", HINT,
         excludes(lambda v: any(v[key] for key in _LAYOUT), at=lambda v: next(key for key in _LAYOUT if v[key]),
                  message="this changes the parameters of every block: checkpoints of the published DiT no longer fit", hint="leave it out to stay compatible"),
-        "Loading a checkpoint of the other kind fails after the model is built.", "NVIDIA DFM model/dit/dit_model_provider.py", DFM,
+        "Loading a checkpoint of the other kind fails after the model is built.", "NVIDIA DFM model/dit/dit_model_provider.py", DFM_DIT,
     ),
     Rule(
         "MOD113", "recompute-module-unsupported", ERROR, _modules,
-        "megatron-core refuses modules of other models, and names it does not know; a module the DiT lacks is recomputed nowhere, in silence.", _TC, DFM,
+        "megatron-core refuses modules of other models, and names it does not know; a module the DiT lacks is recomputed nowhere, in silence.", _TC, DFM_DIT,
     ),
     Rule(
         "MOD114", "recompute-excluded", ERROR,
@@ -202,7 +204,7 @@ RULES = (
         excludes(lambda v: v["model.vocab_size"] is not None, at="model.vocab_size",
                  message=lambda v: f"model.vocab_size {v['model.vocab_size']}: the DiT has no vocabulary",
                  hint="remove it"),
-        "A size below the tokenizer's stops the run; any other is padded and never used, in silence.", "Megatron-Bridge training/setup.py", DFM,
+        "A size below the tokenizer's stops the run; any other is padded and never used, in silence.", "Megatron-Bridge training/setup.py", DFM_DIT,
     ),
     Rule(
         "MOD116", "offloading-impossible", ERROR,
@@ -220,13 +222,13 @@ RULES = (
                      at=lambda v: "model.experimental_attention_variant" if v["model.experimental_attention_variant"] else "model.linear_attention_type",
                      message="the DiT builds its own attention; experimental variants are of language models", hint="remove it"),
         ),
-        "Refused when the configuration is built, or accepted and never used, in silence.", _TC, DFM,
+        "Refused when the configuration is built, or accepted and never used, in silence.", _TC, DFM_DIT,
     ),
     Rule(
         "MOD118", "normalization-without-effect", WARNING,
         excludes(lambda v: v.is_users("model.normalization") and v["model.normalization"] != "LayerNorm", at="model.normalization",
                  message=lambda v: f"model.normalization {v['model.normalization']} has no effect: DiT's blocks have their own LayerNorm and q/k RMSNorm", hint="remove it"),
-        "Any word is accepted, and nothing changes, in silence.", "NVIDIA DFM model/dit/dit_layer_spec.py", DFM,
+        "Any word is accepted, and nothing changes, in silence.", "NVIDIA DFM model/dit/dit_layer_spec.py", DFM_DIT,
     ),
     Rule(
         "MOD119", "dropout-impossible", ERROR,
@@ -235,12 +237,12 @@ RULES = (
                      hint="0 for none, as the DiT has")
             for key in ("model.hidden_dropout", "model.attention_dropout")
         )),
-        "Accepted at start; torch refuses it in the first iteration, or drops everything.", "torch.nn.functional.dropout", DFM,
+        "Accepted at start; torch refuses it in the first iteration, or drops everything.", "torch.nn.functional.dropout", DFM_DIT,
     ),
     Rule(
         "MOD120", "meta-initialisation", ERROR,
         requires("model.init_model_with_meta_device", ("ddp.use_megatron_fsdp", True), because="without FSDP nothing gives the parameters their values"),
-        "Accepted at start; the parameters stay without storage.", "Megatron-Bridge models/model_provider.py", DFM,
+        "Accepted at start; the parameters stay without storage.", "Megatron-Bridge models/model_provider.py", DFM_DIT,
     ),
     Rule(
         "SMP101", "sampler-range-empty", ERROR,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import DFM, ERROR, HINT, ITERS, SAMPLES, WARNING, Rule, View, excludes, path, requires, together
+from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, SAMPLES, WARNING, Rule, View, excludes, path, requires, together
 
 LR, MIN_LR, WARMUP, DECAY = "optimizer.lr", "optimizer.min_lr", "scheduler.lr_warmup_iters", "scheduler.lr_decay_iters"
 S = "scheduler."
@@ -137,7 +137,7 @@ RULES = (
         "OPT115", "random-initialisation-per-replica", WARNING,
         excludes(lambda v: v["rng.data_parallel_random_init"], at="rng.data_parallel_random_init",
                  message="data_parallel_random_init gives every data-parallel rank other weights", hint="set it to false; it serves debugging"),
-        "Replicas start apart and are averaged in gradients only, in silence.", "Megatron-Bridge training/initialize.py", DFM,
+        "Replicas start apart and are averaged in gradients only, in silence.", "Megatron-Bridge training/initialize.py", DFM_DIT,
     ),
     Rule(
         "OPT116", "seed-not-positive", ERROR,
@@ -149,7 +149,7 @@ RULES = (
         excludes(lambda v: v.is_users("rng.seed") and v["rng.seed"] > 0 and v["rng.seed"] != 1234, at="rng.seed",
                  message="rng.seed changes weights and data order only: DFM draws noise and noise levels from fixed seeds, afresh after each resume",
                  hint="target: megatron_core draws them from the seed"),
-        "Two runs with other seeds see the same noise, and a resumed run repeats it, in silence.", "NVIDIA DFM model/dit/edm/edm_pipeline.py", DFM,
+        "Two runs with other seeds see the same noise, and a resumed run repeats it, in silence.", "NVIDIA DFM model/dit/edm/edm_pipeline.py", DFM_DIT,
     ),
     Rule(
         "OPT118", "adam-constants-impossible", ERROR,

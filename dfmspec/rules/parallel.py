@@ -8,7 +8,27 @@ from itertools import product
 
 from dfmspec.diagnostics import Finding
 from dfmspec.layout import divisors
-from dfmspec.rules.base import CP, DFM, ERROR, FFN, HEADS, HINT, LAYERS, OURS, PP, SP, TP, WARNING, Rule, View, excludes, must_divide, path, together
+from dfmspec.rules.base import (
+    CP,
+    DFM,
+    DFM_DIT,
+    ERROR,
+    FFN,
+    HEADS,
+    HINT,
+    LAYERS,
+    OURS,
+    PP,
+    SP,
+    TP,
+    WARNING,
+    Rule,
+    View,
+    excludes,
+    must_divide,
+    path,
+    together,
+)
 
 INSTANCES = "ddp.num_distributed_optimizer_instances"
 
@@ -133,7 +153,7 @@ RULES = (
                  message="DFM's DiT does not reduce all gradients under sequence parallelism: replicas drift, and the trunk's gradient is scaled by TP",
                  hint="set it to false, or use target: megatron_core"),
         "Losses look healthy, because clipping and Adam hide the scale; the weights of tensor-parallel ranks grow apart in silence.",
-        "NVIDIA DFM model/dit/dit_layer_spec.py, dit_model.py; megatron-core tensor_parallel/mappings.py", DFM,
+        "NVIDIA DFM model/dit/dit_layer_spec.py, dit_model.py; megatron-core tensor_parallel/mappings.py", DFM_DIT,
     ),
     Rule(
         "PAR109", "experts-in-a-dense-model", ERROR, _experts,

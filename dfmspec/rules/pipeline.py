@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
 from dfmspec.layout import divisors
-from dfmspec.rules.base import DFM, ERROR, GBS, LAYERS, MBS, OURS, PP, VPP, Rule, View, excludes, must_divide, path
+from dfmspec.rules.base import DFM, DFM_DIT, ERROR, GBS, LAYERS, MBS, OURS, PP, VPP, Rule, View, excludes, must_divide, path
 
 
 def _virtual_stages(view: View) -> Iterator[Finding]:
@@ -64,7 +64,7 @@ RULES = (
                  message="DFM's DiT does not work with pipeline parallelism: embedders are not synchronised and evaluation fails",
                  hint="use TP, or target: megatron_core, whose pipeline gives the numbers of one process"),
         "Accepted at start; then stages receive buffers of the wrong size, draw different condition masks, and grow apart in silence. VPP fails at any PP.",
-        "NVIDIA DFM model/dit/dit_model.py, dit_step.py, edm/edm_pipeline.py; its table of parallelism lists no PP", DFM,
+        "NVIDIA DFM model/dit/dit_model.py, dit_step.py, edm/edm_pipeline.py; its table of parallelism lists no PP", DFM_DIT,
     ),
     Rule(
         "PIP104", "overlap-with-pipeline", ERROR,

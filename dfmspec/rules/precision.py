@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import DFM, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, TP, Rule, View, excludes, path, together
+from dfmspec.rules.base import DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, TP, Rule, View, excludes, path, together
 from dfmspec.targets.dfm import PRECISIONS
 
 M = "mixed_precision."
@@ -123,7 +123,7 @@ RULES = (
     Rule("PRE107", "mxfp8-incomplete", ERROR, _mxfp8, "Refused at start: without the overlaps, mxfp8 parameters give NaN.", f"{_MP}, finalize; megatron-core DistributedDataParallelConfig", DFM),
     Rule(
         "PRE108", "fp8-widths-not-aligned", ERROR, _alignment,
-        "Accepted at start; Transformer Engine refuses the first matrix product whose width does not fit.", "megatron-core fp8_utils.py", DFM,
+        "Accepted at start; Transformer Engine refuses the first matrix product whose width does not fit.", "megatron-core fp8_utils.py", DFM_DIT,
     ),
     Rule("PRE109", "precision-unsupported-by-gpu", ERROR, _hardware, "Accepted at start; Transformer Engine refuses it in the first iteration.", "NVIDIA's compute capabilities", DFM),
     Rule(
@@ -146,7 +146,7 @@ RULES = (
         "PRE112", "fp8-untested-on-dit", HINT,
         excludes(lambda v: v[f"{M}fp8"] or v[f"{M}fp4"], at=lambda v: next((k for k in (RECIPE, f"{M}fp8", f"{M}fp4") if v.is_users(k)), RECIPE),
                  message="no fp8 or fp4 configuration of DFM's DiT is published: its numbers are unknown", hint="compare a short run with bf16_mixed first"),
-        "adaLN and the embedders stay in bf16; whether the loss follows bf16 is for a trial to show.", "NVIDIA DFM examples", DFM,
+        "adaLN and the embedders stay in bf16; whether the loss follows bf16 is for a trial to show.", "NVIDIA DFM examples", DFM_DIT,
     ),
     Rule(
         "PRE113", "fp8-word-unknown", ERROR,

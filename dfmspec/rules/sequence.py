@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import CP, DFM, ERROR, HINT, LAYERS, LENGTH, OURS, SP, TP, WARNING, Rule, View, excludes, path, together
+from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, HINT, LAYERS, LENGTH, OURS, SP, TP, WARNING, Rule, View, excludes, path, together
 
 _PAD = 64
 """Tokens to which DFM's task encoder pads each sample."""
@@ -75,7 +75,7 @@ RULES = (
     Rule(
         "SEQ102", "padding-not-divisible", ERROR, _padding_shared,
         "Each sample is padded to 64 tokens and no more, so its share of a rank is no whole number: an assertion in the first iteration, or wrong indices in silence.",
-        "NVIDIA DFM data/dit/dit_taskencoder.py, model/dit/dit_data_process.py", DFM,
+        "NVIDIA DFM data/dit/dit_taskencoder.py, model/dit/dit_data_process.py", DFM_DIT,
     ),
     Rule(
         "SEQ103", "packing-format-mismatch", ERROR,
@@ -83,13 +83,13 @@ RULES = (
                  message=lambda v: f"model.qkv_format {v['model.qkv_format']} with packing {'on' if v[PACKING] is not None else 'off'}: packs are thd, and thd is packs",
                  hint="set model.qkv_format to thd and keep dataset.packing_buffer_size"),
         "The batch is flattened while attention takes it for one padded sequence: samples attend to each other in silence, or shapes do not fit.",
-        "NVIDIA DFM model/dit/dit_data_process.py", DFM,
+        "NVIDIA DFM model/dit/dit_data_process.py", DFM_DIT,
     ),
     Rule(
         "SEQ104", "packing-off", WARNING,
         excludes(lambda v: v[PACKING] is None, at=PACKING, message="without packing, all samples must have one shape, and every one is padded to 64 tokens alone",
                  hint="set dataset.packing_buffer_size, for example to 40"),
-        "Accepted at start; the first two samples of different size stop the run.", "NVIDIA DFM data/dit/dit_taskencoder.py, batch", DFM,
+        "Accepted at start; the first two samples of different size stop the run.", "NVIDIA DFM data/dit/dit_taskencoder.py, batch", DFM_DIT,
     ),
     Rule(
         "SEQ105", "pack-length-not-padded", HINT,
@@ -97,7 +97,7 @@ RULES = (
                  message=lambda v: f"{LENGTH} {v[LENGTH]} is not a multiple of {_PAD}, to which samples are padded",
                  hint=lambda v: f"{LENGTH} {' or '.join(map(str, nearest_multiples(v[LENGTH], _PAD)))}"),
         "Packs are filled with padded lengths, so the rest is never used, and a sample just short of the limit makes an over-full pack alone.",
-        "NVIDIA DFM data/common/diffusion_task_encoder_with_sp.py", DFM,
+        "NVIDIA DFM data/common/diffusion_task_encoder_with_sp.py", DFM_DIT,
     ),
     Rule(
         "SEQ106", "model-length-not-divisible", ERROR, _model_length,
@@ -108,16 +108,16 @@ RULES = (
         excludes(lambda v: v.is_users("model.seq_length") and v["model.seq_length"] != v[LENGTH], at="model.seq_length",
                  message=lambda v: f"model.seq_length {v['model.seq_length']} feeds the logged TFLOP/s and a check alone; packs have {v[LENGTH]} tokens",
                  hint=f"for honest logs set it to {LENGTH}"),
-        "The throughput that upstream logs is computed with this length in silence, whatever the packs hold.", "Megatron-Bridge training/initialize.py", DFM,
+        "The throughput that upstream logs is computed with this length in silence, whatever the packs hold.", "Megatron-Bridge training/initialize.py", DFM_DIT,
     ),
     Rule(
         "SEQ108", "context-communication-ignored", ERROR, _communication,
         "The attention layers are built without the setting, so a legal word changes nothing in silence; a list fails when the model is built.",
-        "NVIDIA DFM model/dit/dit_layer_spec.py; megatron-core TransformerConfig.__post_init__", DFM,
+        "NVIDIA DFM model/dit/dit_layer_spec.py; megatron-core TransformerConfig.__post_init__", DFM_DIT,
     ),
     Rule(
         "SEQ109", "mock-lengths-not-divisible", ERROR, _mock_lengths,
-        "Each context-parallel rank takes two equal pieces of every sequence; the first iteration fails.", "NVIDIA DFM data/dit/dit_mock_datamodule.py", DFM,
+        "Each context-parallel rank takes two equal pieces of every sequence; the first iteration fails.", "NVIDIA DFM data/dit/dit_mock_datamodule.py", DFM_DIT,
     ),
     Rule(
         "SEQ110", "tensor-parallel-overlap-on-dit", ERROR,
@@ -136,12 +136,12 @@ RULES = (
                  at=lambda v: "model.cuda_graph_impl" if v["model.cuda_graph_impl"] != "none" else next(k for k in v.users(*_GRAPHS) if v[k]),
                  message="a CUDA graph replays fixed shapes, and packs change theirs", hint="set model.cuda_graph_impl to none and remove the scope"),
         "Accepted at start; the first pack with another number of samples replays the wrong shapes, or capture fails.",
-        "megatron-core transformer/cuda_graphs.py and TransformerConfig.__post_init__", DFM,
+        "megatron-core transformer/cuda_graphs.py and TransformerConfig.__post_init__", DFM_DIT,
     ),
     Rule(
         "SEQ112", "variable-lengths-refused", ERROR,
         excludes(lambda v: v["model.variable_seq_lengths"] and v["model.moe_token_dispatcher_type"] == "allgather", at="model.variable_seq_lengths",
                  message="megatron-core refuses variable_seq_lengths with the allgather dispatcher, even in a model without experts", hint="remove it: it serves pipelines only"),
-        "A ValueError when the configuration is built.", "megatron-core TransformerConfig.__post_init__", DFM,
+        "A ValueError when the configuration is built.", "megatron-core TransformerConfig.__post_init__", DFM_DIT,
     ),
 )  # fmt: skip

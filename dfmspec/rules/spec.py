@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Edit, Finding, Severity
-from dfmspec.rules.base import DFM, ERROR, HINT, LAYERS, WARNING, Rule, View, excludes, path, shown
+from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, excludes, path, shown
 from dfmspec.targets import target_module
 
 
@@ -138,8 +138,14 @@ def _quoting(view: View) -> Iterator[Finding]:
             yield Finding(path(key), f"upstream's command line would refuse {value!r} unquoted; the plan puts it into config.yaml", "nothing to do with dfmspec; for torchrun by hand, quote it")
 
 
-_MOCK = tuple(f"dataset.{name}" for name in ("F_latents", "H_latents", "W_latents", "patch_spatial", "patch_temporal", "number_packed_samples",
-                                             "context_seq_len", "context_embeddings_dim"))  # fmt: skip
+def _other_dataset(view: View) -> Iterator[Finding]:
+    mark = "x-energon-only" if view.is_mock else "x-mock-only"
+    for key, field in _marked(view):
+        if mark in field:
+            yield Finding(path(key), "this key belongs to a WebDataset, and data.source is mock" if view.is_mock else "this key belongs to random data, and data.source is webdataset",
+                          "remove it" if view.is_mock else "remove it, or set data.source: mock")  # fmt: skip
+            return
+
 
 RULES = (
     Rule(
@@ -170,7 +176,7 @@ RULES = (
                  message="DFM trains with sigma_data 0.5 whatever the key says, and samples with the key's value",
                  hint="set it to 0.5; target: megatron_core has diffusion.sigma_data"),
         "Training hard-codes 0.5 and inference rescales with the configured value, so samples come out wrong without an error.",
-        "NVIDIA DFM model/dit/dit_step.py and inference_dit_model.py", DFM,
+        "NVIDIA DFM model/dit/dit_step.py and inference_dit_model.py", DFM_DIT,
     ),
     Rule(
         "SPC306", "overlap-overwritten", WARNING, _overwritten_by_overlap,
@@ -184,7 +190,7 @@ RULES = (
                  message="upstream built its initialisers for 28 layers and a standard deviation of 0.02, and keeps them",
                  hint="no key mends it; target: megatron_core scales with the model that is asked for"),
         "The initialisers are functions made in the recipe; an override changes the numbers they were made from, not the functions.",
-        "megatron-core TransformerConfig.__post_init__, init_method and output_layer_init_method", DFM,
+        "megatron-core TransformerConfig.__post_init__, init_method and output_layer_init_method", DFM_DIT,
     ),
     Rule(
         "SPC308", "interpolation-in-spec", ERROR, _interpolations,
@@ -192,11 +198,7 @@ RULES = (
         "OmegaConf's interpolation and missing-value syntax",
     ),
     Rule(
-        "SPC309", "key-of-the-other-dataset", ERROR,
-        excludes(lambda v: v.users(*(("dataset.use_train_split_for_val",) if v.is_mock else _MOCK)),
-                 at=lambda v: v.users(*(("dataset.use_train_split_for_val",) if v.is_mock else _MOCK))[0],
-                 message=lambda v: "this key belongs to a WebDataset, and data.source is mock" if v.is_mock else "this key belongs to random data, and data.source is webdataset",
-                 hint=lambda v: "remove it" if v.is_mock else "remove it, or set data.source: mock"),
+        "SPC309", "key-of-the-other-dataset", ERROR, _other_dataset,
         "The two kinds of data have different classes upstream: in a file the key is dropped in silence, on the command line it is an error.",
         "NVIDIA DFM recipes/dit/dit.py, DiffusionDataModuleConfig and DiTMockDataModuleConfig", DFM,
     ),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dfmspec.diagnostics import Finding, Severity
-from dfmspec.rules.base import BOTH, DFM, ERROR, HINT, WARNING, Rule, View
+from dfmspec.rules.base import ALL, DFM, ERROR, HINT, WARNING, Rule, View
 
 
 def _found_earlier(view: View) -> Iterable[Finding]:
     return ()
 
 
-def _rule(code: str, name: str, severity: Severity, why: str, source: str, targets: tuple[str, ...] = BOTH) -> Rule:
+def _rule(code: str, name: str, severity: Severity, why: str, source: str, targets: tuple[str, ...] = ALL) -> Rule:
     return Rule(code, name, severity, _found_earlier, why, source, targets, "load")
 
 
@@ -42,7 +42,7 @@ RULES = (
     _rule("SPC203", "value-not-allowed", ERROR, "Upstream checks few of its choices when it starts; an unknown word fails late, or counts as another choice in silence.", "the field's declared choices"),
     _rule("SPC204", "value-out-of-range", ERROR, "Upstream accepts many impossible numbers: a model without layers, a pack without tokens, no iterations, all in silence.", "the field's meaning"),
     _rule("SPC205", "key-not-settable", ERROR, "The key holds a function. Upstream puts its own back after the merge, in silence.", _MERGE, DFM),
-    _rule("SPC206", "key-of-another-target", ERROR, "The key means something to the other target only; upstream would drop it in silence.", "schemas/targets"),
+    _rule("SPC206", "key-of-another-target", ERROR, "The key means something to another target only; upstream would drop it in silence.", "schemas/targets"),
     _rule("SPC401", "unused-suppression", WARNING, "A comment that suppresses nothing hides the next fault of its kind.", "# dfmspec: ignore[CODE] reason"),
     _rule("SPC402", "malformed-suppression", WARNING, "A suppression without a known code, or without a reason, is one that nobody can judge later.", "# dfmspec: ignore[CODE] reason"),
     _rule("CKP101", "documented-alias", HINT, "The how-to names keys that upstream does not have: there they are dropped in silence (a file) or refused (the command line). dfmspec takes them as meant.", "the how-to"),

@@ -23,8 +23,8 @@ class Experiment(Section):
     """Name of the experiment, a word for folders; derived: the stem of the spec's file name."""
     recipe: Literal["dit_tiny", "dit_s", "dit_b", "dit_l", "dit_xl"] = "dit_xl"
     """The defaults to start from."""
-    target: Literal["megatron_core", "dfm"] = "megatron_core"
-    """What trains: dfmspec's own trainer, or NVIDIA DFM's script at its pinned revision."""
+    target: Literal["megatron_core", "dfm", "dfm_wan", "dfm_flux"] = "megatron_core"
+    """What trains: dfmspec's own trainer, or NVIDIA DFM's script at its pinned revision for DiT, WAN or FLUX."""
     cluster: Cluster = Cluster()
     launcher: Launcher = Launcher()
     run: Run = Run()

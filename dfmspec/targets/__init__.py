@@ -32,11 +32,16 @@ class Target(Protocol):
     def config(self, values: Values) -> dict[str, Any]:
         """What the plan's config.yaml holds."""
 
-    def minimal_arguments(self, values: Values, origins: Mapping[str, Any]) -> list[str] | None:
-        """The script's arguments when no config file is needed; None when one is."""
+    def arguments(self, values: Values, origins: Mapping[str, Any]) -> list[str]:
+        """The script's arguments, with CONFIG for the configuration's file."""
 
 
-TARGETS = {"megatron_core": "dfmspec.targets.megatron_core", "dfm": "dfmspec.targets.dfm"}
+CONFIG = "config.yaml"
+"""The configuration's file in a bundle."""
+TARGETS = {
+    "megatron_core": "dfmspec.targets.megatron_core", "dfm": "dfmspec.targets.dfm",
+    "dfm_wan": "dfmspec.targets.dfm.wan", "dfm_flux": "dfmspec.targets.dfm.flux",
+}  # fmt: skip
 
 
 def target_module(name: str) -> Target:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfmspec.diagnostics import Severity
 from dfmspec.layout import Layout
-from dfmspec.targets import Derived, Values, round_float
+from dfmspec.targets import CONFIG, Derived, Values, round_float
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
 _LAYOUT = (
@@ -114,10 +114,8 @@ def config(values: Values) -> dict[str, Any]:
     return nested
 
 
-def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] | None:
-    """`--dataset-path P` when a spec sets nothing else that the script must know; None when a config file is needed."""
+def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
+    """`--dataset-path P` when a spec sets nothing else that the script must know; else the config file."""
     told = {key for key, origin in origins.items() if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS)}
     resumes_from = values["run.resume"] not in ("auto", "require", "never")  # written into the config file at launch
-    if told != {"dataset.path"} or resumes_from:
-        return None
-    return ["--dataset-path", values["dataset.path"]]
+    return ["--dataset-path", values["dataset.path"]] if told == {"dataset.path"} and not resumes_from else ["--config-file", CONFIG]

@@ -10,9 +10,10 @@ import pytest
 
 from dfmspec.diagnostics import Severity
 from dfmspec.load import load_spec
+from dfmspec.recipes import DEFAULT_RECIPE, RECIPES
 from dfmspec.resolve import resolve_spec
 from dfmspec.rules import LEVELS, RULES, check_spec
-from dfmspec.rules.base import Rule
+from dfmspec.rules.base import DIT, Rule
 from tests.conftest import ROOT
 
 CORPUS = ROOT / "tests" / "corpus" / "rules"
@@ -28,13 +29,40 @@ def codes(file: Path, target: str) -> set[str]:
 
 
 WITH_EXAMPLES = [rule for rule in RULES if rule.level != "deep"]
-CASES = [pytest.param(rule, target, id=f"{rule.code}-{target}") for rule in WITH_EXAMPLES for target in rule.targets]
+CASES = [
+    pytest.param(rule, target, id=f"{rule.code}-{target}")
+    for rule in WITH_EXAMPLES for target in (DIT if {*rule.targets} & {*DIT} else rule.targets[:1]) if target in rule.targets
+]  # fmt: skip
+_NOT_ALIKE = {"EVL101", "EVL106", "RUN109", ("BAT102", "dfm_flux"), ("BAT106", "dfm_flux")}
+"""Examples with evaluation, packing or an end that the other networks do not have."""
+SHARED = [
+    pytest.param(rule, target, id=f"{rule.code}-{target}")
+    for rule in WITH_EXAMPLES for target in ("dfm_wan", "dfm_flux")
+    if {"dfm", target} <= {*rule.targets} and not {rule.code, (rule.code, target)} & _NOT_ALIKE
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "target"), CASES)
 def test_a_rule_fires_on_its_example_and_is_silent_on_its_near_miss(rule: Rule, target: str) -> None:
     assert rule.code in codes(CORPUS / rule.code / "bad.yaml", target)
     assert rule.code not in codes(CORPUS / rule.code / "good.yaml", target)
+
+
+@pytest.mark.parametrize(("rule", "target"), SHARED)
+def test_a_shared_rule_fires_for_the_other_networks_too(rule: Rule, target: str) -> None:
+    file = CORPUS / rule.code / "bad.yaml"
+    overrides = file.with_suffix(".txt")
+    words = [f"target={target}", f"recipe={DEFAULT_RECIPE[target]}", *(overrides.read_text().splitlines() if overrides.exists() else [])]
+
+    assert rule.code in {finding.code for finding in check_spec(resolve_spec(load_spec(file, words)), levels=LEVELS)}
+
+
+@pytest.mark.parametrize("source", ["data.source=mock", "dataset.path=/data"])
+@pytest.mark.parametrize("recipe", [*RECIPES["dfm_wan"], *RECIPES["dfm_flux"]])
+def test_the_other_networks_recipes_are_sound(recipe: str, source: str) -> None:
+    words = [f"target=dfm_{recipe.partition('_')[0]}", f"recipe={recipe}", source, "cluster.nproc_per_node=8", "train.train_iters=500"]
+
+    assert [finding for finding in check_spec(resolve_spec(load_spec(None, words)), levels=("spec",)) if finding.severity > Severity.HINT] == []
 
 
 def test_every_folder_of_the_corpus_belongs_to_a_rule() -> None:

@@ -1,4 +1,4 @@
-"""Target dfm: NVIDIA DFM's own script at 7cb7634, which reads one override file and knows nothing of dfmspec.
+"""Target dfm: NVIDIA DFM's own script for DiT at 7cb7634, which reads one override file and knows nothing of dfmspec.
 
 Upstream keeps copies of derived values that it never recomputes, so every one is written out; a section that it skips
 in silence is never emitted. See references in docs/deviations.md.
@@ -11,7 +11,7 @@ from typing import Any
 
 from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Severity
-from dfmspec.targets import Derived, Values
+from dfmspec.targets import CONFIG, Derived, Values
 from dfmspec.targets.megatron_core import SHARED
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -88,6 +88,8 @@ _OWN = (
 )  # fmt: skip
 _REPLACED = {derivation.key for derivation in _OWN}
 DERIVED: tuple[Derived, ...] = (*(derivation for derivation in SHARED if derivation.key not in _REPLACED), *_OWN)
+NO_EVALUATION = Derived("train.eval_iters", ("data.source",), lambda v: 32 if v["data.source"] == "mock" else 0,
+                        "32 with random data; 0 with real data, which WAN's and FLUX's loaders cannot evaluate on")  # fmt: skip
 _OURS = ("cluster", "launcher", "run", "data")
 
 
@@ -103,11 +105,13 @@ CLASSES = {
 def config(values: Values) -> dict[str, Any]:
     """The override file: Megatron-Bridge's sections alone; null only where upstream would have something else."""
     nested: dict[str, Any] = {}
-    legal = catalogue("dfm")
+    legal = catalogue(values["target"])
     for key, value in sorted(values.items()):
         section, dot, field = key.rpartition(".")
         described = legal.field(key) or {}
-        if not dot or section in _OURS or key == "mixed_precision.recipe" or "x-overwritten-by" in described or field in _of_the_other_dataset(values, section):
+        if not dot or section in _OURS or key == "mixed_precision.recipe" or "x-overwritten-by" in described:
+            continue
+        if _is_of_the_other_dataset(key, values, described):
             continue
         if key == "train.train_iters" and values["train.train_samples"] is not None:
             value = None  # noqa: PLW2901  upstream computes it, and refuses both
@@ -120,18 +124,12 @@ def config(values: Values) -> dict[str, Any]:
     return nested
 
 
-MOCK_ONLY = (
-    "F_latents", "H_latents", "W_latents", "patch_spatial", "patch_temporal", "number_packed_samples", "context_seq_len", "context_embeddings_dim",
-)  # fmt: skip
-"""Fields of the random dataset; the WebDataset's class does not have them, and the other way round."""
+def _is_of_the_other_dataset(key: str, values: Values, described: Mapping[str, Any]) -> bool:
+    """The random dataset and the WebDataset are two classes, and each has fields of its own."""
+    mock = values["data.source"] == "mock"
+    return ("x-mock-only" in described and not mock) or (mock and ("x-energon-only" in described or key == "dataset.path"))
 
 
-def _of_the_other_dataset(values: Values, section: str) -> tuple[str, ...]:
-    if section != "dataset":
-        return ()
-    return ("use_train_split_for_val", "path") if values["data.source"] == "mock" else MOCK_ONLY
-
-
-def minimal_arguments(values: Values, origins: Mapping[str, Any]) -> list[str] | None:
-    """Never: upstream's defaults need their derived copies set."""
-    return None
+def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
+    """A config file always: upstream's defaults need their derived copies set."""
+    return ["--config-file", CONFIG, *(["--mock"] if values["data.source"] == "mock" else [])]

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from dfmspec.catalogue import catalogue
-from dfmspec.targets.dfm import BRIDGE_PRECISION, CLASSES, MOCK_ONLY, PRECISIONS
+from dfmspec.targets.dfm import BRIDGE_PRECISION, CLASSES, PRECISIONS
 
 Tree = dict[str, Any]
 _FOLDER = "${CWD}/nemo_experiments/default"
@@ -57,13 +57,13 @@ class Reading:
 
 
 def read(text: str | None, overrides: Sequence[str], *, world_size: int, mock: bool = False, dataset_path: str | None = None,
-         environment: Mapping[str, str] | None = None) -> Reading:  # fmt: skip
+         environment: Mapping[str, str] | None = None, target: str = "dfm") -> Reading:  # fmt: skip
     """Read an override file and a command line as upstream does.
 
     Raises:
         Refused: upstream stops while it reads; its later checks are not part of this model.
     """
-    tree = recipe(mock=mock, dataset_path=dataset_path)
+    tree = recipe(target, mock=mock, dataset_path=dataset_path)
     merged = copy.deepcopy(tree)
     if text is not None:
         _merge(merged, _load(text))
@@ -76,10 +76,10 @@ def read(text: str | None, overrides: Sequence[str], *, world_size: int, mock: b
     return reading
 
 
-def recipe(*, mock: bool = False, dataset_path: str | None = None) -> Tree:
-    """DiTXL's pretrain_config()."""
+def recipe(target: str = "dfm", *, mock: bool = False, dataset_path: str | None = None) -> Tree:
+    """What the target's pretrain_config() gives."""
     tree: Tree = {}
-    for name, node in catalogue("dfm").schema["properties"].items():
+    for name, node in catalogue(target).schema["properties"].items():
         if "properties" not in node or name in _OURS:
             continue
         tree[name] = None if name in CLASSES else {
@@ -91,9 +91,10 @@ def recipe(*, mock: bool = False, dataset_path: str | None = None) -> Tree:
         section, _, name = key.partition(".")
         tree[section][name] = value
     tree["mixed_precision"] = _precision("bf16_mixed") | {"grad_reduce_in_fp32": False}
-    dataset = tree["dataset"]
-    for name in ("use_train_split_for_val",) if mock else MOCK_ONLY:
-        dataset.pop(name, None)
+    dataset, mark = tree["dataset"], "x-energon-only" if mock else "x-mock-only"
+    for name, described in catalogue(target).schema["properties"]["dataset"]["properties"].items():
+        if mark in described:
+            del dataset[name]
     dataset["path"] = None if mock else dataset_path
     return tree
 
