@@ -51,7 +51,7 @@ VARIABLES = (
 def environment(values: Values) -> dict[str, str]:
     """Name and value of each variable of a run."""
     found = ((variable.name, variable.value(values)) for variable in VARIABLES)
-    return {name: str(value) for name, value in found if value is not None} | dict(values["launcher.env"])
+    return {name: str(value) for name, value in found if value is not None} | dict(sorted(values["launcher.env"].items()))
 
 
 def reason(name: str, of_the_user: Mapping[str, str]) -> str:

@@ -21,7 +21,10 @@ from dfmspec.targets import target_module
 FORMAT_VERSION = 1
 
 RANK, ADDR, PORT, ID = "$NODE_RANK", "$MASTER_ADDR", "$MASTER_PORT", "$DFMSPEC_RDZV_ID"
-VARIABLES = (RANK, ADDR, PORT, ID, f"{ADDR}:{PORT}")
+IS_HOST = "is_host=$((NODE_RANK == 0))"
+"""Node 0 keeps the rendezvous, whatever name its address resolves to."""
+OF_A_NODE = (RANK, IS_HOST)
+VARIABLES = (*OF_A_NODE, ADDR, PORT, ID, f"{ADDR}:{PORT}")
 """Words of a command that the environment fills in, as in the how-to."""
 
 
@@ -60,7 +63,8 @@ class Plan:
 
     def argv(self, node: int) -> tuple[str, ...]:
         """What one node runs; $MASTER_ADDR and $MASTER_PORT are still the environment's."""
-        return tuple(str(node) if word == RANK else word for word in self.command)
+        own = {RANK: str(node), IS_HOST: f"is_host={int(node == 0)}"}
+        return tuple(own.get(word, word) for word in self.command)
 
     @property
     def launch_digest(self) -> str:
@@ -109,7 +113,7 @@ def _torchrun_flags(nproc: int, nnodes: int, rendezvous: str) -> list[str]:
         if rendezvous == "static":
             flags += ["--node-rank", RANK, "--master-addr", ADDR, "--master-port", PORT]
         else:
-            flags += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDR}:{PORT}", "--rdzv-id", ID]
+            flags += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDR}:{PORT}", "--rdzv-id", ID, "--rdzv-conf", IS_HOST]
     return flags
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from dfmspec.plan import RANK, VARIABLES, Plan
+from dfmspec.plan import OF_A_NODE, RANK, VARIABLES, Plan
 from dfmspec.targets import CONFIG, target_module
 
 SCRIPT_A_NODE = 32
@@ -27,7 +27,7 @@ def node_script(plan: Plan, node: int | None) -> str:
     """The script of a node, or (None) the one for all, which takes the rank: from any working directory, without dfmspec on the launch host."""
     which = f"node {node} of {plan.nnodes}" if node is not None else f"any of {plan.nnodes} nodes"
     lines = [*heading(f"{plan.name}: {which}; plan {plan.plan_id[:12]}"), *plan.launcher["setup"], "set -u"]
-    if node is None and RANK in plan.command:
+    if node is None and {*OF_A_NODE} & {*plan.command}:
         lines.append(f'{RANK[1:]}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
     lines.append('here=$(cd "$(dirname "$0")" && pwd)')
     if plan.target == "megatron_core":

@@ -1,4 +1,4 @@
-"""Writes what is generated: the schemas, the pages of the rules, the table of keys.
+"""Writes what is generated: the schemas, the pages of the rules, the table of keys, the golden plans.
 
 `python tools/generate.py [--check]`; --check writes nothing and fails when something is stale.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dfmspec.bundle import bundle_files  # noqa: E402
 from dfmspec.catalogue import SCHEMAS, catalogue  # noqa: E402
 from dfmspec.cli.rule import type_words  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
 from dfmspec.load import load_spec  # noqa: E402
 from dfmspec.manifest import manifest_schema  # noqa: E402
+from dfmspec.plan import make_plan  # noqa: E402
 from dfmspec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
 from dfmspec.resolve import resolve_spec  # noqa: E402
 from dfmspec.rules import LEVELS, RULES, all_findings  # noqa: E402
@@ -273,11 +276,21 @@ def pages() -> dict[Path, str]:
     return out
 
 
+def goldens() -> dict[Path, str]:
+    """What plans compile to, byte for byte: tests/golden/NAME/plan of each tests/golden/NAME/spec.yaml; the entry script is the package's own."""
+    out: dict[Path, str] = {}
+    for spec in sorted((ROOT / "tests" / "golden").glob("*/spec.yaml")):
+        made = replace(make_plan(resolve_spec(load_spec(spec))), guards={})  # which change with every line of code
+        out |= {spec.parent / "plan" / name: text for name, text in bundle_files(made).items() if not name.startswith("examples/")}
+    return out
+
+
 def main() -> int:
-    for wanted in (schemas, pages):
+    for wanted in (schemas, pages, goldens):
         files = wanted()
         stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-        left = [path for path in (ROOT / "docs" / "rules").glob("*.md") if path not in files] if wanted is pages else []
+        places = {pages: "docs/rules/*.md", goldens: "tests/golden/*/plan/*"}
+        left = [path for path in ROOT.glob(places[wanted]) if path not in files] if wanted in places else []
         if "--check" in sys.argv and (stale or left):
             print("\n".join(f"{path.relative_to(ROOT)} is stale; run: python tools/generate.py" for path in stale + left))
             return 1

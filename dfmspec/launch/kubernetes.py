@@ -76,7 +76,7 @@ def _pod(plan: Plan, name: str, items: list[dict[str, str]]) -> dict[str, Any]:
     env = {"DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_BASE": "/", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     if plan.nnodes > 1:
         env |= {"MASTER_ADDR": f"{name}-node-0-0.{name}", "MASTER_PORT": str(_PORT)}
-    claims = list(plan.launcher["volumes"].items())
+    claims = sorted(plan.launcher["volumes"].items())
     container: dict[str, Any] = {
         "name": "torchrun", "image": plan.launcher["image"],
         "command": ["bash", "-c", 'mkdir -p "$DFMSPEC_RUN_DIR" && exec bash /plan/node.sh "$JOB_COMPLETION_INDEX"'],
@@ -87,7 +87,7 @@ def _pod(plan: Plan, name: str, items: list[dict[str, str]]) -> dict[str, Any]:
         ],
     }  # fmt: skip
     if plan.nnodes > 1:
-        container["ports"] = [{"containerPort": _PORT}]
+        container["ports"] = [{"containerPort": _PORT, "protocol": "TCP"}]
     if plan.gpus_per_node:
         container["resources"] = {"limits": {"nvidia.com/gpu": plan.gpus_per_node}}
     return {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
 from dfmspec.rules.base import ALL, ERROR, WARNING, Rule, View, excludes, path
+from dfmspec.targets import minutes_of
 
 _KEYS = {
     "ssh": ("hosts", "ssh_options"),
@@ -35,22 +36,11 @@ def _hosts(view: View) -> Iterator[Finding]:
         yield Finding(path(key), f"launcher.hosts names {len(hosts)} hosts, and cluster.nnodes is {nnodes}", f"name {nnodes}, node 0 first; or set cluster.nnodes to {max(1, len(hosts))}")
 
 
-def _minutes(text: str) -> float:
-    """Slurm's ways of writing a time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
-    days, dash, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        return int(days) * 1440 + hours * 60 + minutes + seconds / 60
-    hours, minutes, seconds = {1: (0, parts[0], 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
-    return hours * 60 + minutes + seconds / 60
-
-
 def _time(view: View) -> Iterator[Finding]:
     limit, before = view["launcher.time_limit"], view["launcher.stop_before"]
-    if view["launcher.kind"] == "slurm" and limit is not None and 0 < _minutes(limit) * 60 <= before:
+    if view["launcher.kind"] == "slurm" and limit is not None and 0 < minutes_of(limit) * 60 <= before:
         yield Finding(
-            path("launcher.time_limit"), f"launcher.time_limit {limit} is {_minutes(limit) * 60:.0f} seconds, and the run is asked to save {before} seconds before its end",
+            path("launcher.time_limit"), f"launcher.time_limit {limit} is {minutes_of(limit) * 60:.0f} seconds, and the run is asked to save {before} seconds before its end",
             "a longer limit, or a smaller launcher.stop_before",
         )  # fmt: skip
 

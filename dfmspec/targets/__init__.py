@@ -53,3 +53,14 @@ def target_module(name: str) -> Target:
 def round_float(value: float) -> float:
     """0.1 * 9e-5 as 9e-06, not 9.000000000000001e-06."""
     return float(f"{value:.12g}")
+
+
+def minutes_of(text: str) -> float:
+    """Slurm's ways of writing a time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return int(days) * 1440 + hours * 60 + minutes + seconds / 60
+    hours, minutes, seconds = {1: (0, parts[0], 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
+    return hours * 60 + minutes + seconds / 60

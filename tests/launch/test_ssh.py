@@ -24,10 +24,13 @@ with open({log!r}, "a") as log:
     log.write(json.dumps([words[:end], host, command]) + "\\n")
 if host == "nowhere":
     sys.exit("ssh: connect to host nowhere port 22: No route to host") or 255
-inside = ["ip", "netns", "exec", host] if {netns} else []
+inside = [*{inside!r}, host, *{named!r}, host] if {netns} else []
 env = {{"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": {root!r}, "PYTHONWARNINGS": "ignore"}}
 sys.exit(subprocess.run([*inside, "sh", "-c", command], env=env, cwd="/").returncode)
 """
+INSIDE = ["ip", "netns", "exec"]
+NAMED = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"']
+"""A namespace's name is also its host's name, which /etc/netns/NAME/hosts tells the others."""
 RUN = [*TINY, "launcher.kind=ssh", "cluster.nnodes=2", "cluster.nproc_per_node=1", "train.global_batch_size=2", "train.train_iters=2"]
 
 
@@ -35,7 +38,7 @@ def _fake(folder: Path, *, netns: bool = False) -> str:
     """A PATH on which `ssh` is ours."""
     folder.mkdir(exist_ok=True)
     ssh = folder / "ssh"
-    text = FAKE.format(python=sys.executable, log=str(folder / "log"), netns=netns, root=str(ROOT))
+    text = FAKE.format(python=sys.executable, log=str(folder / "log"), netns=netns, root=str(ROOT), inside=INSIDE, named=NAMED)
     ssh.write_text(text.replace('sys.exit("ssh: connect to host nowhere port 22: No route to host") or 255', 'print("No route to host", file=sys.stderr); sys.exit(255)'))
     ssh.chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
@@ -96,18 +99,21 @@ def namespaces() -> Iterator[list[str]]:
         for i, name in enumerate(names):
             ip("-n", name, "addr", "add", f"10.99.77.{i + 1}/24", "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
+            known = Path("/etc/netns") / name
+            known.mkdir(parents=True)
+            (known / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"10.99.77.{j + 1} {other}\n" for j, other in enumerate(names)))
         yield names
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_machines_on_a_cable(rendezvous: str, spec: Path, tmp_path: Path, namespaces: list[str]) -> None:
     """Each node has its own address and its own loopback: nothing but the cable joins them."""
-    words = [*RUN, f"launcher.hosts=[{namespaces[0]}, {namespaces[1]}]", "cluster.master_addr=10.99.77.1", "cluster.master_port=29511",
-             f"launcher.rendezvous={rendezvous}", "launcher.env={GLOO_SOCKET_IFNAME: cable}", "model.tensor_model_parallel_size=2", "train.global_batch_size=1"]  # fmt: skip
+    words = [*RUN, f"launcher.hosts=[{namespaces[0]}, {namespaces[1]}]", f"launcher.rendezvous={rendezvous}", "launcher.env={GLOO_SOCKET_IFNAME: cable}", "model.tensor_model_parallel_size=2", "train.global_batch_size=1"]  # fmt: skip
     apart = dfmspec("run", spec, *words, cwd=spec.parent, PATH=_fake(tmp_path / "bin", netns=True))
     assert apart.returncode == 0, apart.stderr
     local = [word for word in words if not word.startswith(("launcher.hosts", "launcher.env", "cluster.master", "launcher.kind"))]
@@ -128,7 +134,7 @@ def test_the_scripts_of_a_bundle_do_the_same_by_hand(spec: Path, tmp_path: Path,
     }  # fmt: skip
     (tmp_path / "out").mkdir()
     nodes = [
-        subprocess.Popen(["ip", "netns", "exec", name, "bash", str(tmp_path / "plan" / f"node{i}.sh")], env=env, cwd=spec.parent, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*INSIDE, name, *NAMED, name, "bash", str(tmp_path / "plan" / f"node{i}.sh")], env=env, cwd=spec.parent, stdout=subprocess.PIPE, text=True)
         for i, name in enumerate(namespaces)
     ]
     said = [node.communicate(timeout=200)[0] for node in nodes]

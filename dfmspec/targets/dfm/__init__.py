@@ -6,12 +6,13 @@ in silence is never emitted. See references in docs/deviations.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Severity
-from dfmspec.targets import CONFIG, Derived, Values
+from dfmspec.targets import CONFIG, Derived, Values, minutes_of
 from dfmspec.targets.megatron_core import SHARED
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -69,6 +70,11 @@ def _warmup(values: Values) -> int:
     return min(2000, values["train.train_iters"] // 20) if by_iterations else 0
 
 
+def _until_the_limit(values: Values) -> int | None:
+    limit = values["launcher.time_limit"]
+    return math.ceil(minutes_of(limit) - values["launcher.stop_before"] / 60) if limit and values["launcher.kind"] == "slurm" else None
+
+
 _OWN = (
     Derived("train.train_iters", ("train.train_samples", "train.global_batch_size"),
             lambda v: None if v["train.train_samples"] is None else v["train.train_samples"] // v["train.global_batch_size"],
@@ -84,6 +90,8 @@ _OWN = (
             lambda v: not (v["ddp.use_megatron_fsdp"] or v["dist.use_megatron_fsdp"]), "true, but with Megatron FSDP"),
     Derived("model.qk_layernorm", ("model.tensor_model_parallel_size",), lambda v: v["model.tensor_model_parallel_size"] > 1,
             "TP > 1 needs the q/k norms' gradients reduced", Severity.WARNING),
+    Derived("train.exit_duration_in_mins", ("launcher.kind", "launcher.time_limit", "launcher.stop_before"), _until_the_limit,
+            "launcher.time_limit less launcher.stop_before: the only stop that saves upstream"),
     *map(_of_recipe, _PRECISION),
 )  # fmt: skip
 _REPLACED = {derivation.key for derivation in _OWN}

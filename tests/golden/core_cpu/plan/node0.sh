@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# trial: node 0 of 1; plan a370f7957925
+set -eo pipefail
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export OMP_NUM_THREADS=1
+exec torchrun --nproc-per-node 2 \
+    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$here"/config.yaml

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# by-slurm: node 1 of 2; plan 1271448a5a32
+set -eo pipefail
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+: "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
+: "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+exec torchrun --nproc-per-node 8 \
+    --nnodes 2 \
+    --node-rank 1 \
+    --master-addr "$MASTER_ADDR" \
+    --master-port "$MASTER_PORT" \
+    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$here"/config.yaml

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# by-ssh: node 1 of 3; plan 8fb181a1415c
+set -eo pipefail
+module load cuda/12.8
+source /opt/venv/bin/activate
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+export A_FIRST=2
+export Z_LAST=1
+: "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
+: "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+exec torchrun --nproc-per-node 4 \
+    --nnodes 3 \
+    --node-rank 1 \
+    --master-addr "$MASTER_ADDR" \
+    --master-port "$MASTER_PORT" \
+    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$here"/config.yaml

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# dfm-slurm: node 7 of 8; plan b5373f5c21ff
+set -eo pipefail
+export DFM_ROOT=/opt/DFM
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-slurm}"  # checkpoints and logs; the same on every node
+export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+export WANDB_RESUME=allow
+: "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
+: "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+exec torchrun --nproc-per-node 4 \
+    --nnodes 8 \
+    --node-rank 7 \
+    --master-addr "$MASTER_ADDR" \
+    --master-port "$MASTER_PORT" \
+    "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$here"/config.yaml \
+    --mock

@@ -1,0 +1,71 @@
+"""Launcher kubernetes: a manifest in which every key is one of the public schema, and whose pods find everything."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubeflow_trainer_api import models
+
+from tests.conftest import ROOT, dfmspec
+
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*/plan/jobset.yaml"))
+
+
+def documents(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    config_map, job_set = yaml.safe_load_all(file.read_text())
+    return config_map, job_set
+
+
+def pod(job_set: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.parents[1].name)
+def test_the_manifest_has_the_public_schema(file: Path) -> None:
+    """The models drop what they do not know and refuse other types, so equal on the way back is valid."""
+    config_map, job_set = documents(file)
+
+    assert models.IoK8sApiCoreV1ConfigMap.from_dict(config_map).to_dict() == config_map
+    assert models.JobsetV1alpha2JobSet.from_dict(job_set).to_dict() == job_set
+    wrong = copy.deepcopy(job_set)
+    wrong["spec"]["replicatedJobs"][0]["template"]["spec"]["paralelism"] = 3
+    assert models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict() != wrong
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.parents[1].name)
+def test_the_pods_find_what_they_run(file: Path) -> None:
+    config_map, job_set = documents(file)
+    spec = pod(job_set)
+    (container,) = spec["containers"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    items = {item["key"] for volume in spec["volumes"] for item in volume.get("configMap", {}).get("items", [])}
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+
+    assert mounts == {volume["name"] for volume in spec["volumes"]}
+    assert items == set(config_map["data"]) and "node.sh" in items
+    assert any(env["DFMSPEC_RUN_DIR"].startswith(mount["mountPath"]) for mount in container["volumeMounts"] if mount["name"].startswith("claim"))
+    assert env["MASTER_ADDR"].split(".")[1] == job_set["metadata"]["name"] and len(env["MASTER_ADDR"].split(".")[0]) <= 63
+
+
+@pytest.mark.parametrize("name", ["UPPER_case.dots", "0-starts-with-a-digit", "x" * 80, "_"])
+def test_any_name_becomes_one_of_kubernetes(name: str, tmp_path: Path) -> None:
+    file = GOLDEN[0].parents[1] / "spec.yaml"
+    done = dfmspec("plan", file, f"name={name}", "-o", tmp_path / "plan")
+    assert done.returncode == 0, done.stderr
+    _, job_set = documents(tmp_path / "plan" / "jobset.yaml")
+
+    assert models.JobsetV1alpha2JobSet.from_dict(job_set).to_dict() == job_set
+    word = job_set["metadata"]["name"]
+    assert word.replace("-", "a").isalnum() and word == word.lower() and word[0].isalpha() and len(word) <= 44
+
+
+def test_the_manifest_is_handed_over_and_not_run(tmp_path: Path) -> None:
+    file = GOLDEN[0].parents[1] / "spec.yaml"
+    done = dfmspec("run", file, "data.source=mock", "dataset.path=null", "run.output_dir=/shared/x", cwd=tmp_path)
+
+    assert done.returncode == 4 and "kubectl apply -f" in done.stderr and "Traceback" not in done.stderr

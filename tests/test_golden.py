@@ -1,0 +1,135 @@
+"""The golden plans (tests/golden/NAME, written by tools/generate.py): the same bytes anywhere, and safe in every shell."""
+
+from __future__ import annotations
+
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfmspec.bundle import bundle_files
+from dfmspec.load import load_spec
+from dfmspec.plan import VARIABLES, Plan, make_plan
+from dfmspec.resolve import resolve_spec
+from dfmspec.scripts import shell_command
+from tests.conftest import ROOT, dfmspec
+
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*/spec.yaml"))
+NAMES = [file.parent.name for file in GOLDEN]
+
+
+def plan_of(file: Path, *overrides: str, text: str | None = None) -> Plan:
+    return make_plan(resolve_spec(load_spec(file, overrides, text=text)))
+
+
+def test_the_goldens_cover_every_target_and_launcher() -> None:
+    plans = [plan_of(file) for file in GOLDEN]
+
+    assert len(plans) >= 12
+    assert {plan.target for plan in plans} == {"megatron_core", "dfm", "dfm_wan", "dfm_flux"}
+    assert {(plan.launcher["kind"], plan.nnodes > 1) for plan in plans} >= {(kind, True) for kind in ("local", "ssh", "slurm", "kubernetes")} | {("local", False)}
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=NAMES)
+def test_a_plan_compiles_to_its_golden_bundle(file: Path) -> None:
+    made = {name: text for name, text in bundle_files(replace(plan_of(file), guards={})).items() if not name.startswith("examples/")}
+    golden = {str(path.relative_to(file.parent / "plan")): path.read_text() for path in (file.parent / "plan").rglob("*") if path.is_file()}
+
+    assert made == golden
+
+
+def _shuffled(node: Any, seed: int) -> Any:
+    if not isinstance(node, dict):
+        return node
+    keys = list(node)
+    random.Random(seed).shuffle(keys)
+    return {key: _shuffled(node[key], seed) for key in keys}
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=NAMES)
+def test_the_order_of_keys_does_not_matter(file: Path) -> None:
+    data = yaml.safe_load(file.read_text())
+    for seed in range(3):
+        text = yaml.safe_dump(_shuffled(data, seed), sort_keys=False, allow_unicode=True)
+        assert bundle_files(plan_of(file, text=text)) == bundle_files(plan_of(file))
+
+
+@pytest.mark.parametrize("name", ["core_hostile", "dfm_slurm", "core_kubernetes"])
+def test_the_machine_does_not_matter(name: str, tmp_path: Path) -> None:
+    """Working directory, hash seed, locale, time zone and the user's variables."""
+    shutil.copy(ROOT / "tests" / "golden" / name / "spec.yaml", tmp_path / "spec.yaml")
+    environments = [
+        (ROOT, {"PYTHONHASHSEED": "0"}),
+        (tmp_path, {"PYTHONHASHSEED": "4242", "LC_ALL": "C", "TZ": "Asia/Tokyo"}),
+        (Path("/"), {"LC_ALL": "C.UTF-8", "COLUMNS": "20", "MASTER_ADDR": "elsewhere", "NODE_RANK": "3", "WANDB_RUN_ID": "x", "PYTHONUTF8": "0"}),
+    ]
+    for number, (folder, variables) in enumerate(environments):
+        done = dfmspec("plan", tmp_path / "spec.yaml", "-o", tmp_path / str(number), cwd=folder, **variables)
+        assert done.returncode == 0, done.stderr
+    bundles = [{path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} for out in (tmp_path / "0", tmp_path / "1", tmp_path / "2")]
+
+    assert bundles[0] == bundles[1] == bundles[2]
+
+
+SCRIPTS = [path for file in GOLDEN for path in sorted((file.parent / "plan").iterdir()) if path.suffix in (".sh", ".sbatch")]
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, "--shell=bash", "--severity=warning", *SCRIPTS], capture_output=True, text=True, check=False)
+
+    assert len(SCRIPTS) > 30
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=NAMES)
+def test_torchrun_knows_every_option_and_the_script_gets_its_own(file: Path) -> None:
+    from torch.distributed.run import get_args_parser
+
+    made = plan_of(file)
+    filled = dict.fromkeys(VARIABLES, "1")
+    known = get_args_parser().parse_args([filled.get(word, word) for word in made.argv(made.nnodes - 1)[1:]])
+
+    assert known.nnodes == (str(made.nnodes) if made.nnodes > 1 else "1:1") and known.nproc_per_node == str(made.command[made.command.index("--nproc-per-node") + 1])
+    assert known.training_script.startswith("examples/megatron/recipes/")
+    assert known.training_script_args == list(made.command[made.command.index(known.training_script) + 1 :])
+
+
+def _words(command: str) -> list[str]:
+    return shlex.split(command.replace("\\\n", " "))
+
+
+@pytest.mark.parametrize("file", GOLDEN, ids=NAMES)
+def test_every_command_survives_the_shell(file: Path) -> None:
+    made = plan_of(file)
+    for node in {0, made.nnodes - 1}:
+        assert _words(shell_command(made.argv(node))) == list(made.argv(node))
+
+
+_TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=40)
+
+
+@given(value=_TEXT, setup=st.sampled_from(["", "true"]))
+@settings(max_examples=25, deadline=None)
+def test_no_value_can_break_out_of_a_script(value: str, setup: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A variable of the user's arrives byte for byte in what a node runs, whatever is in it."""
+    made = plan_of(GOLDEN[NAMES.index("core_one_node")])
+    made = replace(made, env={**made.env, "NOTE": value}, launcher={**made.launcher, "setup": [setup] if setup else []})
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "torchrun").write_text('#!/bin/sh\nprintf %s "$NOTE" > "$OUT"\n')
+    (folder / "torchrun").chmod(0o755)
+    (folder / "node0.sh").write_text(bundle_files(made)["node0.sh"], encoding="utf-8", newline="")
+    subprocess.run(["bash", str(folder / "node0.sh")], env={"PATH": f"{folder}:/usr/bin:/bin", "OUT": str(folder / "out")}, cwd=folder, check=True)
+
+    assert (folder / "out").read_bytes() == value.encode()
+    assert not re.search(rb"broken", b"".join(str(path).encode() for path in folder.iterdir()))
