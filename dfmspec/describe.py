@@ -34,11 +34,16 @@ def _sizes(resolved: Resolved, ranks: Layout) -> list[str]:
     each = checkpoint_bytes(values)
     lines = [
         f"  {parameters(values) / 1e6:,.1f} M parameters{_work(values, ranks)}",
-        f"  a checkpoint is about {each / 1e9:,.2g} GB; {kept} of them {kept * each / 1e9:,.3g} GB",
+        f"  a checkpoint is about {_figure(each / 1e9)} GB; {kept} of them {_figure(kept * each / 1e9)} GB",
     ]
     if crossed := crossing(ranks, values["cluster.nproc_per_node"]):
         lines.append(f"  groups that reach over nodes: {', '.join(crossed)}")
     return lines
+
+
+def _figure(value: float) -> str:
+    """Three digits, and never an exponent for a large one."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
 
 
 def _work(values: Mapping[str, Any], ranks: Layout) -> str:
@@ -51,8 +56,8 @@ def _work(values: Mapping[str, Any], ranks: Layout) -> str:
     of_what = f"samples of {tokens} tokens" if embedded else "one sample a pack, the most it can be"
     operations = packs * flops_per_pack(values, tokens)
     return (
-        f"; an iteration is {packs * length:,} tokens and {operations / 1e15:,.3g} PFLOP ({of_what}), "
-        f"{operations / ranks.world_size / 1e12:,.3g} TFLOP a rank"
+        f"; an iteration is {packs * length:,} tokens and {_figure(operations / 1e15)} PFLOP ({of_what}), "
+        f"{_figure(operations / ranks.world_size / 1e12)} TFLOP a rank"
     )
 
 

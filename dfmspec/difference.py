@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from dfmspec.plan import Plan
 
 NUMBERS, PLACES, TALK = "changes the numbers", "changes where it runs (the same numbers, up to rounding)", "does not change the numbers"
-_TALKING = ("logger", "profiling", "launcher", "run", "rerun_state_machine", "straggler", "nvrx_straggler", "dist", "tokenizer")
+_TALKING = ("logger", "profiling", "env", "launcher", "run", "rerun_state_machine", "straggler", "nvrx_straggler", "dist", "tokenizer")
 _QUIET_KEYS = {
     "checkpoint.save", "checkpoint.save_interval", "checkpoint.most_recent_k", "checkpoint.async_save", "cluster.master_addr", "cluster.master_port",
-    "dataset.num_workers", "train.exit_interval", "train.exit_duration_in_mins", "train.manual_gc", "train.manual_gc_interval", "name", "env",
+    "dataset.num_workers", "train.exit_interval", "train.exit_duration_in_mins", "train.manual_gc", "train.manual_gc_interval", "name",
 }  # fmt: skip
 _LAYOUT = {
     "cluster.nnodes", "cluster.nproc_per_node", "cluster.gpu", "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
@@ -48,8 +48,9 @@ def _group(key: str, target: str) -> str:
 
 
 def _flat(plan: Plan) -> dict[str, Any]:
-    flat: dict[str, Any] = {"target": plan.target, "name": plan.name, "nnodes": plan.nnodes, "env": dict(plan.env), "command": " ".join(plan.command)}
-    for section, node in plan.config.items():
+    flat: dict[str, Any] = {"target": plan.target, "name": plan.name, "nnodes": plan.nnodes, "command": " ".join(plan.command)}
+    launcher = {key: value for key, value in plan.launcher.items() if key != "env"}
+    for section, node in {**plan.config, "env": plan.env, "launcher": launcher, "run": plan.run}.items():
         flat |= {f"{section}.{key}": value for key, value in node.items()} if isinstance(node, Mapping) else {section: node}
     return flat
 

@@ -31,6 +31,15 @@ def test_differences_are_grouped_by_what_they_change(spec: Path, tmp_path: Path)
     assert dfmspec("plan", spec, "--diff", spec).stdout == "no difference\n"
 
 
+def test_variables_and_the_launcher_are_told_one_by_one(spec: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(SPEC + "launcher: {kind: slurm, time_limit: '04:00:00', env: {NCCL_DEBUG: INFO}}\n")
+    lines = dfmspec("plan", other, "--diff", spec).stdout.splitlines()
+
+    assert lines[0] == "does not change the numbers:"
+    assert '  env.NCCL_DEBUG: "(absent)" -> "INFO"' in lines and '  launcher.kind: "local" -> "slurm"' in lines and len(lines) == 4
+
+
 def test_a_golden_plan_is_checked_and_a_stale_one_is_shown(spec: Path, tmp_path: Path) -> None:
     golden = tmp_path / "golden"
     assert dfmspec("plan", spec, "-o", golden).returncode == 0
