@@ -14,10 +14,10 @@ demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 
 test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 cores
 	@echo "== tests (parity of layouts, resume, kills, the how-to's commands, rules, plans)"
-	$(BIN)/python -m pytest -m "not slow and not slurm" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu" -n 2 --dist loadgroup
 
 test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
-	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slurm and not gpu" -n 2 --dist loadgroup
 
 slurm-test: $(SETUP)  ## runs of two nodes under a real Slurm on this machine (Debian's slurm-wlm and munge; needs root)
 	@echo "== tests under Slurm: it is installed when absent; what the tests start, they stop"

@@ -23,7 +23,7 @@ def main() -> int:
     for layout, fault in [*((name, "") for name in parity.LAYOUTS if name != "one"), *FAULTS]:
         d = parity.compare(reference, parity.run(layout, base / f"{layout}{fault}", fault))
         name = f"{layout}, {fault}" if fault else layout
-        print(f"| {name} | {d.loss:.1e} | {d.grad_norm:.1e} | {d.gradient:.1e} | {d.replicas:.1e} | {'yes' if d.agrees else 'no'} |", flush=True)
+        print(f"| {name} | {d.loss:.1e} | {d.grad_norm:.1e} | {d.gradient:.1e} | {d.replicas:.1e} | {'yes' if d.agrees() else 'no'} |", flush=True)
     return 0
 
 

@@ -17,7 +17,7 @@ class Model(Section):
     virtual_pipeline_model_parallel_size: Count | None = None
     """VPP: model chunks on each pipeline rank; null: one chunk, no interleaving."""
     context_parallel_size: Count = 1
-    """CP: ranks that share the tokens of one sequence; needs the Transformer Engine back end."""
+    """CP: ranks that share the tokens of one sequence; keys and values are gathered for each attention."""
     sequence_parallel: bool = False
     """Cut the activations between the TP regions over the TP ranks too; needs TP of at least 2."""
     num_layers: Count = 28
@@ -58,6 +58,10 @@ class Model(Section):
     """RMSNorm over each head of q and k; DFM's network always has it."""
     transformer_impl: Literal["transformer_engine", "local"] | None = None
     """Attention back end; derived: transformer_engine on cuda, local (scaled_dot_product_attention) on cpu."""
+    cuda_graph_impl: Literal["none", "local"] = "local"
+    """local: on a GPU, replay forward and backward of a microbatch as one CUDA graph where shapes repeat; none: launch each kernel."""
+    deterministic_mode: bool = False
+    """On a GPU, the same bits from run to run and after a resume, with slower attention."""
     recompute_granularity: Literal["full"] | None = None
     """full: recompute whole blocks in the backward pass; null: keep all activations."""
     recompute_method: Literal["uniform", "block"] | None = None

@@ -1,54 +1,88 @@
-"""Core attention for packed (THD) sequences on `scaled_dot_product_attention`: the `local` back end.
+"""Self-attention and cross-attention inside the segments of a pack (THD).
 
-Shapes: t tokens of all segments, h heads of this rank, d channels of a head.
+The projections are megatron-core's; the core is ours, with two back ends: cuDNN's fused attention through Transformer
+Engine, or `scaled_dot_product_attention` for each run of equal segments. Shapes: t tokens, h heads of this rank, d
+channels of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules
-from megatron.core.transformer.spec_utils import build_module
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which keys each query meets: segment i of the queries those of segment i of the keys."""
+
+    cu_seqlens_q: Tensor
+    """[n + 1] int32 first query of each segment, and the end."""
+    cu_seqlens_kv: Tensor
+    """[n + 1] int32 first key of each segment, and the end."""
+    lengths: tuple[tuple[int, int], ...]
+    """(queries, keys) of each segment, on the host."""
+    uniform: int
+    """The number of segments, if all have the same queries and keys; otherwise 0."""
+    max_seqlen_q: int
+    max_seqlen_kv: int
+    """Upper bounds of the lengths; few different values, because each costs the back end a plan."""
+    keys: tuple[int, int]
+    """First row and end of the keys that the queries here meet: a part of them under context parallelism."""
+
+
+_REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+_FASTEST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class PackedAttention(nn.Module):
-    """Attention inside each segment of a pack; a stand-in for megatron-core's DotProductAttention, which has no THD."""
+    """softmax(q k / sqrt(d)) v inside each segment.
+
+    Segments of one length are a batch, for which cuDNN has its fastest kernels; segments of several lengths go to its
+    kernels for packed sequences.
+    """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
-        self.softmax_scale = config.softmax_scale
+        self.packed = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32 and not config.deterministic_mode
+        self.backends = _REPEATABLE if config.deterministic_mode else _FASTEST
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, /, *,
-        packed_seq_params: PackedSeqParams, **_: Any,
-    ) -> Tensor:  # fmt: skip
-        """query [tq, h, d], key and value [tk, h, d] -> [tq, h, d]; `attention_mask` is not used: segments say it all."""
-        outputs = []
-        for q, k, count in _runs(packed_seq_params):
-            batched = (
-                x[rows].unflatten(0, (count, -1)).transpose(1, 2)  # [n, h, s, d]
-                for x, rows in ((query, q), (key, k), (value, k))
-            )
-            outputs.append(F.scaled_dot_product_attention(*batched, scale=self.softmax_scale).transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs)
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, pairs: Pairs) -> Tensor:
+        """query [tq, h, d], key and value [tk, h, d] -> [tq, h, d]"""
+        if pairs.uniform:
+            return self._batched(query, key, value, pairs.uniform)
+        if self.packed:
+            from dfmspec.trainer.thd import thd_attention
+
+            return thd_attention(query, key, value, pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv)[0]
+        runs = [self._batched(query[q], key[k], value[k], count) for q, k, count in _runs(pairs.lengths)]
+        return torch.cat(runs)
+
+    def _batched(self, query: Tensor, key: Tensor, value: Tensor, count: int) -> Tensor:
+        """`count` segments of equal lengths: query [count q, h, d], key and value [count k, h, d] -> [count q, h, d]"""
+        batched = (x.reshape(count, -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))  # [n, h, s, d]
+        with sdpa_kernel(self.backends, set_priority=True):
+            output = F.scaled_dot_product_attention(*batched)
+        return output.transpose(1, 2).flatten(0, 1)
 
 
-def _runs(packed: PackedSeqParams) -> Iterator[tuple[slice, slice, int]]:
+def _runs(lengths: tuple[tuple[int, int], ...]) -> Iterator[tuple[slice, slice, int]]:
     """Neighbouring segments of one shape, taken together: their query rows, their key rows, how many they are."""
-    q, k = packed.cu_seqlens_q.tolist(), packed.cu_seqlens_kv.tolist()
-    lengths = [(q[i + 1] - q[i], k[i + 1] - k[i]) for i in range(len(q) - 1)]
-    start = 0
+    q = k = start = 0
     for stop in range(1, len(lengths) + 1):
         if stop == len(lengths) or lengths[stop] != lengths[start]:
-            if lengths[start][0]:  # an empty padding segment has no queries
-                yield slice(q[start], q[stop]), slice(k[start], k[stop]), stop - start
-            start = stop
+            count, (queries, keys) = stop - start, lengths[start]
+            if queries:  # an empty padding segment has no queries
+                yield slice(q, q + count * queries), slice(k, k + count * keys), count
+            q, k, start = q + count * queries, k + count * keys, stop
 
 
 class RMSNorm(nn.Module):
@@ -59,12 +93,34 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device="cuda"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d] -> [..., d]"""
-        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+
+def heads(projection: Tensor, norms: list[RMSNorm], parts: int) -> list[Tensor]:
+    """[t, 1, h parts d] -> `parts` tensors [t, h, d], the first of them normed over their channels."""
+    x, width, eps = projection.squeeze(1), norms[0].weight.size(0), norms[0].eps
+    if x.is_cuda:
+        from dfmspec.trainer import kernels
+
+        outputs: list[Tensor] = kernels.heads(x, [norm.weight for norm in norms], parts, width, eps)
+        return outputs
+    pieces = x.view(len(x), -1, parts, width).unbind(2)
+    return [F.rms_norm(piece, (width,), norm.weight, eps) for piece, norm in zip(pieces, norms, strict=False)] + list(pieces[len(norms) :])
 
 
-class NormedCrossAttention(CrossAttention):
+class PackedSelfAttention(SelfAttention):
+    """Megatron's SelfAttention, called without what a diffusion transformer has no use for (caches, rotary positions, masks)."""
+
+    def forward(self, hidden_states: Tensor, pairs: Pairs) -> Tensor:
+        """[t, 1, D] of this tensor-parallel rank -> the same."""
+        mixed, _ = self.linear_qkv(hidden_states)  # [t, 1, h 3 d]
+        q, k, v = heads(mixed, [self.q_layernorm, self.k_layernorm], 3)
+        if self.config.context_parallel_size > 1:
+            whole = gather_from_sequence_parallel_region(torch.cat([k, v], dim=-1), group=self.pg_collection.cp)
+            k, v = whole[slice(*pairs.keys)].chunk(2, dim=-1)
+        output: Tensor = self.linear_proj(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1))[0]
+        return output
+
+
+class PackedCrossAttention(CrossAttention):
     """Megatron's CrossAttention to a text of its own width, with DFM's RMSNorm on each head of q and k."""
 
     def __init__(
@@ -81,11 +137,14 @@ class NormedCrossAttention(CrossAttention):
             skip_bias_add=False,
             is_expert=False,
         )
-        norm = {"hidden_size": self.hidden_size_per_attention_head, "config": config, "eps": config.layernorm_epsilon}
-        self.q_layernorm = build_module(RMSNorm, **norm)
-        self.k_layernorm = build_module(RMSNorm, **norm)
+        self.q_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
+        self.k_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
 
-    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v: [t, 1, h, d]."""
-        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
-        return self.q_layernorm(query), self.k_layernorm(key), value
+    def forward(self, hidden_states: Tensor, context: Tensor, pairs: Pairs) -> Tensor:
+        """[t, 1, D] and the text [c, 1, E], of this tensor-parallel rank -> [t, 1, D]"""
+        query, _ = self.linear_q(hidden_states)  # [t, 1, h d]
+        mixed, _ = self.linear_kv(context)  # [c, 1, h 2 d]
+        (q,) = heads(query, [self.q_layernorm], 1)
+        k, v = (x[slice(*pairs.keys)] for x in heads(mixed, [self.k_layernorm], 2))
+        output: Tensor = self.linear_proj(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1))[0]
+        return output

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -21,17 +21,18 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from dfmspec.trainer.attention import NormedCrossAttention, PackedAttention, RMSNorm
+from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
+from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
 
 
 @dataclass(frozen=True)
 class Segments:
     """Where the segments of a microbatch lie; passed through TransformerBlock as its `packed_seq_params`."""
 
-    self_attention: PackedSeqParams
-    cross_attention: PackedSeqParams
-    of_token: Tensor
-    """[s] segment of each token on this rank."""
+    self_attention: Pairs
+    cross_attention: Pairs
+    rows: Rows
+    """The tokens of this rank."""
 
 
 class AdaLN(nn.Module):
@@ -43,7 +44,6 @@ class AdaLN(nn.Module):
 
     def __init__(self, config: TransformerConfig, lora_rank: int) -> None:
         super().__init__()
-        self.eps = config.layernorm_epsilon
         kind = {"bias": False, "dtype": config.params_dtype, "device": "cuda"}
         self.down = nn.Linear(config.hidden_size, lora_rank, **kind)
         self.up = nn.Linear(lora_rank, 9 * config.hidden_size, **kind)
@@ -53,11 +53,6 @@ class AdaLN(nn.Module):
     def forward(self, noise_embedding: Tensor) -> tuple[Tensor, ...]:
         """[n, D] -> nine of [n, D]: shift, scale, gate of self-attention, of cross-attention, of the MLP."""
         return self.up(self.down(F.silu(noise_embedding))).chunk(9, dim=-1)
-
-    def modulate(self, x: Tensor, shift: Tensor, scale: Tensor, segment: Tensor) -> Tensor:
-        """[s, 1, D] -> [s, 1, D]: layer norm without weights, then the segment's scale and shift."""
-        normed = F.layer_norm(x, (x.size(-1),), eps=self.eps)
-        return normed * (1 + scale[segment].unsqueeze(1)) + shift[segment].unsqueeze(1)
 
 
 class DiTLayer(TransformerLayer):
@@ -75,52 +70,54 @@ class DiTLayer(TransformerLayer):
         self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any
     ) -> tuple[Tensor, Tensor]:
         """hidden_states [s, 1, D], attention_mask [n, D], context [c, 1, E] -> hidden_states, context."""
-        x, segment, modulate = hidden_states, packed_seq_params.of_token, self.adaln.modulate
-        shift_sa, scale_sa, gate_sa, shift_ca, scale_ca, gate_ca, shift_mlp, scale_mlp, gate_mlp = self.adaln(attention_mask)
+        block = _compiled_block if hidden_states.is_cuda and self.config.tensor_model_parallel_size == self.config.context_parallel_size == 1 else _block
+        return block(self, hidden_states, attention_mask, context, packed_seq_params), context
 
-        y, _bias = self.self_attention(
-            modulate(x, shift_sa, scale_sa, segment), None, packed_seq_params=packed_seq_params.self_attention
-        )
-        x = x + gate_sa[segment].unsqueeze(1) * y
-        y, _bias = self.cross_attention(
-            modulate(x, shift_ca, scale_ca, segment), None, key_value_states=context,
-            packed_seq_params=packed_seq_params.cross_attention,
-        )  # fmt: skip
-        x = x + gate_ca[segment].unsqueeze(1) * y
-        y, _bias = self.mlp(modulate(x, shift_mlp, scale_mlp, segment))
-        return x + gate_mlp[segment].unsqueeze(1) * y, context
+
+def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, context: Tensor, segments: Segments) -> Tensor:
+    """[s, 1, D], [n, D], [c, 1, E] -> [s, 1, D]"""
+    x, rows, eps = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon
+    shift_sa, scale_sa, gate_sa, shift_ca, scale_ca, gate_ca, shift_mlp, scale_mlp, gate_mlp = layer.adaln(noise_embedding)
+
+    z = modulate(x, shift_sa, scale_sa, rows, eps)  # [s, D]
+    y = layer.self_attention(z.unsqueeze(1), segments.self_attention)
+    x, z = gated_modulate(x, y.squeeze(1), gate_sa, shift_ca, scale_ca, rows, eps)
+    y = layer.cross_attention(z.unsqueeze(1), context, segments.cross_attention)
+    x, z = gated_modulate(x, y.squeeze(1), gate_ca, shift_mlp, scale_mlp, rows, eps)
+    y, _bias = layer.mlp(z.unsqueeze(1))
+    return gated(x, y.squeeze(1), gate_mlp, rows).unsqueeze(1)
+
+
+_compiled_block = torch.compile(_block)
+
+
+class _RowParallelLinear(RowParallelLinear):
+    """Megatron's, which forgets its group on the way to the product and warns of it: a warning ends torch.compile's trace."""
+
+    def _forward_impl(self, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = super()._forward_impl(*args, **kwargs | {"tp_group": self.tp_group})
+        return output
 
 
 def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int) -> ModuleSpec:
-    """The parts of one block, for the back end that `config.transformer_impl` names."""
-    if config.transformer_impl == "transformer_engine":
-        from megatron.core.extensions.transformer_engine import (
-            TEColumnParallelLinear as column,
-        )
-        from megatron.core.extensions.transformer_engine import (
-            TEDotProductAttention as core_attention,
-        )
-        from megatron.core.extensions.transformer_engine import (
-            TERowParallelLinear as row,
-        )
-    else:
-        column, row, core_attention = ColumnParallelLinear, RowParallelLinear, PackedAttention
+    """The parts of one block."""
+    column, row = ColumnParallelLinear, _RowParallelLinear
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
         params={"adaln_lora_rank": adaln_lora_rank},
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=PackedSelfAttention,
                 params=no_mask,
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=column, core_attention=core_attention, linear_proj=row, q_layernorm=RMSNorm, k_layernorm=RMSNorm
+                    linear_qkv=column, core_attention=PackedAttention, linear_proj=row, q_layernorm=RMSNorm, k_layernorm=RMSNorm
                 ),
             ),
             cross_attention=ModuleSpec(
-                module=NormedCrossAttention,
+                module=PackedCrossAttention,
                 params=no_mask | {"crossattn_emb_size": crossattn_emb_size},
-                submodules=CrossAttentionSubmodules(linear_q=column, linear_kv=column, core_attention=core_attention, linear_proj=row),
+                submodules=CrossAttentionSubmodules(linear_q=column, linear_kv=column, core_attention=PackedAttention, linear_proj=row),
             ),
             self_attn_bda=IdentityOp,
             cross_attn_bda=IdentityOp,

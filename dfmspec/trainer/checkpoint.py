@@ -81,8 +81,10 @@ def sharded_state(trainer: Trainer, *, is_loading: bool) -> ShardedStateDict:
     }
 
 
-def save(trainer: Trainer, streams: RankStreams, folder: Path, iteration: int, config: dict[str, Any], digest: str) -> Path:
-    """Commit the whole state after `iteration`; a checkpoint of that iteration that is there already is left alone.
+def save(
+    trainer: Trainer, streams: dict[int, Any], folder: Path, iteration: int, config: dict[str, Any], digest: str
+) -> Path:  # fmt: skip
+    """Commit the whole state after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.
 
     Raises:
         OSError: the disk; the aside folder is removed and nothing earlier is touched.
@@ -99,7 +101,7 @@ def save(trainer: Trainer, streams: RankStreams, folder: Path, iteration: int, c
         dist_checkpointing.save(
             sharded_state(trainer, is_loading=False), str(aside), sharded_strategy=_SyncStrategy(), content_metadata=_METADATA
         )
-        for path in save_states(aside / "streams", list(streams.streams.values())) if _owns_streams() else ():
+        for path in save_states(aside / "streams", streams) if _owns_streams() else ():
             _fsync(path)
 
     try:
@@ -152,7 +154,11 @@ def _first_line(error: BaseException) -> str:
 
 def _owns_streams() -> bool:
     """One rank of each data-parallel group writes its streams; its model-parallel peers read the same ones."""
-    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pipeline_model_parallel_rank() == 0
+    return (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_pipeline_model_parallel_rank() == 0
+        and parallel_state.get_context_parallel_rank() == 0
+    )
 
 
 def _commit(aside: Path, final: Path, iteration: int, config: dict[str, Any], digest: str) -> None:

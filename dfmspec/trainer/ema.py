@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
-from torch import Tensor
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor, nn
 
 from dfmspec.trainer.model import DiT
 
@@ -18,19 +19,30 @@ from dfmspec.trainer.model import DiT
 class Ema:
     """The averaged copy of the parameters of this rank's model chunks."""
 
-    def __init__(self, chunks: Sequence[DiT], decay: float) -> None:
+    def __init__(self, chunks: Sequence[DiT], decay: float, wrapped: Sequence[DistributedDataParallel] = ()) -> None:
+        """`wrapped`: the same chunks in DDP, whose buffers, where it has them, hold all parameters in one piece."""
         self._chunks, self._decay = chunks, decay
-        self.weights: list[dict[str, Tensor]] = [
-            {name: weight.detach().float().clone() for name, weight in chunk.named_parameters()} for chunk in chunks
-        ]
+        self.weights: list[dict[str, Tensor]] = []
+        self._pieces: list[tuple[Tensor, Tensor]] = []
+        """(average, parameters), as few and as large as can be."""
+        averages: dict[nn.Parameter, Tensor] = {}
+        for buffer in (buffer for model in wrapped for buffer in model.buffers if buffer.param_data is not None):
+            whole = buffer.param_data.float().clone()
+            self._pieces.append((whole, buffer.param_data))
+            averages |= {weight: whole[start:end].view(weight.shape) for weight, (start, end, _) in buffer.param_index_map.items()}
+        for chunk in chunks:
+            for weight in set(chunk.parameters()) - averages.keys():
+                averages[weight] = weight.detach().float().clone()
+                self._pieces.append((averages[weight], weight.detach()))
+            self.weights.append({name: averages[weight] for name, weight in chunk.named_parameters()})
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
         """Take in the parameters after iteration `iteration` (counted from 1)."""
-        decay = min(self._decay, (1 + iteration) / (10 + iteration))
-        for chunk, averages in zip(self._chunks, self.weights, strict=True):
-            parameters = [weight.float() for weight in chunk.parameters()]
-            torch._foreach_lerp_(list(averages.values()), parameters, 1 - decay)
+        share = 1 - min(self._decay, (1 + iteration) / (10 + iteration))
+        for average, weights in self._pieces:
+            take_in = _fused_take_in if average.is_cuda else _take_in
+            take_in(average, weights, torch.full((), share, device=average.device))
 
     def sharded_state_dict(self) -> ShardedStateDict:
         """The averages under the names `ema.<parameter>`, cut as the parameters are."""
@@ -42,3 +54,11 @@ class Ema:
                     tensor.key = f"ema.{tensor.key}"
                     sharded[tensor.key] = tensor
         return sharded
+
+
+def _take_in(average: Tensor, weights: Tensor, share: Tensor) -> None:
+    average.lerp_(weights.float(), share)
+
+
+_fused_take_in = torch.compile(_take_in)
+"""Without an fp32 copy of the weights in between."""

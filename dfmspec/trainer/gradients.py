@@ -8,6 +8,7 @@ on every stage. Summing over the stages first and over the replicas then is righ
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,28 @@ from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 
 
+def accumulate_fused(model: list[Any]) -> None:
+    """Let each bf16 gradient be added to its fp32 buffer by our kernel, before megatron-core's hook would."""
+    from dfmspec.trainer import kernels
+
+    def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+        kernels.accumulate(weight.main_grad, gradient)
+        weight.grad_added_to_main_grad = True
+
+    for chunk in model:
+        for weight in chunk.parameters():
+            if weight.dtype == torch.bfloat16 and weight.main_grad.dtype == torch.float32:
+                weight.register_hook(partial(add, weight))
+
+
 def finalize(model: list[Any], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:
-    """megatron-core's finalize_model_grads, after the sum over pipeline stages."""
+    """megatron-core's finalize_model_grads, after the sum over pipeline stages.
+
+    `num_tokens` is left alone: the loss was divided by the tokens of the global batch before, which spares a pass over
+    all gradients.
+    """
     sum_over_stages(model)
-    finalize_model_grads(model, num_tokens, **kwargs)
+    finalize_model_grads(model, None, **kwargs)
 
 
 def sum_over_stages(model: list[Any]) -> None:

@@ -14,10 +14,11 @@ from dfmspec import checkpoints
 from dfmspec.errors import CheckpointError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import checkpoint
+from dfmspec.trainer.prefetch import Prefetch
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer
 from dfmspec.trainer.signals import StopSignal
-from dfmspec.trainer.step import evaluate, train_step
+from dfmspec.trainer.step import evaluate, graphed, microbatches, train_step
 from dfmspec.trainer.streams import RankStreams
 
 _MAX_FAILED_SAVES = 3
@@ -39,38 +40,43 @@ def train(
     stop, train = StopSignal(attempt_dir / "stop" if attempt_dir else None), experiment.train
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
     trainer = build_trainer(experiment)
+    trainer.graphs = graphed(trainer)
     start_from = _agreed(resume, report)
     iteration = checkpoint.stored_iteration(start_from) if start_from else 0
     streams = _streams(experiment, "train", consumed=iteration * train.global_batch_size)
     if start_from:
         checkpoint.load(trainer, streams, start_from)
         report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
-    save = _Saver(trainer, streams, config, digest, report)
+    save = _Saver(trainer, config, digest, report)
     _refuse_newer(Path(experiment.checkpoint.save), iteration)
     report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=int(attempt_dir.name) if attempt_dir else None)
     report.say("[INFO] Starting pretraining...")
 
-    first, stopped_by = iteration + 1, 0
-    while iteration < train.train_iters and not stopped_by:
+    first, last, stopped_by = iteration + 1, train.train_iters, 0
+    saved_at = experiment.checkpoint.save_interval
+    if iteration < last:
+        batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
+    while iteration < last:
         began = time.perf_counter()
-        loss, grad_norm = train_step(trainer, streams, iteration + 1)
         iteration += 1
+        ready, states = batches.take(more=iteration < last)
+        loss, grad_norm = train_step(trainer, iter(ready), iteration)
         seconds = time.perf_counter() - began
         report.iteration(
             iteration,
-            console=iteration in (first, train.train_iters) or iteration % experiment.logger.log_interval == 0,
+            console=iteration in (first, last) or iteration % experiment.logger.log_interval == 0,
             loss=loss,
             grad_norm=grad_norm,
             lr=trainer.optimizer.param_groups[0]["lr"],
             seconds=round(seconds, 4),
             tokens_per_second=round(train.global_batch_size * experiment.model.seq_length / seconds, 1),
         )
-        stopped_by = stop.agreed()
-        last = iteration == train.train_iters
-        if train.eval_iters and (iteration % train.eval_interval == 0 or last) and not stopped_by:
-            report.evaluation(iteration, evaluate(trainer, _streams(experiment, "val"), train.eval_iters))
-        if iteration % experiment.checkpoint.save_interval == 0 or last or stopped_by:
-            save(iteration, must=last or bool(stopped_by))
+        if not stopped_by and (stopped_by := stop.agreed()):
+            last = min(last, iteration + 1)  # the next iteration's data is on its way already: it is trained on, and then all is saved
+        if train.eval_iters and (iteration % train.eval_interval == 0 or iteration == train.train_iters) and not stopped_by:
+            report.evaluation(iteration, evaluate(trainer, microbatches(experiment, _streams(experiment, "val")), train.eval_iters))
+        if states is not None:
+            save(iteration, states, must=iteration == last)
     report.event("stopped" if stopped_by else "finished", iteration=iteration, signal=stopped_by)
     if stopped_by:
         report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
@@ -111,16 +117,16 @@ def _streams(experiment: Experiment, split: str, consumed: int = 0) -> RankStrea
 class _Saver:
     """Commits checkpoints; a full disk costs a checkpoint, not the run, until it has cost several in a row."""
 
-    def __init__(self, trainer: Trainer, streams: RankStreams, config: dict[str, Any], digest: str, report: Reporter) -> None:
-        self._trainer, self._streams, self._config, self._digest = trainer, streams, config, digest
+    def __init__(self, trainer: Trainer, config: dict[str, Any], digest: str, report: Reporter) -> None:
+        self._trainer, self._config, self._digest = trainer, config, digest
         self._report, self._failed = report, 0
         self._folder = Path(trainer.experiment.checkpoint.save)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, iteration: int, *, must: bool) -> None:
+    def __call__(self, iteration: int, streams: dict[int, Any], *, must: bool) -> None:
         began = time.perf_counter()
         try:
-            path = checkpoint.save(self._trainer, self._streams, self._folder, iteration, self._config, self._digest)
+            path = checkpoint.save(self._trainer, streams, self._folder, iteration, self._config, self._digest)
         except OSError as error:
             self._failed += 1
             self._report.event("save_failed", iteration=iteration, error=str(error))

@@ -34,7 +34,7 @@ def transformer_config(experiment: Experiment) -> TransformerConfig:
         "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
         "context_parallel_size", "sequence_parallel", "num_layers", "hidden_size", "num_attention_heads",
         "ffn_hidden_size", "kv_channels", "num_query_groups", "layernorm_epsilon", "init_method_std", "qk_layernorm",
-        "transformer_impl", "recompute_granularity", "recompute_method", "recompute_num_layers",
+        "transformer_impl", "deterministic_mode", "recompute_granularity", "recompute_method", "recompute_num_layers",
     )  # fmt: skip
     return TransformerConfig(
         **{name: getattr(model, name) for name in same_names},
@@ -109,7 +109,7 @@ class DiT(MegatronModule):
             hidden_states,
             attention_mask=self.noise_embedding(batch.c_noise),  # see DiTLayer
             context=context,
-            packed_seq_params=batch.segments(sequence_parallel),
+            packed_seq_params=batch.segments,
         )
         if self.post_process:
             if sequence_parallel:

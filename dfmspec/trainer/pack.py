@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
+from dfmspec.trainer.attention import Pairs
 from dfmspec.trainer.block import Segments
+from dfmspec.trainer.modulation import rows_of
 from dfmspec.trainer.noise import Draw
 from dfmspec.trainer.patches import patch_positions, patchify
 
@@ -42,8 +45,8 @@ Pack = tuple[DrawnSample, ...]
 class Microbatch:
     """`micro_batch_size` packs as one sequence of static length, with everything that loss and network need, in fp32.
 
-    The last segment is the padding: its tokens are zeros, attend only to themselves and to one zero text token, and
-    count nothing in the loss.
+    If there is padding, it is the last segment: its tokens are zeros, attend only to themselves and to zero text tokens, and count
+    nothing in the loss. Under context parallelism a rank has its rows of the sequence, and the whole text.
     """
 
     x: Tensor
@@ -62,31 +65,16 @@ class Microbatch:
     """[c, E] text tokens of all segments."""
     of_token: Tensor
     """[s] segment of each token."""
-    cu_seqlens_q: Tensor
-    """[n + 1] first token of each segment, and the end."""
-    cu_seqlens_kv: Tensor
-    """[n + 1] first text token of each segment, and the end."""
-    num_tokens: int
-    """Tokens that are not padding."""
+    segments: Segments
+    """What the blocks need to know of the segments, for this rank's tokens."""
+    useful: Tensor
+    """[s] fp32: 1 for a token, 0 for padding."""
+    num_tokens: Tensor
+    """int32: tokens of these rows that are not padding."""
 
     def with_input(self, net_input: Tensor) -> Microbatch:
         """The same segments with another network input [s, P]: what the sampler evaluates."""
         return dataclasses.replace(self, net_input=net_input)
-
-    def segments(self, sequence_parallel: bool) -> Segments:
-        """What TransformerBlock needs to know of the segments, for this rank's tokens."""
-
-        def params(q: Tensor, kv: Tensor) -> PackedSeqParams:
-            return PackedSeqParams(
-                qkv_format="thd", cu_seqlens_q=q, cu_seqlens_kv=kv,
-                max_seqlen_q=int(q.diff().max()), max_seqlen_kv=int(kv.diff().max()),
-            )  # fmt: skip
-
-        of_token = self.of_token
-        if sequence_parallel:
-            ranks = parallel_state.get_tensor_model_parallel_world_size()
-            of_token = of_token.chunk(ranks)[parallel_state.get_tensor_model_parallel_rank()]
-        return Segments(params(self.cu_seqlens_q, self.cu_seqlens_q), params(self.cu_seqlens_q, self.cu_seqlens_kv), of_token)
 
 
 def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
@@ -107,10 +95,12 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     used = sum(counts)
     # Sequence parallelism cuts the text tokens over TP too, so their number is a multiple of it.
     texts = [len(sample.context) for sample in samples]
-    multiple = model.tensor_model_parallel_size
-    counts, texts = [*counts, length - used], [*texts, multiple - sum(texts) % multiple]
+    sigmas = [sample.draw.sigma for sample in samples]
+    text, multiple = sum(texts), model.tensor_model_parallel_size
+    if length > used or text % multiple:
+        counts, texts, sigmas = [*counts, length - used], [*texts, multiple - text % multiple], [*sigmas, 1.0]
 
-    sigma = torch.tensor([*(sample.draw.sigma for sample in samples), 1.0])
+    sigma = torch.tensor(sigmas)
     of_token = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     y = torch.zeros(length, patches[0].size(1))
     x = torch.zeros_like(y)
@@ -119,17 +109,64 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     positions = torch.zeros(length, 3, dtype=torch.long)
     positions[:used] = torch.cat([patch_positions(sample.latent.shape, pt, p) for sample in samples])
     context = torch.zeros(sum(texts), model.crossattn_emb_size)
-    context[: sum(texts[:-1])] = torch.cat([sample.context * sample.draw.keep_condition for sample in samples])
+    context[:text] = torch.cat([sample.context * sample.draw.keep_condition for sample in samples])
+
+    cut = _rows_of_this_rank(length)
+    of_token = of_token[cut]
+    return Microbatch(
+        x=x[cut], y=y[cut], net_input=edm.c_in(sigma, sigma_data)[of_token, None] * x[cut], sigma=sigma, c_noise=edm.c_noise(sigma),
+        positions=positions[cut], context=context, of_token=of_token,
+        segments=_segments(counts, texts, cut, of_token, sequence_parallel=model.sequence_parallel),
+        useful=(torch.arange(length) < used)[cut].float(),
+        num_tokens=torch.tensor(max(0, min(used, cut.stop) - cut.start), dtype=torch.int32),
+    )  # fmt: skip
+
+
+def _rows_of_this_rank(length: int) -> slice:
+    """Context parallelism cuts the sequence in equal pieces, wherever segments begin and end."""
+    size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+    return slice(length * rank // size, length * (rank + 1) // size)
+
+
+def _segments(counts: list[int], texts: list[int], cut: slice, of_token: Tensor, *, sequence_parallel: bool) -> Segments:
+    """The segments of the rows `cut`: their queries, and for each the keys of its whole segment."""
+    starts = [0, *accumulate(counts)]
+    queries = [max(0, min(starts[i + 1], cut.stop) - max(starts[i], cut.start)) for i in range(len(counts))]
+    if sequence_parallel:
+        of_token = of_token.chunk(parallel_state.get_tensor_model_parallel_world_size())[parallel_state.get_tensor_model_parallel_rank()]
+    return Segments(_pairs(queries, counts), _pairs(queries, texts), rows_of(of_token, len(counts)))
+
+
+def _pairs(queries: list[int], keys: list[int]) -> Pairs:
+    met = [key if query else 0 for query, key in zip(queries, keys, strict=True)]
+    first = next(i for i, query in enumerate(queries) if query)
+    begin = sum(keys[:first])
 
     def starts(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to("cuda")
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
-    tensors = {
-        "x": x, "y": y, "net_input": edm.c_in(sigma, sigma_data)[of_token, None] * x, "sigma": sigma,
-        "c_noise": edm.c_noise(sigma), "positions": positions, "context": context, "of_token": of_token,
-    }  # fmt: skip
-    on_device = {name: tensor.to("cuda") for name, tensor in tensors.items()}
-    return Microbatch(**on_device, cu_seqlens_q=starts(counts), cu_seqlens_kv=starts(texts), num_tokens=used)
+    lengths = tuple(zip(queries, met, strict=True))
+    return Pairs(
+        starts(queries), starts(met), lengths, len(lengths) if len(set(lengths)) == 1 else 0, _power_of_two(max(queries)), _power_of_two(max(met)),
+        (begin, begin + sum(met)),
+    )  # fmt: skip
+
+
+def _power_of_two(length: int) -> int:
+    return 1 << (length - 1).bit_length()
+
+
+Moved = TypeVar("Moved")
+
+
+def on_device(value: Moved, device: torch.device) -> Moved:
+    """A microbatch with its tensors on a GPU, by copies that wait for nothing."""
+    if isinstance(value, Tensor):
+        return value.pin_memory().to(device, non_blocking=True)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: on_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
 
 
 def _check_fits(sample: DrawnSample, experiment: Experiment) -> None:
@@ -150,8 +187,5 @@ def _check_fits(sample: DrawnSample, experiment: Experiment) -> None:
 
 def loss_sum(F_x: Tensor, batch: Microbatch, sigma_data: float) -> Tensor:  # noqa: N803
     """Sum over the microbatch's useful tokens of the EDM loss, averaged over the values of each token; fp32."""
-    used = batch.num_tokens
-    error = edm.weighted_error(
-        F_x[:used].float(), batch.x[:used], batch.y[:used], batch.sigma[batch.of_token[:used], None], sigma_data
-    )
-    return error.mean(dim=-1).sum()
+    error = edm.weighted_error(F_x.float(), batch.x, batch.y, batch.sigma[batch.of_token, None], sigma_data)
+    return (error.mean(dim=-1) * batch.useful).sum()

@@ -26,8 +26,9 @@ from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
 from dfmspec.trainer.model import DiT
 from dfmspec.trainer.noise import Draw, counter_seed
-from dfmspec.trainer.pack import DrawnSample, collate
+from dfmspec.trainer.pack import DrawnSample
 from dfmspec.trainer.patches import patchify, unpatchify
+from dfmspec.trainer.step import microbatches
 
 _UNSEEN_SEED = 1_000_003
 """Captions come from a series of butterflies that no dataset is drawn from (their words are those of any series)."""
@@ -101,6 +102,7 @@ def sample_latents(
     noises = [torch.randn(shape, generator=torch.Generator().manual_seed(counter_seed(seed, "sample", i))) for i in range(len(contexts))]
     tokens = patchify(noises[0], pt, p).size(0)
     experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"seq_length": tokens * len(contexts)})})
+    experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"micro_batch_size": 1})})
 
     def network(x: Tensor, sigma: Tensor, texts: Sequence[Tensor]) -> Tensor:
         """D(x; sigma) for all samples as one pack; fp32 around the network."""
@@ -108,7 +110,7 @@ def sample_latents(
             DrawnSample(str(i), torch.zeros(shape), text, Draw(float(sigma), True, torch.zeros(shape)))
             for i, text in enumerate(texts)
         ]  # fmt: skip
-        batch = collate([tuple(samples)], experiment)
+        batch = next(microbatches(experiment, iter([tuple(samples)])))
         x32, sigma32 = x.float().to(batch.x.device), sigma.float().to(batch.x.device)
         net_input = edm.c_in(sigma32, diffusion.sigma_data) * x32
         F_x = model(batch.with_input(net_input)).squeeze(1).float()  # noqa: N806

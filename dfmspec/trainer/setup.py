@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,9 @@ def initialize_distributed(experiment: Experiment) -> None:
         cpu.install(device)
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if model.deterministic_mode:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+            torch.use_deterministic_algorithms(True)
     alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", timeout=timedelta(minutes=experiment.dist.distributed_timeout_minutes), **alone
@@ -74,6 +78,8 @@ class Trainer:
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     ema: Ema
+    graphs: Any = None
+    """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
 
 def build_trainer(experiment: Experiment) -> Trainer:
@@ -89,18 +95,29 @@ def build_trainer(experiment: Experiment) -> Trainer:
         check_for_nan_in_grad=ddp.check_for_nan_in_grad,
     )
     model: list[Any] = [Float16Module(config, chunk) for chunk in chunks] if config.bf16 else list(chunks)
-    model = [
-        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(model)
-    ]
+    on_gpu = next(chunks[0].parameters()).is_cuda
+    with _side_stream() if on_gpu else nullcontext():
+        model = [
+            DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(model)
+        ]
     for chunk in model:
         chunk.broadcast_params()
-    ema = Ema(chunks, experiment.diffusion.ema_decay)
+    if on_gpu:
+        gradients.accumulate_fused(model)
+    ema = Ema(chunks, experiment.diffusion.ema_decay, model)
     optimizer = build_optimizer(experiment, model)
     config.finalize_model_grads_func = gradients.finalize
     config.grad_scale_func = optimizer.scale_loss
     if ddp.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
     return Trainer(experiment, chunks, model, optimizer, build_scheduler(experiment, optimizer), ema)
+
+
+def _side_stream() -> AbstractContextManager[Any]:
+    """Where gradients are accumulated: a CUDA graph can take in any stream but the default one."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    return torch.cuda.stream(stream)
 
 
 def build_optimizer(experiment: Experiment, model: list[Any]) -> MegatronOptimizer:

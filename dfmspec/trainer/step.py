@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -15,71 +15,92 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from dfmspec.errors import TrainingError
-from dfmspec.trainer.pack import Microbatch, Pack, collate, loss_sum
+from dfmspec.spec.experiment import Experiment
+from dfmspec.trainer import gradients
+from dfmspec.trainer.graph import Graphs
+from dfmspec.trainer.pack import Microbatch, Pack, collate, loss_sum, on_device
 from dfmspec.trainer.setup import Trainer
 
 
-def microbatches(trainer: Trainer, packs: Iterator[Pack]) -> Iterator[Microbatch]:
-    """Collate packs into microbatches, as they are asked for."""
-    size = trainer.experiment.train.micro_batch_size
-    while True:
-        yield collate(list(islice(packs, size)), trainer.experiment)
+def microbatches(experiment: Experiment, packs: Iterator[Pack]) -> Iterator[Microbatch]:
+    """Collate packs into microbatches on this process's device, as they are asked for, by whatever thread."""
+    device = torch.device("cuda", torch.cuda.current_device()) if experiment.cluster.device == "cuda" else None
+    collated = (collate(list(islice(packs, experiment.train.micro_batch_size)), experiment) for _ in repeat(None))
+    return (on_device(batch, device) for batch in collated) if device else collated
 
 
-def forward_backward(trainer: Trainer, packs: Iterator[Pack], **options: bool) -> float:
+def num_microbatches(experiment: Experiment) -> int:
+    """Microbatches of one iteration on each rank."""
+    train = experiment.train
+    return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
+
+
+def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options: bool) -> Tensor:
     """One global batch through the model; leaves the gradients, and returns the mean loss over its tokens on every rank.
 
     `options` are the schedule's own: `forward_only`, `force_all_reduce`.
     """
-    experiment = trainer.experiment
-    train, model = experiment.train, experiment.model
-    num_microbatches = train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
-    batches = microbatches(trainer, packs)
-    if len(trainer.model) > 1:  # with VPP, every chunk of this rank goes through the same microbatches
-        fixed = list(islice(batches, num_microbatches))
-        data: Any = [iter(fixed) for _ in trainer.model]
+    train, model = trainer.experiment.train, trainer.experiment.model
+    ready = list(islice(batches, num_microbatches(trainer.experiment)))
+    tokens = torch.stack([batch.num_tokens for batch in ready]).sum().float()
+    dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    if trainer.graphs and not options:
+        reports = [trainer.graphs(batch, tokens) for batch in ready]
+        gradients.finalize(trainer.model)
     else:
-        data = batches
-    reports = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, sigma_data=experiment.diffusion.sigma_data),
-        data_iterator=data,
-        model=trainer.model,
-        num_microbatches=num_microbatches,
-        seq_length=train.micro_batch_size * model.seq_length,  # a microbatch is one sequence, [s, 1, D]
-        micro_batch_size=1,
-        **options,
-    )
-    total = sum(reports) if reports else torch.zeros(2, dtype=torch.float64)  # only the last pipeline stage has reports
-    return mean_loss(total.to("cuda"))
+        reports = get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, trainer.experiment.diffusion.sigma_data, tokens),
+            # with VPP, every chunk of this rank goes through the same microbatches
+            data_iterator=[iter(ready) for _ in trainer.model] if len(trainer.model) > 1 else iter(ready),
+            model=trainer.model,
+            num_microbatches=len(ready),
+            seq_length=train.micro_batch_size * model.seq_length,  # a microbatch is one sequence, [s, 1, D]
+            micro_batch_size=1,
+            **options,
+        )
+    loss = sum(reports) if reports else torch.zeros((), dtype=torch.float64, device="cuda")  # only the last pipeline stage has reports
+    dist.all_reduce(loss, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    dist.all_reduce(loss, group=parallel_state.get_pipeline_model_parallel_group())
+    return loss
 
 
-def _forward_step(batches: Iterator[Microbatch], model: Any, *, sigma_data: float) -> tuple[Tensor, Any]:
+def _forward_step(sigma_data: float, tokens: Tensor, batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
     batch = next(batches)
 
     def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total = loss_sum(output.squeeze(1), batch, sigma_data)
-        count = torch.tensor(batch.num_tokens, dtype=torch.int, device="cuda")
-        report = torch.stack([total.detach().double(), count.double()])  # a copy: the schedule scales `total` in place
-        return total, count, report
+        share = loss_sum(output.squeeze(1), batch, sigma_data) / tokens  # of the mean over all tokens of the global batch
+        return share, batch.num_tokens.clone(), share.detach().double().clone()  # a copy: the schedule changes `share` in place
 
     return model(batch), loss
 
 
-def mean_loss(total: Tensor) -> float:
-    """(sum of the loss, tokens) of this rank -> the mean over the run's tokens, the same on every rank."""
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
-    return float(total[0] / total[1])
+def graphed(trainer: Trainer) -> Graphs | None:
+    """Forward and backward of one microbatch, replayed where shapes repeat; None where a graph could not hold what happens in them:
+    other ranks' part of the model, gradients that are reduced as they come, a second forward pass."""
+    model, ddp = trainer.experiment.model, trainer.experiment.ddp
+    ranks = (model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.context_parallel_size)
+    wanted = trainer.experiment.cluster.device == "cuda" and model.cuda_graph_impl == "local"
+    if not wanted or ranks != (1, 1, 1) or ddp.overlap_grad_reduce or model.recompute_granularity:
+        return None
+
+    def work(batch: Microbatch, tokens: Tensor) -> Tensor:
+        output, loss = _forward_step(trainer.experiment.diffusion.sigma_data, tokens, iter([batch]), trainer.model[0])
+        share, _, report = loss(output)
+        share.backward()
+        return report
+
+    return Graphs(work)
 
 
-def train_step(trainer: Trainer, packs: Iterator[Pack], iteration: int) -> tuple[float, float]:
+def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) -> tuple[float, float]:
     """Iteration number `iteration` (counted from 1): (loss, gradient norm before clipping)."""
     for chunk in trainer.model:
         chunk.train()
         chunk.zero_grad_buffer()
     trainer.optimizer.zero_grad()
-    loss = forward_backward(trainer, packs)
+    mean = forward_backward(trainer, batches)
     updated, grad_norm, _ = trainer.optimizer.step()
+    loss = float(mean)  # only now: reading a value waits for the GPU
     if not updated or not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise TrainingError(f"iteration {iteration}: loss {loss} and gradient norm {grad_norm} must be finite; lower optimizer.lr, or look at the data")
     trainer.scheduler.step(increment=1)
@@ -88,8 +109,8 @@ def train_step(trainer: Trainer, packs: Iterator[Pack], iteration: int) -> tuple
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer, packs: Iterator[Pack], iterations: int) -> float:
+def evaluate(trainer: Trainer, batches: Iterator[Microbatch], iterations: int) -> float:
     """Mean loss over `iterations` global batches of the evaluation split."""
     for chunk in trainer.model:
         chunk.eval()
-    return sum(forward_backward(trainer, packs, forward_only=True) for _ in range(iterations)) / iterations
+    return sum(float(forward_backward(trainer, batches, forward_only=True)) for _ in range(iterations)) / iterations

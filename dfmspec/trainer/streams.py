@@ -163,6 +163,10 @@ class RankStreams:
         self._next += self._size
         return pack
 
+    def states(self) -> dict[int, Any]:
+        """The state of each stream: all that is needed to go on with its next sample."""
+        return {index: stream.state() for index, stream in self.streams.items()}
+
 
 def load_states(folder: Path, streams: Sequence[Stream]) -> None:
     """Restore streams from the files that `save_states` wrote."""
@@ -170,12 +174,12 @@ def load_states(folder: Path, streams: Sequence[Stream]) -> None:
         stream.restore(torch.load(_file(folder, stream.index), weights_only=False))
 
 
-def save_states(folder: Path, streams: Sequence[Stream]) -> list[Path]:
+def save_states(folder: Path, states: dict[int, Any]) -> list[Path]:
     """Write one file a stream; returns them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stream in streams:
-        torch.save(stream.state(), _file(folder, stream.index))
-    return [_file(folder, stream.index) for stream in streams]
+    for index, state in states.items():
+        torch.save(state, _file(folder, index))
+    return [_file(folder, index) for index in states]
 
 
 def _file(folder: Path, index: int) -> Path:

@@ -1,13 +1,15 @@
 """One rank of a parity run: train a few iterations and write down everything that layouts must agree on.
 
-usage: torchrun ... parity_worker.py EXPERIMENT.json OUT_DIR [FAULT]
+usage: torchrun ... parity_worker.py EXPERIMENT.json OUT_DIR [--fault FAULT] [--from CHECKPOINT] [--save]
 
-Each rank writes OUT_DIR/rank<r>.pt: losses, gradient norms before clipping, every parameter's gradient at every
-iteration with how it is cut, and the parameters at the end. FAULT injects one of NVIDIA DFM's own faults.
+Each rank writes OUT_DIR/rank<r>.pt: losses, gradient norms before clipping, every parameter's gradient at the first
+iterations and at every tenth with how it is cut, and the parameters at the end. `--from` sets out from a checkpoint,
+`--save` leaves one in OUT_DIR. FAULT injects one of NVIDIA DFM's own faults.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -53,35 +55,46 @@ def inject(fault: str | None) -> None:
 
 
 def main() -> None:
-    config_path, out_dir, *rest = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--fault")
+    parser.add_argument("--from", dest="start", type=Path)
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
     logging.disable(logging.WARNING)
     from megatron.core import parallel_state
 
     from dfmspec.spec.experiment import Experiment
-    from dfmspec.trainer import setup, step
+    from dfmspec.trainer import checkpoint, setup, step
     from dfmspec.trainer.model import global_name
     from dfmspec.trainer.streams import RankStreams
 
-    experiment = Experiment.model_validate(json.loads(Path(config_path).read_text()))
+    config = json.loads(args.config.read_text())
+    experiment = Experiment.model_validate(config)
     setup.initialize_distributed(experiment)
-    inject(rest[0] if rest else None)
+    inject(args.fault)
     trainer = setup.build_trainer(experiment)
     wake(trainer.chunks)
     trainer.optimizer.reload_model_params()
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    packs = RankStreams(experiment, "train", rank=rank, size=size)
+    done = checkpoint.stored_iteration(args.start) if args.start else 0
+    packs = RankStreams(experiment, "train", rank=rank, size=size, consumed=done * experiment.train.global_batch_size)
+    if args.start:
+        checkpoint.load(trainer, packs, args.start)
 
     def named() -> list[tuple[str, torch.nn.Parameter]]:
         return [(global_name(chunk, name), weight) for chunk in trainer.chunks for name, weight in chunk.named_parameters()]
 
     record: dict = {"losses": [], "grad_norms": [], "gradients": []}
-    for iteration in range(1, experiment.train.train_iters + 1):
+    for iteration in range(done + 1, experiment.train.train_iters + 1):
         for chunk in trainer.model:
             chunk.train()
             chunk.zero_grad_buffer()
         trainer.optimizer.zero_grad()
-        record["losses"].append(step.forward_backward(trainer, iter(packs), force_all_reduce=True))
-        record["gradients"].append({name: weight.main_grad.clone() for name, weight in named()})
+        record["losses"].append(float(step.forward_backward(trainer, step.microbatches(experiment, packs), force_all_reduce=True)))
+        if iteration <= done + 4 or iteration % 10 == 0:
+            record["gradients"].append({name: weight.main_grad.clone() for name, weight in named()})
         _, grad_norm, _ = trainer.optimizer.step()
         record["grad_norms"].append(float(grad_norm))
         trainer.scheduler.step(increment=1)
@@ -94,7 +107,9 @@ def main() -> None:
         (name, weight.detach().clone()) for name, weight in named()
     ]
     record["tensor_rank"] = parallel_state.get_tensor_model_parallel_rank()
-    torch.save(record, Path(out_dir) / f"rank{torch.distributed.get_rank()}.pt")
+    torch.save(record, args.out_dir / f"rank{torch.distributed.get_rank()}.pt")
+    if args.save:
+        checkpoint.save(trainer, packs.states(), args.out_dir, experiment.train.train_iters, config, "")
     torch.distributed.destroy_process_group()
 
 

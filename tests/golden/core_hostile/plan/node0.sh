@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# hostile: node 0 of 1; plan f0f3ae6b99d8
+# hostile: node 0 of 1; plan 03a80f44a024
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by_kubernetes: node 1 of 4; plan fc75d34ee446
+# by_kubernetes: node 1 of 4; plan 4040f0c3aed9
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

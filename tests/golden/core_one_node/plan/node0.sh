@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# one: node 0 of 1; plan ea24adf040b3
+# one: node 0 of 1; plan cd491efe7c46
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

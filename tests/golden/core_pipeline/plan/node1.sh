@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# stages: node 1 of 2; plan 704f56ad1d5f
+# stages: node 1 of 2; plan 555095175928
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by-slurm: node 1 of 2; plan 1271448a5a32
+# by-slurm: node 1 of 2; plan b1a7724618bd
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

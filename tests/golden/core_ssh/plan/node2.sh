@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by-ssh: node 2 of 3; plan 8fb181a1415c
+# by-ssh: node 2 of 3; plan c3fc7a4f6fc2
 set -eo pipefail
 module load cuda/12.8
 source /opt/venv/bin/activate

@@ -1,0 +1,320 @@
+"""Training throughput on this machine's GPUs, beside a compiled plain PyTorch DiT of the same shape, in the same process.
+
+usage: torchrun --nproc-per-node N benchmarks/train.py [W1 W2 W3 W4 ...] [key=value ...] [--profile DIR] [--json FILE]
+
+Ours is the trainer's own `train_step` (megatron-core's DDP and distributed optimizer, fp32 main weights, clipping, averaged
+weights) on microbatches that lie on the GPU. The peer has bf16 weights and fused AdamW, and neither clipping nor an average.
+Steps alternate in blocks; each figure is the median over all timed steps, by CUDA events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+PEAK = 989e12
+"""Dense bf16 of an H100 or H200, operations a second."""
+LAYERS, WIDTH, HEADS, TEXT, TEXT_WIDTH, LORA, PATCH = 28, 1152, 16, 512, 1024, 256, 64
+
+# The peer.
+
+
+class PlainBlock(nn.Module):
+    """Self-attention, cross-attention, MLP, each with adaLN-LoRA; q/k norms; [B, T, D]."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, head = heads, WIDTH // heads
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.q, self.cross_proj = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.kv = nn.Linear(TEXT_WIDTH, 2 * WIDTH, bias=False)
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+        self.down, self.up = nn.Linear(WIDTH, LORA, bias=False), nn.Linear(LORA, 9 * WIDTH, bias=False)
+        self.norms = nn.ParameterList(nn.Parameter(torch.ones(head)) for _ in range(4))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, norms: Any) -> Tensor:
+        q, k = F.rms_norm(q, q.shape[-1:], norms[0], 1e-6), F.rms_norm(k, k.shape[-1:], norms[1], 1e-6)
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor, noise: Tensor, text: Tensor) -> Tensor:
+        """[B, T, D], [B, D], [B, L, E] -> [B, T, D]"""
+        split = (self.heads, WIDTH // self.heads)
+        m = self.up(self.down(F.silu(noise))).unsqueeze(1).chunk(9, dim=-1)
+
+        def modulated(x: Tensor, i: int) -> Tensor:
+            return F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + m[i + 1]) + m[i]
+
+        q, k, v = self.qkv(modulated(x, 0)).unflatten(-1, (3, *split)).unbind(2)
+        x = x + m[2] * self.proj(self._attend(q, k, v, self.norms[:2]))
+        k, v = self.kv(text).unflatten(-1, (2, *split)).unbind(2)
+        x = x + m[5] * self.cross_proj(self._attend(self.q(modulated(x, 3)).unflatten(-1, split), k, v, self.norms[2:]))
+        return x + m[8] * self.fc2(F.gelu(self.fc1(modulated(x, 6)), approximate="tanh"))
+
+
+class PlainDiT(nn.Module):
+    """The same network as ours, without packing."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.embed, self.final = nn.Linear(PATCH, WIDTH), nn.Linear(WIDTH, PATCH)
+        self.time = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.blocks = nn.ModuleList(PlainBlock(heads) for _ in range(LAYERS))
+
+    def forward(self, patches: Tensor, positions: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """[B, T, P], [T, D], [B, D], [B, L, E] -> [B, T, P]"""
+        x, noise = self.embed(patches) + positions, self.time(level)
+        for block in self.blocks:
+            x = block(x, noise, text)
+        return self.final(x)
+
+
+class Peer:
+    """Training steps of the plain DiT on batches of given (images, tokens)."""
+
+    def __init__(self, heads: int, weights: torch.dtype) -> None:
+        torch.manual_seed(0)
+        model = PlainDiT(heads).to("cuda", weights)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        self.model = model
+        self._graph: Any = None
+        self.autocast = weights == torch.float32
+
+    def batch(self, images: int, tokens: int) -> tuple[Tensor, ...]:
+        kind = {"device": "cuda", "dtype": torch.bfloat16}
+        return (
+            torch.randn(images, tokens, PATCH, **kind), torch.randn(tokens, WIDTH, **kind), torch.randn(images, WIDTH, **kind),
+            torch.randn(images, TEXT, TEXT_WIDTH, **kind), torch.randn(images, tokens, PATCH, **kind),
+        )  # fmt: skip
+
+    def step(self, batch: tuple[Tensor, ...]) -> None:
+        if self._graph:
+            graph, inputs = self._graph
+            for mine, theirs in zip(inputs, batch, strict=True):
+                mine.copy_(theirs)
+            graph.replay()
+        else:
+            self._forward_backward(batch)
+        self.optimizer.step()
+        if not self._graph:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def capture(self, batch: tuple[Tensor, ...]) -> None:
+        """From now on, forward and backward from a CUDA graph."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._forward_backward(batch)
+                self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph, inputs = torch.cuda.CUDAGraph(), tuple(x.clone() for x in batch)
+        with torch.cuda.graph(graph, stream=stream):
+            self._forward_backward(inputs)
+        self._graph = (graph, inputs)
+
+    def _forward_backward(self, batch: tuple[Tensor, ...]) -> None:
+        *inputs, target = batch
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
+            output = self.model(*inputs)
+        loss = (output.float() - target.float()).square().mean()
+        loss.backward()
+
+
+# Ours.
+
+
+def experiment(length: int, heads: int, overrides: list[str]) -> Any:
+    """A complete configuration, through the same stages as a run."""
+    from dfmspec.load import load_spec
+    from dfmspec.resolve import resolve_spec
+    from dfmspec.rules import check_spec
+    from dfmspec.spec.experiment import Experiment
+    from dfmspec.targets import target_module
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    words = [
+        "recipe=dit_xl", "data.source=mock", f"dataset.task_encoder_seq_length={length}", f"model.num_attention_heads={heads}",
+        f"cluster.nproc_per_node={world}", "model.max_img_h=160", "model.max_img_w=160", f"train.global_batch_size={world}", "train.train_iters=1000",
+        "data.resolution=512", *overrides,
+    ]  # fmt: skip
+    spec = load_spec(None, words)
+    resolved = resolve_spec(spec)
+    problems = [finding for finding in check_spec(resolved) if finding.severity.name == "ERROR"]
+    if problems:
+        raise SystemExit("\n".join(str(problem) for problem in problems))
+    return Experiment.model_validate(target_module("megatron_core").config(resolved.values))
+
+
+class Ours:
+    """Training steps of our trainer on packs of samples of given latent shapes."""
+
+    def __init__(self, length: int, heads: int, overrides: list[str]) -> None:
+        from dfmspec.trainer import setup, step
+
+        self.experiment = experiment(length, heads, overrides)
+        if not torch.distributed.is_initialized():
+            setup.initialize_distributed(self.experiment)
+        self.trainer = setup.build_trainer(self.experiment)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # every weight awake: a network of zeros computes on zeros
+            for chunk in self.trainer.chunks:
+                for weight in chunk.parameters():
+                    if not weight.any():
+                        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+        self.trainer.optimizer.reload_model_params()
+        self.trainer.graphs = step.graphed(self.trainer)
+        self._iteration, self._ordinal = 0, 0
+
+    def batch(self, shapes: list[tuple[int, int, int]]) -> Any:
+        """One pack: a latent of `frames x 2 height x 2 width` for each (frames, height, width) in patches."""
+        from dfmspec.trainer.noise import draw
+        from dfmspec.trainer.pack import DrawnSample
+        from dfmspec.trainer.step import microbatches
+
+        samples = []
+        for frames, height, width in shapes:
+            shape = (16, frames, 2 * height, 2 * width)
+            drawn = draw(shape, seed=1, split="train", stream=0, ordinal=self._ordinal, p_mean=0.0, p_std=1.0, dropout=0.2)
+            samples.append(DrawnSample(str(self._ordinal), torch.randn(shape), torch.randn(TEXT, TEXT_WIDTH), drawn))
+            self._ordinal += 1
+        return next(microbatches(self.experiment, iter([tuple(samples)])))
+
+    def step(self, batch: Any) -> None:
+        from dfmspec.trainer.step import train_step
+
+        self._iteration += 1
+        train_step(self.trainer, iter([batch]), self._iteration)
+
+
+# Measuring.
+
+
+def timed(step: Callable[[Any], None], batches: Iterator[Any], count: int) -> list[float]:
+    """Seconds of each of `count` steps."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    torch.cuda.synchronize()
+    marks[0].record()
+    for mark in marks[1:]:
+        step(next(batches))
+        mark.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
+
+
+def interleaved(runners: dict[str, tuple[Callable[[Any], None], Iterator[Any]]], warm: int, count: int, rounds: int) -> dict[str, list[float]]:
+    """Steps of each runner, taken in turns."""
+    for step, batches in runners.values():
+        timed(step, batches, warm)
+    gc.collect()
+    gc.freeze()
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, (step, batches) in runners.items():
+            seconds[name] += timed(step, batches, count)
+    return seconds
+
+
+def matmul_rate() -> float:
+    """Operations a second of a large bf16 product on random data: what this card gives today."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        a @ b
+    return 2 * 8192**3 / statistics.median(timed(lambda _: a @ b, cycle([None]), 30))
+
+
+def flops(shapes: list[tuple[int, int, int]]) -> float:
+    """Model operations of one training step on useful tokens alone (forward x 3); trainer.md 1.5's formula."""
+    s = [f * h * w for f, h, w in shapes]
+    tokens, text, n = sum(s), TEXT * len(s), len(s)
+    layer = 24 * tokens * WIDTH**2 + 4 * WIDTH * sum(x * x for x in s) + 4 * tokens * WIDTH**2 + 4 * text * TEXT_WIDTH * WIDTH
+    layer += 4 * WIDTH * sum(x * TEXT for x in s) + 2 * n * WIDTH * LORA + 2 * n * LORA * 9 * WIDTH
+    return 3 * (LAYERS * layer + 4 * tokens * WIDTH * PATCH + 4 * n * WIDTH**2)
+
+
+WORKLOADS = {"W1": [(1, 32, 32)] * 8, "W2": [(1, 32, 32)] * 32, "W3": [(8, 32, 32)]}
+
+
+def main() -> None:
+    """Measure the workloads that are asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--heads", type=int, default=HEADS)
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=["bf16", "fp32"], default=["bf16", "fp32"], help="the peer's weights; fp32 under autocast")
+    parser.add_argument("--peer-graph", action="store_true", help="also the peer with forward and backward in a CUDA graph")
+    parser.add_argument("--cudnn-peer", action="store_true", help="the peer's attention by cuDNN, not by torch's first choice")
+    args = parser.parse_intermixed_args()
+    overrides = [word for word in args.words if "=" in word]
+    rows = []
+    rate = matmul_rate()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; 8192^3 bf16 product: {rate / 1e12:.0f} TFLOP/s", flush=True)
+    for workload in [word for word in args.words if "=" not in word]:
+        shapes = WORKLOADS[workload]
+        tokens = sum(f * h * w for f, h, w in shapes)
+        runners: dict[str, Any] = {}
+        if args.cudnn_peer:
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_mem_efficient_sdp(False)
+        for weights in args.peers:
+            peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
+            batches = [peer.batch(len(shapes), tokens // len(shapes)) for _ in range(3)]
+            runners[f"peer, {weights} weights"] = (peer.step, cycle(batches))
+            if args.peer_graph:
+                peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
+                peer.capture(batches[0])
+                runners[f"peer, {weights} weights, graph"] = (peer.step, cycle(batches))
+        ours = Ours(tokens, args.heads, overrides)
+        runners["ours"] = (ours.step, cycle([ours.batch(shapes) for _ in range(3)]))
+        seconds = interleaved(runners, 8, args.steps, args.rounds)
+        for name, each in seconds.items():
+            median = statistics.median(each)
+            row = {
+                "workload": workload, "who": name, "heads": args.heads, "tokens_per_s": tokens / median, "ms": median * 1e3,
+                "p95_ms": sorted(each)[int(0.95 * len(each))] * 1e3, "mfu": flops(shapes) / median / PEAK,
+                "overrides": overrides, "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,
+            }  # fmt: skip
+            rows.append(row)
+            print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+        for name in seconds.keys() - {"ours"}:
+            print(f"{workload}: ours / {name} = {statistics.median(seconds[name]) / statistics.median(seconds['ours']):.3f}", flush=True)
+        if args.profile:
+            profile(ours.step, runners["ours"][1], args.profile / f"{workload}.txt")
+        del runners, ours
+        peer = None
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    torch.distributed.destroy_process_group()
+
+
+def profile(step: Callable[[Any], None], batches: Iterator[Any], out: Path) -> None:
+    """Where three steps' time goes, kernel by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as found:
+        timed(step, batches, 3)
+    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(table)
+
+
+if __name__ == "__main__":
+    main()

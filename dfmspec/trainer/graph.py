@@ -1,0 +1,64 @@
+"""Forward and backward of a microbatch as a CUDA graph: one launch where there are some thousand.
+
+A graph is made when a microbatch of its shape comes for the second time, so what comes once costs nothing. What is fixed
+in a graph is what a shape is made of: the sizes of the tensors, and what the blocks know of the segments on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfmspec.trainer.pack import Microbatch
+
+_MOST = 8
+"""Graphs that are kept; each holds its own buffers, and one memory pool serves all."""
+
+
+class Graphs:
+    """Runs `work(batch, tokens)`, from a graph where there is one; `work` leaves gradients and returns a report."""
+
+    def __init__(self, work: Callable[[Microbatch, Tensor], Tensor]) -> None:
+        self._work = work
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: Microbatch, tokens: Tensor) -> Tensor:
+        """The report of this microbatch."""
+        shape = _shape(batch)
+        if shape not in self._graphs:
+            if shape not in self._seen or len(self._graphs) == _MOST:
+                self._seen.add(shape)
+                return self._work(batch, tokens)
+            self._graphs[shape] = self._capture(batch, tokens)
+        graph, inputs, report = self._graphs[shape]
+        for mine, theirs in zip(inputs, [*_tensors(batch), tokens], strict=True):
+            mine.copy_(theirs)
+        graph.replay()
+        return report.clone()
+
+    def _capture(self, batch: Microbatch, tokens: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        """Record, with the microbatch's own tensors as the graph's inputs."""
+        tokens, graph = tokens.clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # another thread makes the next microbatches
+            report = self._work(batch, tokens)
+        return graph, [*_tensors(batch), tokens], report
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _shape(batch: Microbatch) -> Any:
+    pairs = (batch.segments.self_attention, batch.segments.cross_attention)
+    known = tuple((each.uniform, each.max_seqlen_q, each.max_seqlen_kv, each.keys) for each in pairs)
+    return known, tuple(tensor.shape for tensor in _tensors(batch))

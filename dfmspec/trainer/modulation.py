@@ -1,0 +1,72 @@
+"""adaLN over packed segments, fused: the gate of a residual branch, layer norm without weights, the segment's scale and shift.
+
+Every token reads the modulation of its own segment inside the kernel; nothing of [s, D] is made to hold it. The backward
+pass sums over tokens in two steps of fixed order (rows of a chunk, chunks of a segment), so it is the same every time.
+Without a GPU the same functions are plain PyTorch. Shapes: s tokens, n segments, D hidden size, k chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 32
+"""Rows that one program of the backward kernel sums; a chunk never reaches over the end of a segment."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which segment each row belongs to, and the chunks of the backward pass; made once for a microbatch."""
+
+    of_token: Tensor
+    """[s] int32 segment of each row."""
+    chunks: Tensor
+    """[k, 3] int32 first row, end, segment."""
+    members: Tensor
+    """[n, k] fp32: 1 where the chunk belongs to the segment."""
+
+
+def rows_of(of_token: Tensor, segments: int) -> Rows:
+    """The rows of tokens whose segments are `of_token` [s], ascending, on the CPU; k depends on s and n alone."""
+    chunks, start = [], 0
+    for segment, count in enumerate(torch.bincount(of_token, minlength=segments).tolist()):
+        chunks += [(first, min(first + CHUNK, start + count), segment) for first in range(start, start + count, CHUNK)]
+        start += count
+    chunks += [(0, 0, 0)] * (-(-len(of_token) // CHUNK) + segments - len(chunks))
+    table = torch.tensor(chunks, dtype=torch.int32)
+    members = torch.zeros(segments, len(chunks))
+    members[table[:, 2].long(), torch.arange(len(chunks))] = 1.0
+    return Rows(of_token.int(), table, members)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float) -> Tensor:
+    """[s, D] -> [s, D]: layer norm without weights, then the segment's scale and shift [n, D]."""
+    if x.is_cuda:
+        return _kernel(x, None, None, shift, scale, rows, eps)[1]
+    normed = F.layer_norm(x, (x.size(-1),), eps=eps)
+    return normed * (1 + scale[rows.of_token]) + shift[rows.of_token]
+
+
+def gated(x: Tensor, y: Tensor, gate: Tensor, rows: Rows) -> Tensor:
+    """[s, D], [s, D] -> [s, D]: x plus y times the segment's gate [n, D]."""
+    if x.is_cuda:
+        return _kernel(x, y, gate, None, None, rows, 0.0)[0]
+    return x + gate[rows.of_token] * y
+
+
+def gated_modulate(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
+    """`gated`, and `modulate` of what that gives: both, in one pass."""
+    if x.is_cuda:
+        return _kernel(x, y, gate, shift, scale, rows, eps)
+    x = gated(x, y, gate, rows)
+    return x, modulate(x, shift, scale, rows, eps)
+
+
+def _kernel(x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
+    from dfmspec.trainer.kernels import adaln
+
+    x_out, z, _mean, _rstd = adaln(x, y, gate, shift, scale, rows.of_token, rows.chunks, rows.members, eps)
+    return x_out, z

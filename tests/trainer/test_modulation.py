@@ -1,0 +1,54 @@
+"""The fused modulation agrees with plain PyTorch, values and gradients, whatever the segments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dfmspec.trainer import modulation
+from dfmspec.trainer.modulation import gated, gated_modulate, modulate, rows_of
+
+LENGTHS = [[5, 17, 16, 0, 40, 1], [32, 32], [1], [100, 0]]
+LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+
+
+def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: modulation.Rows) -> list[torch.Tensor]:
+    """All three functions in a chain, and the gradients of x, y and the modulations."""
+    gate, shift, scale = modulations.chunk(3, -1)
+    z = modulate(x, shift, scale, rows, 1e-6)
+    x1, z1 = gated_modulate(x, y, gate, shift, scale, rows, 1e-6)
+    outputs = [z, x1, z1, gated(x1, y, gate, rows)]
+    weights = [torch.randn(out.shape, generator=torch.Generator().manual_seed(i)).to(out) for i, out in enumerate(outputs)]
+    total = sum((out * weight).sum(dtype=torch.float64) for out, weight in zip(outputs, weights, strict=True))
+    return outputs + list(torch.autograd.grad(total, [x, y, modulations]))  # type: ignore[arg-type]
+
+
+def made(lengths: list[int], width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, modulation.Rows]:
+    of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    rows = rows_of(of_token, len(lengths))
+    rows = modulation.Rows(rows.of_token.to(device), rows.chunks.to(device), rows.members.to(device))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(sum(lengths), width), (sum(lengths), width), (len(lengths), 3 * width)]
+    x, y, m = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
+    return x, y, m, rows
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_chunks_cover_each_row_once_and_stay_in_their_segment(lengths: list[int]) -> None:
+    rows = rows_of(torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)), len(lengths))
+    covered = [(row, int(segment)) for first, end, segment in rows.chunks for row in range(first, end)]
+    assert covered == list(enumerate(rows.of_token.tolist()))
+    assert (rows.members.sum(0) == 1).all() and len(rows.chunks) == -(-sum(lengths) // modulation.CHUNK) + len(lengths)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("width", [24, 1152])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_the_kernels_agree_with_plain_pytorch(lengths: list[int], width: int, dtype: torch.dtype) -> None:
+    expected = everything(*made(lengths, width, torch.float64, "cpu"))
+    got = everything(*made(lengths, width, dtype, "cuda"))
+    for mine, theirs in zip(got, expected, strict=True):
+        assert (mine.cpu().double() - theirs).norm() <= LIMITS[dtype] * theirs.norm()
+    again = everything(*made(lengths, width, dtype, "cuda"))
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
