@@ -19,6 +19,10 @@ test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 c
 test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
 	$(BIN)/python -m pytest -m "not slurm and not gpu" -n 2 --dist loadgroup
 
+gpu-test: $(SETUP)  ## parity of layouts, kernels, resume on the GPUs of this machine (extra gpu; GPUS=N: on the first N)
+	@echo "== tests on GPUs"
+	$(BIN)/python -m pytest -m gpu -n 6 tests/gpu tests/trainer
+
 slurm-test: $(SETUP)  ## runs of two nodes under a real Slurm on this machine (Debian's slurm-wlm and munge; needs root)
 	@echo "== tests under Slurm: it is installed when absent; what the tests start, they stop"
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; }

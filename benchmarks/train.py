@@ -78,8 +78,12 @@ class PlainDiT(nn.Module):
         """[B, T, P], [T, D], [B, D], [B, L, E] -> [B, T, P]"""
         x, noise = self.embed(patches) + positions, self.time(level)
         for block in self.blocks:
-            x = block(x, noise, text)
+            x = _compiled(block, x, noise, text)
         return self.final(x)
+
+
+_compiled = torch.compile(lambda block, *inputs: block(*inputs), dynamic=False)
+"""Once for each shape; every block is of the same code."""
 
 
 class Peer:
@@ -89,8 +93,6 @@ class Peer:
         torch.manual_seed(0)
         model = PlainDiT(heads).to("cuda", weights)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        for block in model.blocks:
-            block.compile(dynamic=False)
         self.model = model
         self._graph: Any = None
         self.autocast = weights == torch.float32
@@ -204,6 +206,8 @@ class Ours:
 
 # Measuring.
 
+Shapes = list[tuple[int, int, int]]
+
 
 def timed(step: Callable[[Any], None], batches: Iterator[Any], count: int) -> list[float]:
     """Seconds of each of `count` steps."""
@@ -217,16 +221,18 @@ def timed(step: Callable[[Any], None], batches: Iterator[Any], count: int) -> li
     return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
 
-def interleaved(runners: dict[str, tuple[Callable[[Any], None], Iterator[Any]]], warm: int, count: int, rounds: int) -> dict[str, list[float]]:
-    """Steps of each runner, taken in turns."""
+def interleaved(runners: dict[str, tuple[Callable[[Any], None], list[Any]]], count: int, rounds: int) -> dict[str, list[float]]:
+    """Steps of each runner, taken in turns, after each of its batches was met twice, and eight steps at least."""
     for step, batches in runners.values():
-        timed(step, batches, warm)
+        warm = list({id(batch): batch for batch in batches}.values()) * 2
+        timed(step, cycle(warm), max(8, len(warm)))
     gc.collect()
     gc.freeze()
     seconds: dict[str, list[float]] = {name: [] for name in runners}
+    streams = {name: cycle(batches) for name, (_, batches) in runners.items()}
     for _ in range(rounds):
-        for name, (step, batches) in runners.items():
-            seconds[name] += timed(step, batches, count)
+        for name, (step, _) in runners.items():
+            seconds[name] += timed(step, streams[name], count)
     return seconds
 
 
@@ -238,7 +244,7 @@ def matmul_rate() -> float:
     return 2 * 8192**3 / statistics.median(timed(lambda _: a @ b, cycle([None]), 30))
 
 
-def flops(shapes: list[tuple[int, int, int]]) -> float:
+def flops(shapes: Shapes) -> float:
     """Model operations of one training step on useful tokens alone (forward x 3); trainer.md 1.5's formula."""
     s = [f * h * w for f, h, w in shapes]
     tokens, text, n = sum(s), TEXT * len(s), len(s)
@@ -247,7 +253,98 @@ def flops(shapes: list[tuple[int, int, int]]) -> float:
     return 3 * (LAYERS * layer + 4 * tokens * WIDTH * PATCH + 4 * n * WIDTH**2)
 
 
-WORKLOADS = {"W1": [(1, 32, 32)] * 8, "W2": [(1, 32, 32)] * 32, "W3": [(8, 32, 32)]}
+WORKLOADS: dict[str, list[Shapes]] = {"W1": [[(1, 32, 32)] * 8], "W2": [[(1, 32, 32)] * 32], "W3": [[(8, 32, 32)]]}
+"""The samples of each pack, (frames, height, width) in patches."""
+PACK = 16384
+"""Tokens of a pack of W4."""
+
+
+def mixed(count: int) -> Shapes:
+    """`count` square pictures of 16 to 64 patches a side, 256 to 4,096 tokens, each side as likely."""
+    sides = torch.randint(16, 65, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    return [(1, side, side) for side in sides]
+
+
+def packs_of(shapes: Shapes) -> list[Shapes]:
+    """Our packs: each sample into the first of 16 open ones that holds it, as the task encoder's buffer does; whole ones only."""
+    still_open: list[Shapes] = []
+    for shape in shapes:
+        fitting = next((pack for pack in still_open if tokens_of(pack) + tokens_of([shape]) <= PACK), None)
+        if fitting is None:
+            still_open.append(fitting := [])
+        fitting.append(shape)
+    return still_open[:-16]
+
+
+def tokens_of(shapes: Shapes) -> int:
+    return sum(f * h * w for f, h, w in shapes)
+
+
+def padded_batches(shapes: Shapes, bounds: list[int]) -> list[tuple[int, int, int]]:
+    """(pictures, tokens each, tokens that are no padding) of batches of about PACK tokens, each padded to the bound of its bucket."""
+    batches = []
+    for low, high in pairwise([0, *bounds]):
+        inside = [shape for shape in shapes if low < tokens_of([shape]) <= high]
+        size = max(1, PACK // high)
+        batches += [(size, high, tokens_of(inside[i : i + size])) for i in range(0, len(inside) - size + 1, size)]
+    return batches
+
+
+def peers(args: argparse.Namespace, workload: str) -> dict[str, tuple[Callable[[Any], None], list[Any], list[int]]]:
+    """Step, batches and their useful tokens of each peer: bf16 weights, or fp32 under autocast."""
+    found: dict[str, Any] = {}
+    for weights in args.peers:
+        peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
+        if workload == "W4":
+            shapes = mixed(2000)
+            for name, bounds in (("padded", [4096]), ("bucketed", [side**2 for side in range(20, 65, 4)])):
+                made = padded_batches(shapes, bounds)
+                kinds = {(count, each): peer.batch(count, each) for count, each, _ in made}
+                order = torch.randperm(len(made), generator=torch.Generator().manual_seed(1)).tolist()
+                found[f"{name} peer, {weights} weights"] = (peer.step, [kinds[made[i][:2]] for i in order], [made[i][2] for i in order])
+            continue
+        count, tokens = len(WORKLOADS[workload][0]), tokens_of(WORKLOADS[workload][0])
+        batches = [peer.batch(count, tokens // count) for _ in range(3)]
+        found[f"peer, {weights} weights"] = (peer.step, batches, [tokens] * 3)
+        if args.peer_graph:
+            peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
+            peer.capture(batches[0])
+            found[f"peer, {weights} weights, graph"] = (peer.step, batches, [tokens] * 3)
+    return found
+
+
+def measure(args: argparse.Namespace, workload: str, overrides: list[str]) -> list[dict[str, Any]]:
+    """The rows of one workload."""
+    packs = packs_of(mixed(400))[:24] if workload == "W4" else WORKLOADS[workload] * 3
+    runners = peers(args, workload)
+    ours = Ours(PACK if workload == "W4" else tokens_of(packs[0]), args.heads, overrides)
+    runners["ours"] = (ours.step, [ours.batch(shapes) for shapes in packs], [tokens_of(shapes) for shapes in packs])
+    seconds = interleaved({name: (step, batches) for name, (step, batches, _) in runners.items()}, args.steps, args.rounds)
+    rows = []
+    for name, each in seconds.items():
+        useful = [tokens for _, tokens in zip(each, cycle(runners[name][2]), strict=False)]
+        # where steps differ in size, their sum; else the median of all
+        rate = sum(useful) / sum(each) if workload == "W4" else useful[0] / statistics.median(each)
+        row = {
+            "workload": workload, "who": name, "heads": args.heads, "tokens_per_s": rate, "ms": statistics.median(each) * 1e3,
+            "p95_ms": sorted(each)[int(0.95 * len(each))] * 1e3, "overrides": overrides, "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,
+        }  # fmt: skip
+        if workload != "W4":
+            row["mfu"] = flops(packs[0]) / statistics.median(each) / PEAK
+        elif name == "ours":
+            row |= {"padding": 1 - sum(map(tokens_of, packs)) / len(packs) / PACK, "mfu": sum(map(flops, packs)) / len(packs) / statistics.mean(each) / PEAK}
+        rows.append(row)
+        if rank() == 0:
+            print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+    for row in rows[:-1] if rank() == 0 else ():
+        print(f"{workload}: ours / {row['who']} = {rows[-1]['tokens_per_s'] / row['tokens_per_s']:.3f}", flush=True)
+    if args.profile:
+        profile(ours.step, cycle(runners["ours"][1]), args.profile / f"{workload}.txt")
+    return rows
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def main() -> None:
@@ -259,50 +356,25 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", nargs="*", choices=["bf16", "fp32"], default=["bf16", "fp32"], help="the peer's weights; fp32 under autocast")
+    parser.add_argument("--peers", nargs="*", choices=["bf16", "fp32"], default=["bf16"], help="the peer's weights; fp32 under autocast")
     parser.add_argument("--peer-graph", action="store_true", help="also the peer with forward and backward in a CUDA graph")
     parser.add_argument("--cudnn-peer", action="store_true", help="the peer's attention by cuDNN, not by torch's first choice")
     args = parser.parse_intermixed_args()
-    overrides = [word for word in args.words if "=" in word]
+    if args.cudnn_peer:
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch._dynamo.config.recompile_limit = 64
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; 8192^3 bf16 product: {matmul_rate() / 1e12:.0f} TFLOP/s", flush=True)
     rows = []
-    rate = matmul_rate()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; 8192^3 bf16 product: {rate / 1e12:.0f} TFLOP/s", flush=True)
     for workload in [word for word in args.words if "=" not in word]:
-        shapes = WORKLOADS[workload]
-        tokens = sum(f * h * w for f, h, w in shapes)
-        runners: dict[str, Any] = {}
-        if args.cudnn_peer:
-            torch.backends.cuda.enable_flash_sdp(False)
-            torch.backends.cuda.enable_mem_efficient_sdp(False)
-        for weights in args.peers:
-            peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
-            batches = [peer.batch(len(shapes), tokens // len(shapes)) for _ in range(3)]
-            runners[f"peer, {weights} weights"] = (peer.step, cycle(batches))
-            if args.peer_graph:
-                peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
-                peer.capture(batches[0])
-                runners[f"peer, {weights} weights, graph"] = (peer.step, cycle(batches))
-        ours = Ours(tokens, args.heads, overrides)
-        runners["ours"] = (ours.step, cycle([ours.batch(shapes) for _ in range(3)]))
-        seconds = interleaved(runners, 8, args.steps, args.rounds)
-        for name, each in seconds.items():
-            median = statistics.median(each)
-            row = {
-                "workload": workload, "who": name, "heads": args.heads, "tokens_per_s": tokens / median, "ms": median * 1e3,
-                "p95_ms": sorted(each)[int(0.95 * len(each))] * 1e3, "mfu": flops(shapes) / median / PEAK,
-                "overrides": overrides, "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,
-            }  # fmt: skip
-            rows.append(row)
-            print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-        for name in seconds.keys() - {"ours"}:
-            print(f"{workload}: ours / {name} = {statistics.median(seconds[name]) / statistics.median(seconds['ours']):.3f}", flush=True)
-        if args.profile:
-            profile(ours.step, runners["ours"][1], args.profile / f"{workload}.txt")
-        del runners, ours
-        peer = None
+        rows += measure(args, workload, [word for word in args.words if "=" in word])
+        gc.unfreeze()
+        gc.collect()
         torch._dynamo.reset()
         torch.cuda.empty_cache()
-    if args.json:
+        torch.cuda.reset_peak_memory_stats()
+    if args.json and rank() == 0:
         args.json.write_text(json.dumps(rows, indent=1))
     torch.distributed.destroy_process_group()
 

@@ -17,7 +17,6 @@ from dfmspec.rules.base import (
     HEADS,
     HINT,
     LAYERS,
-    OURS,
     PP,
     SP,
     TP,
@@ -140,12 +139,6 @@ RULES = (
     Rule(
         "PAR106", "tensor-parallel-across-nodes", WARNING, _tp_across_nodes,
         "Tensor-parallel collectives run many times in each layer; over the network they dominate the step.", "megatron-core's rank order tp-cp-ep-dp-pp",
-    ),
-    Rule(
-        "PAR107", "context-parallel-unsupported", ERROR,
-        excludes(lambda v: v[CP] > 1, at=CP, message="dfmspec's trainer does not cut sequences over context-parallel ranks yet",
-                 hint="use tensor or pipeline parallelism, or target: dfm"),
-        "Every rank would compute the whole sequence, and gradients would be counted CP times.", "dfmspec/trainer", OURS,
     ),
     Rule(
         "PAR108", "sequence-parallel-on-dfm", WARNING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
@@ -13,12 +14,14 @@ _PAD = 64
 PACKING = "dataset.packing_buffer_size"
 
 
-def _sequence_over_tp(view: View) -> Iterator[Finding]:
-    tp, length = view[TP], view[LENGTH]
-    if view[SP] and length % tp:
+def _pack_over_ranks(view: View) -> Iterator[Finding]:
+    cuts = [(name, view[key]) for name, key, cuts in (("CP", CP, True), ("TP", TP, view[SP])) if cuts and view[key] > 1]
+    need, length = math.prod(size for _, size in cuts), view[LENGTH]
+    if length % need:
+        words = " x ".join(f"{name} {size}" for name, size in cuts) + (f" = {need}" if len(cuts) > 1 else "")
         yield Finding(
-            path(LENGTH), f"sequence parallelism cuts a pack's {length} tokens over TP {tp}, which does not divide them",
-            f"{LENGTH} {' or '.join(map(str, nearest_multiples(length, tp)))}",
+            path(LENGTH), f"a pack's {length} tokens are cut over {words}, which does not divide them",
+            f"{LENGTH} {' or '.join(map(str, nearest_multiples(length, need)))}",
         )  # fmt: skip
 
 
@@ -68,9 +71,9 @@ _GRAPHS = ("model.enable_cuda_graph", "model.external_cuda_graph", "model.cuda_g
 
 RULES = (
     Rule(
-        "SEQ101", "sequence-not-divisible", ERROR, _sequence_over_tp,
-        "Sequence parallelism gives each tensor-parallel rank an equal share of the tokens; megatron-core asserts it in the first iteration.",
-        "megatron-core tensor_parallel/mappings.py", OURS,
+        "SEQ101", "sequence-not-divisible", ERROR, _pack_over_ranks,
+        "Context parallelism and sequence parallelism give each rank an equal share of the tokens; megatron-core asserts it in the first iteration.",
+        "megatron-core tensor_parallel/mappings.py; dfmspec/trainer/pack.py", OURS,
     ),
     Rule(
         "SEQ102", "padding-not-divisible", ERROR, _padding_shared,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dfmspec.trainer.pack import Microbatch
 
-_MOST = 8
+_MOST = 16
 """Graphs that are kept; each holds its own buffers, and one memory pool serves all."""
 
 

@@ -102,7 +102,7 @@ class DiT(MegatronModule):
             hidden_states = x.to(config.params_dtype).unsqueeze(1)  # [s, 1, D]
             if sequence_parallel:
                 hidden_states = tensor_parallel.scatter_to_sequence_parallel_region(hidden_states)
-        context = batch.context.to(config.params_dtype).unsqueeze(1)  # [c, 1, E]
+        context = batch.context.unsqueeze(1)  # [c, 1, E]
         if sequence_parallel:
             context = tensor_parallel.scatter_to_sequence_parallel_region(context)
         hidden_states = self.decoder(

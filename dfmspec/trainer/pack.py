@@ -6,6 +6,7 @@ Shapes: C, T, H, W of a latent; L text tokens; s tokens of a microbatch, n segme
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -33,7 +34,7 @@ class DrawnSample:
     latent: Tensor
     """[C, T, H, W], unit variance, fp32."""
     context: Tensor
-    """[L, E] text embedding, fp32."""
+    """[L, E] text embedding."""
     draw: Draw
 
 
@@ -45,8 +46,8 @@ Pack = tuple[DrawnSample, ...]
 class Microbatch:
     """`micro_batch_size` packs as one sequence of static length, with everything that loss and network need, in fp32.
 
-    If there is padding, it is the last segment: its tokens are zeros, attend only to themselves and to zero text tokens, and count
-    nothing in the loss. Under context parallelism a rank has its rows of the sequence, and the whole text.
+    If there is padding, it is a segment after the others: its tokens are zeros, attend only to themselves and to zero text tokens,
+    and count nothing in the loss. Under context parallelism a rank has its rows of the sequence, and the whole text.
     """
 
     x: Tensor
@@ -62,7 +63,7 @@ class Microbatch:
     positions: Tensor
     """[s, 3] patch positions."""
     context: Tensor
-    """[c, E] text tokens of all segments."""
+    """[c, E] text tokens of all segments, in the network's precision."""
     of_token: Tensor
     """[s] segment of each token."""
     segments: Segments
@@ -93,12 +94,11 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     noises = [patchify(sample.draw.noise, pt, p) for sample in samples]
     counts = [len(patch) for patch in patches]
     used = sum(counts)
-    # Sequence parallelism cuts the text tokens over TP too, so their number is a multiple of it.
     texts = [len(sample.context) for sample in samples]
     sigmas = [sample.draw.sigma for sample in samples]
-    text, multiple = sum(texts), model.tensor_model_parallel_size
-    if length > used or text % multiple:
-        counts, texts, sigmas = [*counts, length - used], [*texts, multiple - text % multiple], [*sigmas, 1.0]
+    text = sum(texts)
+    if length > used or text % model.tensor_model_parallel_size:
+        counts, texts, sigmas = _padded(counts, texts, sigmas, length, model.tensor_model_parallel_size)
 
     sigma = torch.tensor(sigmas)
     of_token = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -108,8 +108,10 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     x[:used] = y[:used] + torch.cat(noises) * sigma[of_token[:used], None]
     positions = torch.zeros(length, 3, dtype=torch.long)
     positions[:used] = torch.cat([patch_positions(sample.latent.shape, pt, p) for sample in samples])
-    context = torch.zeros(sum(texts), model.crossattn_emb_size)
-    context[:text] = torch.cat([sample.context * sample.draw.keep_condition for sample in samples])
+    context = torch.zeros(sum(texts), model.crossattn_emb_size, dtype=torch.bfloat16 if experiment.mixed_precision.bf16 else torch.float32)
+    for sample, rows in zip(samples, context.split(texts), strict=False):
+        if sample.draw.keep_condition:
+            rows.copy_(sample.context)
 
     cut = _rows_of_this_rank(length)
     of_token = of_token[cut]
@@ -120,6 +122,24 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
         useful=(torch.arange(length) < used)[cut].float(),
         num_tokens=torch.tensor(max(0, min(used, cut.stop) - cut.start), dtype=torch.int32),
     )  # fmt: skip
+
+
+def _padded(counts: list[int], texts: list[int], sigmas: list[float], length: int, multiple: int) -> tuple[list[int], list[int], list[float]]:
+    """With a segment of padding, then empty ones, so that few different shapes come up: each is compiled and captured once.
+
+    Sequence parallelism cuts the text tokens over TP too, so their number is a multiple of it.
+    """
+    used, text = sum(counts), sum(texts)
+    empty = [0] * (_rounded(len(counts) + 1, 1) - len(counts) - 1)
+    padding = _rounded(text + 1, multiple) - text
+    return [*counts, length - used, *empty], [*texts, padding, *empty], [*sigmas, 1.0, *(1.0 for _ in empty)]
+
+
+def _rounded(count: int, multiple: int) -> int:
+    """Up to a multiple of `multiple` and of an eighth of the power of two below: at most an eighth more."""
+    step = max(1, 1 << (count.bit_length() - 4)) if count >= 8 else 1
+    step = step * multiple // math.gcd(step, multiple)
+    return -(-count // step) * step
 
 
 def _rows_of_this_rank(length: int) -> slice:

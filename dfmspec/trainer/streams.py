@@ -133,7 +133,7 @@ class Stream:
                 p_mean=diffusion.p_mean, p_std=diffusion.p_std,
                 dropout=diffusion.condition_dropout if self.split == "train" else 0.0,
             )  # fmt: skip
-            samples.append(DrawnSample(key, latent.float(), context.float(), drawn))
+            samples.append(DrawnSample(key, latent.float(), context, drawn))
             self.ordinal += 1
         return tuple(samples)
 

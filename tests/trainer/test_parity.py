@@ -25,10 +25,10 @@ def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str,
     assert difference.agrees(), difference
 
 
-@pytest.mark.parametrize(
-    ("layout", "fault"),
-    [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")],
-)
+FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
+
+
+@pytest.mark.parametrize(("layout", "fault"), FAULTS)
 def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, reference: list[dict[str, Any]], tmp_path: Path) -> None:
     """DFM's own faults, injected: the loss alone would pass two of the three."""
     difference = parity.compare(reference, parity.run(layout, tmp_path / layout, fault))

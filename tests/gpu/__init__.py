@@ -1,0 +1,1 @@
+"""What needs GPUs: `make gpu-test`."""

@@ -1,0 +1,83 @@
+"""The two attention back ends agree with plain attention and with one another; so do our kernels for the heads."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytestmark = pytest.mark.gpu
+
+PACKS = {
+    "equal": [(256, 77)] * 4,
+    "mixed": [(300, 20), (64, 512), (1024, 77), (9, 1)],
+    "padding last": [(300, 20), (64, 512), (660, 24)],
+    "empty segments": [(300, 20), (64, 512), (0, 36), (1000, 8), (0, 0), (0, 0)],
+}
+LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[tuple[int, int]]) -> torch.Tensor:
+    """Segment by segment, in fp64."""
+    pieces = zip(q.split([a for a, _ in lengths]), k.split([b for _, b in lengths]), v.split([b for _, b in lengths]), strict=True)
+    outputs = []
+    for mine, keys, values in pieces:
+        scores = torch.einsum("qhd,khd->hqk", mine, keys) / q.size(-1) ** 0.5
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values) if len(mine) else mine)
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("pack", PACKS)
+@pytest.mark.parametrize("head", [64, 72, 128])
+@pytest.mark.parametrize(("implementation", "dtype"), [("transformer_engine", torch.bfloat16), ("local", torch.bfloat16), ("local", torch.float32)], ids=str)
+def test_a_back_end_agrees_with_plain_attention(implementation: str, dtype: torch.dtype, head: int, pack: str) -> None:
+    from dfmspec.trainer.attention import PackedAttention, Pairs
+
+    lengths = PACKS[pack]
+    totals = [sum(each) for each in zip(*lengths, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(total, 3, head, generator=generator) for total in (totals[0], totals[1], totals[1])]
+    grad = torch.randn(totals[0], 3, head, generator=generator)
+
+    exact = [x.to(dtype).double().requires_grad_() for x in inputs]
+    expected = plain(*exact, lengths)
+    expected_grads = torch.autograd.grad(expected, exact, grad.to(dtype).double())
+
+    cu = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in zip(*lengths, strict=True)]
+    bounds = [1 << (max(each) - 1).bit_length() for each in zip(*lengths, strict=True)]
+    pairs = Pairs(*cu, tuple(lengths), len(lengths) if len(set(lengths)) == 1 else 0, *bounds, (0, totals[1]))
+    attention = PackedAttention(SimpleNamespace(transformer_impl=implementation, params_dtype=dtype, deterministic_mode=False))
+    leaves = [x.to("cuda", dtype).requires_grad_() for x in inputs]
+    got = attention(*leaves, pairs)
+    grads = torch.autograd.grad(got, leaves, grad.to("cuda", dtype))
+
+    for mine, theirs in zip((got, *grads), (expected, *expected_grads), strict=True):
+        assert mine.isfinite().all() and (mine.cpu().double() - theirs).norm() <= LIMITS[dtype] * theirs.norm()
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize(("parts", "normed"), [(3, 2), (2, 1), (1, 1)])
+def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype) -> None:
+    from dfmspec.trainer import kernels
+
+    tokens, count, width = 70, 3, 72
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, count * parts * width, generator=generator)
+    weights = [torch.randn(width, generator=generator) for _ in range(normed)]
+    grads = [torch.randn(tokens, count, width, generator=generator) for _ in range(parts)]
+
+    exact = [t.to(dtype).double().requires_grad_() for t in (x, *weights)]
+    pieces = exact[0].view(tokens, count, parts, width).unbind(2)
+    expected = [F.rms_norm(piece, (width,), weight, 1e-6) for piece, weight in zip(pieces, exact[1:], strict=False)] + list(pieces[normed:])
+    expected_grads = torch.autograd.grad(expected, exact, [g.to(dtype).double() for g in grads])
+
+    leaves = [t.to("cuda", dtype).requires_grad_() for t in (x, *weights)]
+    got = kernels.heads(leaves[0], leaves[1:], parts, width, 1e-6)
+    got_grads = torch.autograd.grad(got, leaves, [g.to("cuda", dtype) for g in grads])
+
+    limit = 1e-6 if dtype == torch.float32 else 1e-2
+    for mine, theirs in zip((*got, *got_grads), (*expected, *expected_grads), strict=True):
+        assert (mine.cpu().double() - theirs).norm() <= limit * theirs.norm()

@@ -1,0 +1,74 @@
+"""Every layout on GPUs gives the numbers of one GPU, fifty iterations from a checkpointed start, in fp32 and in bf16."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from tests.trainer import parity
+from tests.trainer.test_parity import FAULTS
+
+pytestmark = pytest.mark.gpu
+
+START, LAST = 2, 52
+LAYOUTS = [name for name in parity.LAYOUTS if name != "one" and parity.PROCESSES.get(name, 2) <= torch.cuda.device_count()]
+PRECISIONS = {"fp32": parity.FP32, "bf16": parity.BF16}
+
+
+def made(layout: str, precision: str, last: int) -> dict[str, Any]:
+    experiment = parity.gpu_experiment(parity.LAYOUTS[layout], bf16=precision == "bf16", iterations=LAST)
+    return experiment | {"train": experiment["train"] | {"train_iters": last}}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
+
+
+def reference(base: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]:
+    """The checkpoint that every layout sets out from, and what one GPU makes of it; made once."""
+    start, one = base / f"start_{precision}", base / f"one_{precision}"
+    with FileLock(f"{one}.lock"):
+        checkpoint = start / f"iter_{START:07d}"
+        if not one.exists():
+            parity.run("one", start, "", made("one", precision, START), "--save")
+            parity.run("one", one, "", made("one", precision, LAST), "--from", str(checkpoint))
+        return checkpoint, parity.records(one)
+
+
+def say(name: str, difference: parity.Difference) -> None:
+    """A line for the tables in docs/measurements.md."""
+    if out := os.environ.get("PARITY_TABLE"):
+        with Path(out).open("a") as table:
+            table.write(json.dumps({"layout": name, **vars(difference)}) + "\n")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, tmp_path: Path) -> None:
+    checkpoint, one = reference(base, precision)
+    other = parity.run(layout, tmp_path / layout, "", made(layout, precision, LAST), "--from", str(checkpoint))
+    difference = parity.compare(one, other)
+    say(f"{layout} {precision}", difference)
+
+    assert difference.agrees(PRECISIONS[precision]), difference
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("layout", "fault"), FAULTS)
+def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, base: Path, tmp_path: Path) -> None:
+    checkpoint, one = reference(base, "fp32")
+    other = parity.run(layout, tmp_path / layout, fault, made(layout, "fp32", START + 4), "--from", str(checkpoint))
+    difference = parity.compare(one, other)
+    say(f"{layout} fp32, {fault}", difference)
+
+    assert not difference.agrees()
+    assert difference.gradient > 100 * parity.FP32.gradient
