@@ -1,4 +1,4 @@
-"""Core attention by itself: cuDNN over packed sequences (ours) beside `scaled_dot_product_attention` on equal lengths.
+"""Core attention by itself: cuDNN through Transformer Engine (ours) beside `scaled_dot_product_attention` on equal lengths.
 
 usage: python benchmarks/attention.py [HEAD_SIZE ...]
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dfmspec.trainer.thd import thd_attention
+from dfmspec.trainer.fused import fused_attention
 
 WIDTH = 1152
 CASES = {
@@ -47,10 +47,10 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]]) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]], equal: int) -> Tensor:
     cu = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in zip(*lengths, strict=True)]
     bounds = [power_of_two(max(each)) for each in zip(*lengths, strict=True)]
-    return thd_attention(q, k, v, *cu, *bounds)[0]
+    return fused_attention(q, k, v, *cu, *bounds, equal)[0]
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, count: int, backend: SDPBackend) -> Tensor:
@@ -72,9 +72,10 @@ def measure(name: str, lengths: list[tuple[int, int]], head: int) -> None:
     inputs = [torch.randn(total, heads, head, device="cuda", dtype=torch.bfloat16, requires_grad=True) for total in (totals[0], totals[1], totals[1])]
     grad = torch.randn_like(inputs[0])
     operations = 4 * WIDTH * sum(a * b for a, b in lengths)
-    ways: dict[str, Callable[[], Tensor]] = {"packed": partial(packed, *inputs, lengths)}
+    ways: dict[str, Callable[[], Tensor]] = {"ours, packed": partial(fused, *inputs, lengths, 0)}
     if len(set(lengths)) == 1:
-        for way, backend in (("batch, cuDNN", SDPBackend.CUDNN_ATTENTION), ("batch, flash", SDPBackend.FLASH_ATTENTION)):
+        ways["ours, equal"] = partial(fused, *inputs, lengths, len(lengths))
+        for way, backend in (("SDPA, cuDNN", SDPBackend.CUDNN_ATTENTION), ("SDPA, flash", SDPBackend.FLASH_ATTENTION)):
             ways[way] = partial(dense, *inputs, len(lengths), backend)
     expected = []
     if max(totals) <= 8192:

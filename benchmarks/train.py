@@ -46,8 +46,8 @@ class PlainBlock(nn.Module):
         self.down, self.up = nn.Linear(WIDTH, LORA, bias=False), nn.Linear(LORA, 9 * WIDTH, bias=False)
         self.norms = nn.ParameterList(nn.Parameter(torch.ones(head)) for _ in range(4))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, norms: Any) -> Tensor:
-        q, k = F.rms_norm(q, q.shape[-1:], norms[0], 1e-6), F.rms_norm(k, k.shape[-1:], norms[1], 1e-6)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
+        q, k = F.rms_norm(q, q.shape[-1:], q_norm, 1e-6), F.rms_norm(k, k.shape[-1:], k_norm, 1e-6)
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).flatten(2)
 
     def forward(self, x: Tensor, noise: Tensor, text: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ class PlainBlock(nn.Module):
             return F.layer_norm(x, (WIDTH,), eps=1e-6) * (1 + m[i + 1]) + m[i]
 
         q, k, v = self.qkv(modulated(x, 0)).unflatten(-1, (3, *split)).unbind(2)
-        x = x + m[2] * self.proj(self._attend(q, k, v, self.norms[:2]))
+        x = x + m[2] * self.proj(self._attend(q, k, v, self.norms[0], self.norms[1]))
         k, v = self.kv(text).unflatten(-1, (2, *split)).unbind(2)
-        x = x + m[5] * self.cross_proj(self._attend(self.q(modulated(x, 3)).unflatten(-1, split), k, v, self.norms[2:]))
+        x = x + m[5] * self.cross_proj(self._attend(self.q(modulated(x, 3)).unflatten(-1, split), k, v, self.norms[2], self.norms[3]))
         return x + m[8] * self.fc2(F.gelu(self.fc1(modulated(x, 6)), approximate="tanh"))
 
 
@@ -82,7 +82,7 @@ class PlainDiT(nn.Module):
         return self.final(x)
 
 
-_compiled = torch.compile(lambda block, *inputs: block(*inputs), dynamic=False)
+_compiled = torch.compile(lambda block, *inputs: block(*inputs), dynamic=False, fullgraph=True)
 """Once for each shape; every block is of the same code."""
 
 
@@ -201,7 +201,7 @@ class Ours:
         from dfmspec.trainer.step import train_step
 
         self._iteration += 1
-        train_step(self.trainer, iter([batch]), self._iteration)
+        self.outcome = train_step(self.trainer, iter([batch]), self._iteration)
 
 
 # Measuring.
@@ -320,6 +320,7 @@ def measure(args: argparse.Namespace, workload: str, overrides: list[str]) -> li
     ours = Ours(PACK if workload == "W4" else tokens_of(packs[0]), args.heads, overrides)
     runners["ours"] = (ours.step, [ours.batch(shapes) for shapes in packs], [tokens_of(shapes) for shapes in packs])
     seconds = interleaved({name: (step, batches) for name, (step, batches, _) in runners.items()}, args.steps, args.rounds)
+    ours.outcome.values(0)  # finite
     rows = []
     for name, each in seconds.items():
         useful = [tokens for _, tokens in zip(each, cycle(runners[name][2]), strict=False)]

@@ -20,6 +20,8 @@ class Checkpoint(Section):
     """Iteration to resume from; null: the newest whole checkpoint."""
     save_interval: Count = 1000
     """Iterations between checkpoints; the last iteration is always saved."""
+    async_save: bool = False
+    """Write checkpoints while the training goes on, from copies in host memory (22 bytes a parameter, over the data-parallel ranks)."""
     most_recent_k: Annotated[int, Field(ge=-1)] = -1
     """Checkpoints to keep, at least 2; -1: all."""
 

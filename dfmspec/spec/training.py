@@ -77,8 +77,8 @@ class Ddp(Section):
     """Sum gradients in fp32."""
     bucket_size: Count | None = None
     """Parameters in one gradient bucket; null: megatron-core's choice."""
-    check_for_nan_in_grad: bool = True
-    """Stop when a gradient is not finite."""
+    check_for_nan_in_grad: bool = False
+    """Name the rank whose gradient is not finite, for a pass over all gradients and a wait; one that is not finite stops the run in any case."""
 
 
 class MixedPrecision(Section):

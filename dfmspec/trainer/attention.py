@@ -40,29 +40,26 @@ class Pairs:
 
 
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-_FASTEST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # torch's cuDNN gives NaN in CUDA graphs
 
 
 class PackedAttention(nn.Module):
-    """softmax(q k / sqrt(d)) v inside each segment.
-
-    Segments of one length are a batch, for which cuDNN has its fastest kernels; segments of several lengths go to its
-    kernels for packed sequences.
-    """
+    """softmax(q k / sqrt(d)) v inside each segment."""
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
-        self.packed = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32 and not config.deterministic_mode
+        self.fused = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32 and not config.deterministic_mode
         self.backends = _REPEATABLE if config.deterministic_mode else _FASTEST
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, pairs: Pairs) -> Tensor:
         """query [tq, h, d], key and value [tk, h, d] -> [tq, h, d]"""
+        if self.fused:
+            from dfmspec.trainer.fused import fused_attention
+
+            bounds = pairs.max_seqlen_q, pairs.max_seqlen_kv
+            return fused_attention(query, key, value, pairs.cu_seqlens_q, pairs.cu_seqlens_kv, *bounds, pairs.uniform)[0]
         if pairs.uniform:
             return self._batched(query, key, value, pairs.uniform)
-        if self.packed:
-            from dfmspec.trainer.thd import thd_attention
-
-            return thd_attention(query, key, value, pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv)[0]
         runs = [self._batched(query[q], key[k], value[k], count) for q, k, count in _runs(pairs.lengths)]
         return torch.cat(runs)
 
@@ -115,7 +112,7 @@ class PackedSelfAttention(SelfAttention):
         q, k, v = heads(mixed, [self.q_layernorm, self.k_layernorm], 3)
         if self.config.context_parallel_size > 1:
             whole = gather_from_sequence_parallel_region(torch.cat([k, v], dim=-1), group=self.pg_collection.cp)
-            k, v = whole[slice(*pairs.keys)].chunk(2, dim=-1)
+            k, v = whole[pairs.keys[0] : pairs.keys[1]].chunk(2, dim=-1)
         output: Tensor = self.linear_proj(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1))[0]
         return output
 
@@ -145,6 +142,8 @@ class PackedCrossAttention(CrossAttention):
         query, _ = self.linear_q(hidden_states)  # [t, 1, h d]
         mixed, _ = self.linear_kv(context)  # [c, 1, h 2 d]
         (q,) = heads(query, [self.q_layernorm], 1)
-        k, v = (x[slice(*pairs.keys)] for x in heads(mixed, [self.k_layernorm], 2))
+        k, v = heads(mixed, [self.k_layernorm], 2)
+        if self.config.context_parallel_size > 1:
+            k, v = k[pairs.keys[0] : pairs.keys[1]], v[pairs.keys[0] : pairs.keys[1]]
         output: Tensor = self.linear_proj(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1))[0]
         return output

@@ -14,7 +14,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+from megatron.core.dist_checkpointing.serialization import _CONTENT_METADATA_KEY
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistLoadShardedStrategy,
@@ -36,10 +41,11 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
 
-from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32, iteration_of, problem
+from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
 from dfmspec.errors import CheckpointError
 from dfmspec.trainer.setup import Trainer
 from dfmspec.trainer.streams import RankStreams, load_states, save_states
+from dfmspec.trainer.update import single_optimizers
 
 _FORMAT_VERSION = 1
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "non_homogeneous_layers": True, "chained_optim_avoid_prefix": True}
@@ -47,24 +53,53 @@ _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "non_homogeneou
 MultiStorageClientFeature.disable()  # it would replace megatron-core's reader when Energon's dependency is installed
 
 
-class _SyncStrategy(SaveShardedStrategy):
-    """torch_dist shards, written and fsynced in this process.
+_WRITERS = 8
+"""Files that a rank with a GPU writes, sums up and reads at a time."""
 
-    megatron-core's own strategy starts writer processes for every save; this one is as fast as the disk.
-    """
+
+class _Copies:
+    """Host memory for the tensors of a state, kept from save to save."""
 
     def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
+        self._kept: dict[Any, torch.Tensor] = {}
 
-    def can_handle_sharded_objects(self) -> bool:
-        return True
+    def take(self, tensors: list[ShardedTensor]) -> None:
+        """Let each hold a copy of its data."""
+        for tensor in tensors:
+            place = (tensor.key, tensor.global_offset)
+            if place not in self._kept:
+                self._kept[place] = torch.empty(tensor.data.shape, dtype=tensor.data.dtype, device="cpu", pin_memory=torch.cuda.is_available())
+            tensor.data = self._kept[place].copy_(tensor.data.detach(), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
 
-    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
-        renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+
+class _State:
+    """Everything of one moment, as megatron-core lays it out on this rank.
+
+    megatron-core's own save starts writer processes, and waits for ever when one rank's disk is full; torch's writer in
+    this process is as fast as the disk, and tells the others.
+    """
+
+    def __init__(self, trainer: Trainer, copies: _Copies | None) -> None:
+        """`copies`: what is held are copies in host memory."""
+        state = sharded_state(trainer, is_loading=False) | {_CONTENT_METADATA_KEY: _METADATA}
+        sharded, self._common = save_preprocess(state)
+        if copies:
+            copies.take([value for value in nested_values(sharded) if isinstance(value, ShardedTensor)])
+        renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
+        self._shards = mcore_to_pyt_state_dict(renamed, False)
+
+    def write(self, folder: Path, group: dist.ProcessGroup) -> None:
+        """The shards of every rank, fsynced, and what is common to all."""
+        if dist.get_rank() == 0:
+            torch.save(self._common, folder / "common.pt")
+            save_config(CheckpointingConfig("torch_dist", 1), str(folder))
         torch_save(
-            mcore_to_pyt_state_dict(renamed, False),
-            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True),
+            self._shards,
+            storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=_WRITERS if torch.cuda.is_available() else 1),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            process_group=group,
         )
 
 
@@ -81,41 +116,87 @@ def sharded_state(trainer: Trainer, *, is_loading: bool) -> ShardedStateDict:
     }
 
 
-def save(
-    trainer: Trainer, streams: dict[int, Any], folder: Path, iteration: int, config: dict[str, Any], digest: str
-) -> Path:  # fmt: skip
-    """Commit the whole state after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.
+class Writer:
+    """Writes a run's checkpoints, one at a time; with `checkpoint.async_save` while the training goes on from copies in host memory."""
 
-    Raises:
-        OSError: the disk; the aside folder is removed and nothing earlier is touched.
-    """
-    final, first = folder / f"iter_{iteration:07d}", dist.get_rank() == 0
-    names = [""]
-    _together(lambda: names.__setitem__(0, _aside_name(final)) if first else None)
-    dist.broadcast_object_list(names, src=0)
-    if not names[0]:
+    def __init__(self, trainer: Trainer, folder: Path, config: dict[str, Any], digest: str) -> None:
+        self._trainer, self._folder, self._config, self._digest = trainer, folder, config, digest
+        minutes = trainer.experiment.dist.distributed_timeout_minutes
+        # What the thread says to other ranks must not meet the training's collectives.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._copies = _Copies() if trainer.experiment.checkpoint.async_save else None
+
+    def save(self, streams: dict[int, Any], iteration: int) -> Future[Path]:
+        """Commit the whole state after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.
+
+        The state may change as soon as this returns with `async_save`, and else when the future is done. Its exception is
+        an OSError: the disk; the aside folder is removed and nothing earlier is touched.
+        """
+        final, first = self._folder / f"iter_{iteration:07d}", dist.get_rank() == 0
+        names = [""]
+        try:
+            self._together(lambda: names.__setitem__(0, _aside_name(final)) if first else None)
+            dist.broadcast_object_list(names, src=0, group=self._group)
+            if not names[0]:
+                return self._thread.submit(lambda: final)
+            aside = self._folder / names[0]
+            self._together(lambda: aside.mkdir(parents=True) if first else None)
+            state = _State(self._trainer, self._copies)
+        except OSError as error:
+            failed: Future[Path] = Future()
+            failed.set_exception(self._abandoned(self._folder / names[0], error) if names[0] else error)
+            return failed
+        return self._thread.submit(self._write, state, streams, aside, final, iteration)
+
+    def _write(self, state: _State, streams: dict[int, Any], aside: Path, final: Path, iteration: int) -> Path:
+        mine: list[Path] = []
+
+        def write() -> None:
+            state.write(aside, self._group)
+            mine.extend(aside.glob(f"__{dist.get_rank()}_*.distcp"))
+            mine.extend(save_states(aside / "streams", streams) if _owns_streams() else ())
+            if dist.get_rank() == 0:
+                mine.extend(aside / name for name in _SHARED if (aside / name).exists())
+            for path in mine:
+                _fsync(path)
+
+        def commit() -> None:
+            _commit(aside, final, iteration, {name: facts for of_rank in files for name, facts in of_rank.items()}, self._config, self._digest)
+
+        try:
+            self._together(write)
+            files: list[dict[str, Any]] = [{}] * dist.get_world_size()
+            facts = {path.relative_to(aside).as_posix(): {"size": path.stat().st_size, "crc32": crc} for path, crc in zip(mine, crc32s(mine), strict=True)}
+            dist.all_gather_object(files, facts, group=self._group)
+            self._together(lambda: commit() if dist.get_rank() == 0 else None)
+        except OSError as error:
+            raise self._abandoned(aside, error) from error
+        if dist.get_rank() == 0:
+            with suppress(OSError):  # what could not be removed is tried again after the next save
+                _prune(self._folder, self._trainer.experiment.checkpoint.most_recent_k)
         return final
-    aside = folder / names[0]
 
-    def write() -> None:
-        dist_checkpointing.save(
-            sharded_state(trainer, is_loading=False), str(aside), sharded_strategy=_SyncStrategy(), content_metadata=_METADATA
-        )
-        for path in save_states(aside / "streams", streams) if _owns_streams() else ():
-            _fsync(path)
-
-    try:
-        _together(lambda: aside.mkdir(parents=True) if first else None)
-        _together(write)
-        _together(lambda: _commit(aside, final, iteration, config, digest) if first else None)
-    except OSError:
-        if first:
+    def _abandoned(self, aside: Path, error: OSError) -> OSError:
+        if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if first:
-        with suppress(OSError):  # what could not be removed is tried again after the next save
-            _prune(folder, trainer.experiment.checkpoint.most_recent_k)
-    return final
+        return error
+
+    def _together(self, action: Callable[[], Any]) -> None:
+        """Do something on every rank; when it fails on any, an OSError on all, so that none waits for another."""
+        error: BaseException | None = None
+        try:
+            action()
+        except (OSError, RuntimeError, CheckpointException) as caught:  # torch.save has RuntimeErrors for a full disk
+            error = caught
+        failures: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, _first_line(error) if error else None, group=self._group)
+        if any(failures):
+            raise OSError(next(failure for failure in failures if failure))
+
+
+_SHARED = (".metadata", "common.pt", "metadata.json")
+"""What rank 0 writes for all."""
 
 
 def _aside_name(final: Path) -> str:
@@ -125,19 +206,6 @@ def _aside_name(final: Path) -> str:
             return ""
         os.rename(final, final.with_name(f"{final.name}.damaged-{uuid.uuid4().hex[:8]}"))
     return f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
-
-
-def _together(action: Callable[[], Any]) -> None:
-    """Do something on every rank; when it fails on any, an OSError on all, so that none waits for another."""
-    error: BaseException | None = None
-    try:
-        action()
-    except (OSError, RuntimeError, CheckpointException) as caught:  # torch.save has RuntimeErrors for a full disk
-        error = caught
-    failures: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, _first_line(error) if error else None)
-    if any(failures):
-        raise OSError(next(failure for failure in failures if failure))
 
 
 def _first_line(error: BaseException) -> str:
@@ -161,11 +229,7 @@ def _owns_streams() -> bool:
     )
 
 
-def _commit(aside: Path, final: Path, iteration: int, config: dict[str, Any], digest: str) -> None:
-    files = {}
-    for path in sorted(path for path in aside.rglob("*") if path.is_file()):
-        _fsync(path)
-        files[path.relative_to(aside).as_posix()] = {"size": path.stat().st_size, "crc32": crc32(path)}
+def _commit(aside: Path, final: Path, iteration: int, files: dict[str, Any], config: dict[str, Any], digest: str) -> None:
     manifest = {
         "format_version": _FORMAT_VERSION, "iteration": iteration, "config_digest": digest, "config": config, "files": files,
     }  # fmt: skip
@@ -254,11 +318,11 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None
     It forgets the step count among the loaded tensors, and then gives all parameters one shared step tensor, which
     torch counts up once for each of them.
     """
-    for single in _single_optimizers(optimizer):
+    for single in single_optimizers(optimizer):
         if isinstance(single, DistributedOptimizer) and "step" in next(iter(single.optimizer.state.values()), {}):
             single._set_main_param_and_optimizer_states = partial(_set_with_step, single)
     optimizer.load_state_dict(state)
-    for single in _single_optimizers(optimizer):
+    for single in single_optimizers(optimizer):
         for values in single.optimizer.state.values():
             if isinstance(values.get("step"), torch.Tensor):
                 values["step"] = values["step"].clone()
@@ -270,13 +334,9 @@ def _set_with_step(optimizer: DistributedOptimizer, model_param: torch.Tensor, t
     DistributedOptimizer._set_main_param_and_optimizer_states(optimizer, model_param, {"step": own["step"], **tensors})
 
 
-def _single_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
-
-
 def _allocate_moments(optimizer: MegatronOptimizer) -> None:
     """Let the optimizer have the state that is about to be overwritten: megatron-core asks its step count first."""
-    for single in _single_optimizers(optimizer):
+    for single in single_optimizers(optimizer):
         for group in single.optimizer.param_groups:
             for weight in group["params"]:
                 weight.grad = torch.zeros_like(weight)

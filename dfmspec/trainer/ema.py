@@ -22,6 +22,7 @@ class Ema:
     def __init__(self, chunks: Sequence[DiT], decay: float, wrapped: Sequence[DistributedDataParallel] = ()) -> None:
         """`wrapped`: the same chunks in DDP, whose buffers, where it has them, hold all parameters in one piece."""
         self._chunks, self._decay = chunks, decay
+        self._stream = torch.cuda.Stream() if next(chunks[0].parameters()).is_cuda else None
         self.weights: list[dict[str, Tensor]] = []
         self._pieces: list[tuple[Tensor, Tensor]] = []
         """(average, parameters), as few and as large as can be."""
@@ -38,21 +39,33 @@ class Ema:
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """Take in the parameters after iteration `iteration` (counted from 1)."""
+        """Take in the parameters after iteration `iteration` (counted from 1), on a GPU beside what follows: see `wait`."""
         share = 1 - min(self._decay, (1 + iteration) / (10 + iteration))
-        for average, weights in self._pieces:
-            take_in = _fused_take_in if average.is_cuda else _take_in
-            take_in(average, weights, torch.full((), share, device=average.device))
+        if not self._stream:
+            for average, weights in self._pieces:
+                _take_in(average, weights, torch.tensor(share))
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for average, weights in self._pieces:
+                _fused_take_in(average, weights, torch.full((), share, device=average.device))
+
+    def wait(self) -> None:
+        """Before the parameters are changed, or the averages read."""
+        if self._stream:
+            torch.cuda.current_stream().wait_stream(self._stream)
 
     def sharded_state_dict(self) -> ShardedStateDict:
-        """The averages under the names `ema.<parameter>`, cut as the parameters are."""
+        """The averages of each model chunk under the names `ema.<parameter>`, cut as the parameters are."""
+        self.wait()
         sharded: ShardedStateDict = {}
-        for chunk, averages in zip(self._chunks, self.weights, strict=True):
+        for index, (chunk, averages) in enumerate(zip(self._chunks, self.weights, strict=True)):
+            mine = sharded[f"chunk{index}"] = {}
             for name, tensor in chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True}).items():
                 if isinstance(tensor, ShardedTensor) and name in averages:
                     tensor.data, tensor.dtype = averages[name], torch.float32
                     tensor.key = f"ema.{tensor.key}"
-                    sharded[tensor.key] = tensor
+                    mine[tensor.key] = tensor
         return sharded
 
 

@@ -16,18 +16,34 @@ from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 
 
-def accumulate_fused(model: list[Any]) -> None:
-    """Let each bf16 gradient be added to its fp32 buffer by our kernel, before megatron-core's hook would."""
+def accumulate_fused(model: list[Any]) -> torch.Tensor:
+    """Let each gradient be added to its buffer by our kernel, before megatron-core's hook would.
+
+    Returns a flag [1] on the device: while it is not 0, a gradient replaces what its buffer holds.
+    """
     from dfmspec.trainer import kernels
 
+    fresh = torch.zeros(1, dtype=torch.int32, device="cuda")
+
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        kernels.accumulate(weight.main_grad, gradient)
+        kernels.accumulate(weight.main_grad, gradient, fresh)
         weight.grad_added_to_main_grad = True
 
     for chunk in model:
         for weight in chunk.parameters():
-            if weight.dtype == torch.bfloat16 and weight.main_grad.dtype == torch.float32:
-                weight.register_hook(partial(add, weight))
+            weight.register_hook(partial(add, weight))
+    return fresh
+
+
+def start(chunk: Any, *, cleared: bool) -> None:
+    """Before an iteration's first gradient, as megatron-core's zero_grad_buffer; not `cleared`: the first will replace what is there."""
+    if cleared:
+        chunk.zero_grad_buffer()
+        return
+    for weight in chunk.params_with_grad:
+        weight.grad_added_to_main_grad = False
+    for group in chunk.bucket_groups:
+        group.reset()
 
 
 def finalize(model: list[Any], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Triton kernels of `modulation.py`, as operators that torch.compile sees through. Imported only where there is a GPU.
+"""Triton kernels: adaLN (`modulation.py`), heads (`attention.py`), gradients and the optimizer. Imported only where there is a GPU.
 
 Shapes: s tokens, n segments, D hidden size, k chunks of rows.
 """
@@ -183,19 +183,16 @@ def _gradients(ctx, dx_out, dz, _dmean, _drstd):  # type: ignore[no-untyped-def]
 adaln.register_autograd(_gradients, setup_context=_keep)
 
 
-# Heads: q, k and v out of one projection, q and k normed.
+# Heads: q, k and v out of one projection, q and k normed. A row is one head of one token.
 
 _TILE = 16
 """Rows that a program holds at a time."""
-_TILES = 8
-"""Tiles that a program of the backward pass goes through."""
+_PROGRAMS = 1056
+"""Of the backward pass, at most: what each sums of the weights' gradients is summed again."""
 
 
 @triton.jit
-def _heads_kernel(x, weight, out, rows, eps, D: tl.constexpr, STRIDE: tl.constexpr, NORMED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
-    row = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
-    columns = tl.arange(0, BLOCK)[None, :]
-    live = (row < rows) & (columns < D)
+def _head(x, weight, out, row, columns, live, eps, D: tl.constexpr, STRIDE: tl.constexpr, NORMED: tl.constexpr):
     value = tl.load(x + row * STRIDE + columns, mask=live, other=0.0).to(tl.float32)
     if NORMED:
         value *= tl.rsqrt(tl.sum(value * value, 1) / D + eps)[:, None]
@@ -204,42 +201,70 @@ def _heads_kernel(x, weight, out, rows, eps, D: tl.constexpr, STRIDE: tl.constex
 
 
 @triton.jit
+def _heads_kernel(
+    x, w0, w1, out0, out1, out2, rows, eps, D: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    live = (row < rows) & (columns < D)
+    _head(x, w0, out0, row, columns, live, eps, D, PARTS * D, NORMED > 0)
+    if PARTS > 1:
+        _head(x + D, w1, out1, row, columns, live, eps, D, PARTS * D, NORMED > 1)
+    if PARTS > 2:
+        _head(x + 2 * D, w1, out2, row, columns, live, eps, D, PARTS * D, False)
+
+
+@triton.jit
+def _head_backward(x, weight, d_out, dx, total, row, columns, live, eps, D: tl.constexpr, STRIDE: tl.constexpr, NORMED: tl.constexpr):
+    d = tl.load(d_out + row * D + columns, mask=live, other=0.0).to(tl.float32)
+    if NORMED:
+        value = tl.load(x + row * STRIDE + columns, mask=live, other=0.0).to(tl.float32)
+        r = tl.rsqrt(tl.sum(value * value, 1) / D + eps)[:, None]
+        normed = value * r
+        total += d * normed
+        d *= tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)
+        d = (d - normed * (tl.sum(d * normed, 1) / D)[:, None]) * r
+    tl.store(dx + row * STRIDE + columns, d.to(dx.dtype.element_ty), mask=live)
+    return total
+
+
+@triton.jit
 def _heads_backward_kernel(
-    x, weight, d_out, dx, sums, rows, eps, D: tl.constexpr, STRIDE: tl.constexpr, NORMED: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, w0, w1, d0, d1, d2, dx, sums, rows, tiles, eps, D: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
-    total = tl.zeros([TILE, BLOCK], tl.float32)
-    for tile in range(TILES):
-        row = ((tl.program_id(0).to(tl.int64) * TILES + tile) * TILE + tl.arange(0, TILE))[:, None]
+    total0 = tl.zeros([TILE, BLOCK], tl.float32)
+    total1 = tl.zeros([TILE, BLOCK], tl.float32)
+    for tile in range(tiles):
+        row = ((tl.program_id(0).to(tl.int64) * tiles + tile) * TILE + tl.arange(0, TILE))[:, None]
         live = (row < rows) & (columns < D)
-        d = tl.load(d_out + row * D + columns, mask=live, other=0.0).to(tl.float32)
-        if NORMED:
-            value = tl.load(x + row * STRIDE + columns, mask=live, other=0.0).to(tl.float32)
-            r = tl.rsqrt(tl.sum(value * value, 1) / D + eps)[:, None]
-            normed = value * r
-            total += d * normed
-            d *= tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)
-            d = (d - normed * (tl.sum(d * normed, 1) / D)[:, None]) * r
-        tl.store(dx + row * STRIDE + columns, d.to(dx.dtype.element_ty), mask=live)
-    if NORMED:
-        at = tl.arange(0, BLOCK)
-        tl.store(sums + tl.program_id(0) * D + at, tl.sum(total, 0), mask=at < D)
+        total0 = _head_backward(x, w0, d0, dx, total0, row, columns, live, eps, D, PARTS * D, NORMED > 0)
+        if PARTS > 1:
+            total1 = _head_backward(x + D, w1, d1, dx + D, total1, row, columns, live, eps, D, PARTS * D, NORMED > 1)
+        if PARTS > 2:
+            total1 = _head_backward(x + 2 * D, w1, d2, dx + 2 * D, total1, row, columns, live, eps, D, PARTS * D, False)
+    at = tl.arange(0, BLOCK)
+    here = sums + tl.program_id(0) * NORMED * D + at
+    tl.store(here, tl.sum(total0, 0), mask=at < D)
+    if NORMED > 1:
+        tl.store(here + D, tl.sum(total1, 0), mask=at < D)
+
+
+def _three(tensors: list[Tensor]) -> list[Tensor | None]:
+    return [*tensors, None, None, None][:3]
 
 
 @torch.library.custom_op("dfmspec::heads", mutates_args=())
 def heads(x: Tensor, weights: list[Tensor], parts: int, width: int, eps: float) -> list[Tensor]:
-    """[t, h parts d] -> `parts` tensors [t, h, d], each contiguous; the first ones normed by RMSNorm with `weights` [d]."""
+    """[t, h parts d] -> `parts` (1 to 3) tensors [t, h, d], each contiguous; the first ones normed by RMSNorm with `weights` (1 or 2 of [d])."""
     x = x.contiguous()
     shape = (x.size(0), x.size(1) // (parts * width), width)
     outputs = [x.new_empty(shape) for _ in range(parts)]
-    rows, block = shape[0] * shape[1], triton.next_power_of_2(width)
-    for part, out in enumerate(outputs):
-        normed = part < len(weights)
-        _heads_kernel[(triton.cdiv(rows, _TILE),)](
-            x.view(-1)[part * width :], weights[part] if normed else None, out, rows, eps, D=width, STRIDE=parts * width,
-            NORMED=normed, TILE=_TILE, BLOCK=block, num_warps=4,
-        )  # fmt: skip
+    rows = shape[0] * shape[1]
+    _heads_kernel[(triton.cdiv(rows, _TILE),)](
+        x, *_three(weights)[:2], *_three(outputs), rows, eps, D=width, PARTS=parts, NORMED=len(weights),
+        TILE=_TILE, BLOCK=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
     return outputs
 
 
@@ -251,19 +276,17 @@ def _(x, weights, parts, width, eps):  # type: ignore[no-untyped-def]
 @torch.library.custom_op("dfmspec::heads_backward", mutates_args=())
 def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
     """(dx [t, h parts d], the weights' gradients [number of weights, d] in fp32)."""
-    x = x.contiguous()
+    x, d_outs = x.contiguous(), [d_out.contiguous() for d_out in d_outs]
     parts, width = len(d_outs), d_outs[0].size(-1)
-    rows, block = d_outs[0].numel() // width, triton.next_power_of_2(width)
-    dx, programs = torch.empty_like(x), triton.cdiv(rows, _TILE * _TILES)
-    sums = x.new_empty(len(weights), programs, width, dtype=torch.float32)
-    for part, d_out in enumerate(d_outs):
-        normed = part < len(weights)
-        _heads_backward_kernel[(programs,)](
-            x.view(-1)[part * width :], weights[part] if normed else None, d_out.contiguous(), dx.view(-1)[part * width :],
-            sums[part] if normed else None, rows, eps, D=width, STRIDE=parts * width,
-            NORMED=normed, TILE=_TILE, TILES=_TILES, BLOCK=block, num_warps=4,
-        )  # fmt: skip
-    return dx, sums.sum(1)
+    rows = d_outs[0].numel() // width
+    tiles = triton.cdiv(rows, _TILE * _PROGRAMS)
+    programs = triton.cdiv(rows, _TILE * tiles)
+    dx, sums = torch.empty_like(x), x.new_empty(programs, len(weights), width, dtype=torch.float32)
+    _heads_backward_kernel[(programs,)](
+        x, *_three(weights)[:2], *_three(d_outs), dx, sums, rows, tiles, eps, D=width, PARTS=parts, NORMED=len(weights),
+        TILE=_TILE, BLOCK=triton.next_power_of_2(width), num_warps=8,
+    )  # fmt: skip
+    return dx, sums.sum(0)
 
 
 @heads_backward.register_fake
@@ -289,12 +312,58 @@ heads.register_autograd(_heads_gradients, setup_context=_keep_heads)
 
 
 @triton.jit
-def _accumulate_kernel(total, part, size, BLOCK: tl.constexpr):
+def _accumulate_kernel(total, part, fresh, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(total + at, tl.load(total + at, mask=at < size) + tl.load(part + at, mask=at < size).to(tl.float32), mask=at < size)
+    before = tl.load(total + at, mask=(at < size) & (tl.load(fresh) == 0), other=0.0).to(tl.float32)
+    tl.store(total + at, before + tl.load(part + at, mask=at < size).to(tl.float32), mask=at < size)
 
 
-def accumulate(total: Tensor, part: Tensor) -> None:
-    """total += part, fp32 and bf16; torch's own kernel for this takes four times as long."""
+def accumulate(total: Tensor, part: Tensor, fresh: Tensor) -> None:
+    """total += part, in fp32; where `fresh` [1] is not 0, total = part."""
     size = part.numel()
-    _accumulate_kernel[(triton.cdiv(size, 2048),)](total, part.contiguous(), size, BLOCK=2048, num_warps=4)
+    _accumulate_kernel[(triton.cdiv(size, 2048),)](total, part.contiguous(), fresh, size, BLOCK=2048, num_warps=4)
+
+
+# The optimizer.
+
+UPDATE_BLOCK = 2048
+"""Values of one program of `update`."""
+
+
+@triton.jit
+def _update_kernel(
+    blocks, norm, clip, lr, weight_decay, beta1, beta2, eps, correction1, correction2, WRITE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = blocks + tl.program_id(0).to(tl.int64) * 6
+    main = tl.multiple_of(tl.load(row), 16).to(tl.pointer_type(tl.float32))
+    gradient = tl.multiple_of(tl.load(row + 1), 16).to(tl.pointer_type(tl.float32))
+    first = tl.multiple_of(tl.load(row + 2), 16).to(tl.pointer_type(tl.float32))
+    second = tl.multiple_of(tl.load(row + 3), 16).to(tl.pointer_type(tl.float32))
+    weight = tl.multiple_of(tl.load(row + 4), 16).to(tl.pointer_type(tl.bfloat16))
+    length = tl.load(norm)
+    at = tl.arange(0, BLOCK)
+    live = at < tl.where(length < float("inf"), tl.load(row + 5), 0)  # a norm that is not a number is no less than infinity
+    g = tl.load(gradient + at, mask=live, other=0.0) * tl.minimum(clip / (length + 1e-6), 1.0)
+    m = tl.load(first + at, mask=live, other=0.0) * beta1 + g * (1 - beta1)
+    v = tl.load(second + at, mask=live, other=0.0) * beta2 + g * g * (1 - beta2)
+    p = tl.load(main + at, mask=live, other=0.0)
+    p -= lr * ((m / correction1) / (tl.sqrt(v / correction2) + eps) + weight_decay * p)
+    tl.store(first + at, m, mask=live)
+    tl.store(second + at, v, mask=live)
+    tl.store(main + at, p, mask=live)
+    if WRITE:
+        tl.store(weight + at, p.to(tl.bfloat16), mask=live)
+
+
+def update(
+    blocks: Tensor, norm: Tensor, *, clip: float, lr: float, weight_decay: float, betas: tuple[float, float], eps: float, step: int, write: bool,
+) -> None:  # fmt: skip
+    """Adam with decoupled weight decay (arXiv 1711.05101) on gradients clipped to norm `clip`, in one pass; nothing if `norm` [] is not finite.
+
+    `blocks` [k, 6] int64: addresses of up to UPDATE_BLOCK values of weight, gradient and both moments in fp32 and, to `write`, of the
+    bf16 copy of the weight; and how many they are. All on 16 bytes.
+    """
+    beta1, beta2 = betas
+    _update_kernel[(len(blocks),)](
+        blocks, norm, clip, lr, weight_decay, beta1, beta2, eps, 1 - beta1**step, 1 - beta2**step, WRITE=write, BLOCK=UPDATE_BLOCK, num_warps=4,
+    )  # fmt: skip

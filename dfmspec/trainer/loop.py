@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dfmspec.trainer.prefetch import Prefetch
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer
 from dfmspec.trainer.signals import StopSignal
-from dfmspec.trainer.step import evaluate, graphed, microbatches, train_step
+from dfmspec.trainer.step import Outcome, evaluate, graphed, microbatches, train_step
 from dfmspec.trainer.streams import RankStreams
 
 _MAX_FAILED_SAVES = 3
@@ -56,27 +57,23 @@ def train(
     saved_at = experiment.checkpoint.save_interval
     if iteration < last:
         batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
+    log = _Log(report, experiment, first)
     while iteration < last:
-        began = time.perf_counter()
         iteration += 1
         ready, states = batches.take(more=iteration < last)
-        loss, grad_norm = train_step(trainer, iter(ready), iteration)
-        seconds = time.perf_counter() - began
-        report.iteration(
-            iteration,
-            console=iteration in (first, last) or iteration % experiment.logger.log_interval == 0,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=trainer.optimizer.param_groups[0]["lr"],
-            seconds=round(seconds, 4),
-            tokens_per_second=round(train.global_batch_size * experiment.model.seq_length / seconds, 1),
-        )
+        outcome = train_step(trainer, iter(ready), iteration)
+        log.add(iteration, outcome, trainer.optimizer.param_groups[0]["lr"])
         if not stopped_by and (stopped_by := stop.agreed()):
             last = min(last, iteration + 1)  # the next iteration's data is on its way already: it is trained on, and then all is saved
-        if train.eval_iters and (iteration % train.eval_interval == 0 or iteration == train.train_iters) and not stopped_by:
-            report.evaluation(iteration, evaluate(trainer, microbatches(experiment, _streams(experiment, "val")), train.eval_iters))
-        if states is not None:
-            save(iteration, states, must=iteration == last)
+        save.poll()
+        evaluates = train.eval_iters and (iteration % train.eval_interval == 0 or iteration == train.train_iters) and not stopped_by
+        if evaluates or states is not None:
+            log.flush()
+            if evaluates:
+                report.evaluation(iteration, evaluate(trainer, microbatches(experiment, _streams(experiment, "val")), train.eval_iters))
+            if states is not None:
+                save(iteration, states, must=iteration == last)
+            log.restart()
     report.event("stopped" if stopped_by else "finished", iteration=iteration, signal=stopped_by)
     if stopped_by:
         report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
@@ -114,19 +111,69 @@ def _streams(experiment: Experiment, split: str, consumed: int = 0) -> RankStrea
     return RankStreams(experiment, split, rank=rank, size=size, consumed=consumed)
 
 
+class _Log:
+    """Reports iterations, each when the next one has been given to the GPU: so that reading its loss keeps nothing waiting."""
+
+    def __init__(self, report: Reporter, experiment: Experiment, first: int) -> None:
+        self._report, self._experiment, self._first = report, experiment, first
+        self._waiting: tuple[int, Outcome, float] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """The time of the next iteration counts from now."""
+        self._since = time.perf_counter()
+
+    def add(self, iteration: int, outcome: Outcome, lr: float) -> None:
+        """An iteration that is on its way."""
+        self.flush()
+        self._waiting = iteration, outcome, lr
+
+    def flush(self) -> None:
+        """Wait for the iteration on its way, and report it."""
+        if self._waiting is None:
+            return
+        iteration, outcome, lr = self._waiting
+        self._waiting, train, since = None, self._experiment.train, self._since
+        loss, grad_norm = outcome.values(iteration)
+        self.restart()
+        seconds = self._since - since
+        self._report.iteration(
+            iteration,
+            console=iteration in (self._first, train.train_iters) or iteration % self._experiment.logger.log_interval == 0,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            seconds=round(seconds, 4),
+            tokens_per_second=round(train.global_batch_size * self._experiment.model.seq_length / seconds, 1),
+        )
+
+
 class _Saver:
     """Commits checkpoints; a full disk costs a checkpoint, not the run, until it has cost several in a row."""
 
     def __init__(self, trainer: Trainer, config: dict[str, Any], digest: str, report: Reporter) -> None:
-        self._trainer, self._config, self._digest = trainer, config, digest
-        self._report, self._failed = report, 0
-        self._folder = Path(trainer.experiment.checkpoint.save)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._report, self._failed, self._beside = report, 0, trainer.experiment.checkpoint.async_save
+        folder = Path(trainer.experiment.checkpoint.save)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = checkpoint.Writer(trainer, folder, config, digest)
+        self._writing: tuple[int, float, float, Future[Path]] | None = None
 
     def __call__(self, iteration: int, streams: dict[int, Any], *, must: bool) -> None:
+        self.finish()
         began = time.perf_counter()
+        writing = self._writer.save(streams, iteration)
+        self._writing = iteration, began, time.perf_counter() - began, writing
+        if must or not self._beside:
+            self.finish(must=must)
+
+    def finish(self, *, must: bool = False) -> None:
+        """Wait for the checkpoint that is being written, and report it."""
+        if self._writing is None:
+            return
+        iteration, began, blocked, writing = self._writing
+        self._writing = None
         try:
-            path = checkpoint.save(self._trainer, streams, self._folder, iteration, self._config, self._digest)
+            path = writing.result()
         except OSError as error:
             self._failed += 1
             self._report.event("save_failed", iteration=iteration, error=str(error))
@@ -135,6 +182,10 @@ class _Saver:
                 raise
         else:
             self._failed = 0
-            self._report.checkpoint(iteration, path, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._report.checkpoint(iteration, path, seconds, blocked if self._beside else seconds)
 
-
+    def poll(self) -> None:
+        """Report a checkpoint as soon as it is there."""
+        if self._writing and self._writing[3].done():
+            self.finish()

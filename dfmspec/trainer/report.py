@@ -60,9 +60,9 @@ class Reporter:
             self._board.add_scalar("eval/loss", loss, iteration)
         self.say(f"[INFO] Evaluation at iteration {iteration}, Loss: {loss:.3f}")
 
-    def checkpoint(self, iteration: int, path: Path, seconds: float) -> None:
-        """A checkpoint that is committed."""
-        self.event("checkpoint", iteration=iteration, path=str(path), seconds=round(seconds, 3))
+    def checkpoint(self, iteration: int, path: Path, seconds: float, blocked: float) -> None:
+        """A checkpoint that is committed; the training stood still for `blocked` of its seconds."""
+        self.event("checkpoint", iteration=iteration, path=str(path), seconds=round(seconds, 3), blocked=round(blocked, 3))
         self.say(f"[INFO] Checkpoint saved: {path}/")
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def load_model(checkpoint: Path, experiment: Experiment, *, raw: bool) -> DiT:
         weights = dict(chunk.named_parameters())
         with torch.no_grad():
             for name in averages.weights[0]:
-                weights[name].copy_(loaded[f"ema.{name}"])
+                weights[name].copy_(loaded["chunk0"][f"ema.{name}"])
     return chunk.eval()
 
 

@@ -15,11 +15,13 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import gradients
 from dfmspec.trainer.ema import Ema
 from dfmspec.trainer.model import DiT, initialize, transformer_config
+from dfmspec.trainer.update import Update, update_of
 
 
 def initialize_distributed(experiment: Experiment) -> None:
@@ -78,6 +80,9 @@ class Trainer:
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     ema: Ema
+    update: Update
+    fresh: Tensor | None = None
+    """Where not 0, gradients replace what their buffers hold (`gradients.accumulate_fused`); None: they are always added."""
     graphs: Any = None
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
@@ -102,15 +107,14 @@ def build_trainer(experiment: Experiment) -> Trainer:
         ]
     for chunk in model:
         chunk.broadcast_params()
-    if on_gpu:
-        gradients.accumulate_fused(model)
+    fresh = gradients.accumulate_fused(model) if on_gpu else None
     ema = Ema(chunks, experiment.diffusion.ema_decay, model)
     optimizer = build_optimizer(experiment, model)
     config.finalize_model_grads_func = gradients.finalize
     config.grad_scale_func = optimizer.scale_loss
     if ddp.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
-    return Trainer(experiment, chunks, model, optimizer, build_scheduler(experiment, optimizer), ema)
+    return Trainer(experiment, chunks, model, optimizer, build_scheduler(experiment, optimizer), ema, update_of(optimizer), fresh)
 
 
 def _side_stream() -> AbstractContextManager[Any]:

@@ -16,6 +16,7 @@ class StopSignal:
     def __init__(self, file: Path | None) -> None:
         """file: where a launcher of other machines leaves the number of a signal; rank 0 looks for it."""
         self._received, self._file = 0, file if dist.get_rank() == 0 else None
+        self._group = dist.new_group(backend="gloo")  # a question between hosts: the GPUs are not waited for
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -26,6 +27,6 @@ class StopSignal:
         """The signal that any rank has received, or 0; the same on every rank."""
         if self._file and not self._received and self._file.exists():
             self._received = int(self._file.read_text() or signal.SIGTERM)
-        flag = torch.tensor([self._received], device="cuda")
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        flag = torch.tensor([self._received])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return int(flag)

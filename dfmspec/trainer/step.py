@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options:
     tokens = torch.stack([batch.num_tokens for batch in ready]).sum().float()
     dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if trainer.graphs and not options:
-        reports = [trainer.graphs(batch, tokens) for batch in ready]
+        reports = list(_replayed(trainer, ready, tokens))
         gradients.finalize(trainer.model)
     else:
         reports = get_forward_backward_func()(
@@ -74,6 +74,14 @@ def _forward_step(sigma_data: float, tokens: Tensor, batches: Iterator[Microbatc
     return model(batch), loss
 
 
+def _replayed(trainer: Trainer, ready: list[Microbatch], tokens: Tensor) -> Iterator[Tensor]:
+    """Microbatches through their graphs; the first one's gradients replace those of the iteration before."""
+    for index, batch in enumerate(ready):
+        trainer.fresh.fill_(index == 0)
+        yield trainer.graphs(batch, tokens)
+    trainer.fresh.fill_(0)
+
+
 def graphed(trainer: Trainer) -> Graphs | None:
     """Forward and backward of one microbatch, replayed where shapes repeat; None where a graph could not hold what happens in them:
     other ranks' part of the model, gradients that are reduced as they come, a second forward pass."""
@@ -92,20 +100,37 @@ def graphed(trainer: Trainer) -> Graphs | None:
     return Graphs(work)
 
 
-def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) -> tuple[float, float]:
-    """Iteration number `iteration` (counted from 1): (loss, gradient norm before clipping)."""
+class Outcome(NamedTuple):
+    """What an iteration gave, as tensors: reading a value waits for the GPU."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    """Before clipping."""
+
+    def values(self, iteration: int) -> tuple[float, float]:
+        """Loss and gradient norm.
+
+        Raises:
+            TrainingError: one is not finite; on a GPU, the weights were left as they were.
+        """
+        loss, grad_norm = float(self.loss), float(self.grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise TrainingError(f"iteration {iteration}: loss {loss} and gradient norm {grad_norm} must be finite; lower optimizer.lr, or look at the data")
+        return loss, grad_norm
+
+
+def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) -> Outcome:
+    """Iteration number `iteration` (counted from 1)."""
     for chunk in trainer.model:
-        chunk.train()
-        chunk.zero_grad_buffer()
-    trainer.optimizer.zero_grad()
-    mean = forward_backward(trainer, batches)
-    updated, grad_norm, _ = trainer.optimizer.step()
-    loss = float(mean)  # only now: reading a value waits for the GPU
-    if not updated or not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise TrainingError(f"iteration {iteration}: loss {loss} and gradient norm {grad_norm} must be finite; lower optimizer.lr, or look at the data")
+        if not chunk.training:
+            chunk.train()
+        gradients.start(chunk, cleared=trainer.graphs is None)
+    loss = forward_backward(trainer, batches)
+    trainer.ema.wait()
+    grad_norm = trainer.update()
     trainer.scheduler.step(increment=1)
     trainer.ema.update(iteration)
-    return loss, float(grad_norm)
+    return Outcome(loss, grad_norm)
 
 
 @torch.no_grad()

@@ -90,12 +90,11 @@ def main() -> None:
         for chunk in trainer.model:
             chunk.train()
             chunk.zero_grad_buffer()
-        trainer.optimizer.zero_grad()
         record["losses"].append(float(step.forward_backward(trainer, step.microbatches(experiment, packs), force_all_reduce=True)))
         if iteration <= done + 4 or iteration % 10 == 0:
             record["gradients"].append({name: weight.main_grad.clone() for name, weight in named()})
-        _, grad_norm, _ = trainer.optimizer.step()
-        record["grad_norms"].append(float(grad_norm))
+        trainer.ema.wait()
+        record["grad_norms"].append(float(trainer.update()))
         trainer.scheduler.step(increment=1)
         trainer.ema.update(iteration)
     record["cut"] = {
@@ -108,7 +107,7 @@ def main() -> None:
     record["tensor_rank"] = parallel_state.get_tensor_model_parallel_rank()
     torch.save(record, args.out_dir / f"rank{torch.distributed.get_rank()}.pt")
     if args.save:
-        checkpoint.save(trainer, packs.states(), args.out_dir, experiment.train.train_iters, config, "")
+        checkpoint.Writer(trainer, args.out_dir, config, "").save(packs.states(), experiment.train.train_iters).result()
     torch.distributed.destroy_process_group()
 
 

@@ -35,3 +35,21 @@ def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, reference: l
 
     assert not difference.agrees()
     assert difference.gradient > 100 * parity.FP32.gradient
+
+
+@pytest.mark.parametrize("layout", ["pp2_vpp2", "tp2_sp", "cp2"])
+def test_a_layout_and_one_process_go_on_from_each_others_checkpoints(layout: str, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Saved after two iterations in one, loaded in the other: the last two are those of the run that changed nothing."""
+
+    def made(name: str) -> dict[str, Any]:
+        return parity.experiment(parity.LAYOUTS[name])
+
+    for first, second in (("one", layout), (layout, "one")):
+        short = made(first)
+        short["train"]["train_iters"] = 2
+        parity.run(first, tmp_path / first, "", short, "--save")
+        records = parity.run(second, tmp_path / f"from_{first}", "", made(second), "--from", str(tmp_path / first / "iter_0000002"))
+        expected = [{**record, **{key: record[key][2:] for key in ("losses", "grad_norms", "gradients")}} for record in reference]
+
+        assert len(records[0]["losses"]) == 2
+        assert parity.compare(expected, records).agrees(), parity.compare(expected, records)

@@ -70,6 +70,16 @@ def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole:
     assert_continues(run_dir, whole)
 
 
+def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 0)
+    train(run_dir, *same(dataset, "checkpoint.async_save=true", "checkpoint.save_interval=1"), processes=2)
+    assert [path.name for path in checkpoints.committed(run_dir / "checkpoints")] == [f"iter_000000{i}" for i in range(6, 0, -1)]
+
+    resumed = cut(run_dir, tmp_path / "resumed", 3)
+    train(resumed, *same(dataset, "checkpoint.async_save=true"), processes=2)
+    assert_continues(resumed, run_dir)
+
+
 def test_loader_processes_do_not_change_the_data(whole: Path, dataset: Path, tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 0)
     train(run_dir, *same(dataset, "dataset.num_workers=1"))
@@ -77,7 +87,7 @@ def test_loader_processes_do_not_change_the_data(whole: Path, dataset: Path, tmp
     assert_continues(run_dir, whole)
 
 
-@pytest.mark.parametrize("layout", [[], ["model.tensor_model_parallel_size=2"], ["model.pipeline_model_parallel_size=2"]])
+@pytest.mark.parametrize("layout", [[], ["model.tensor_model_parallel_size=2"], ["model.pipeline_model_parallel_size=2"], ["model.context_parallel_size=2"]])
 def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str], whole: Path, dataset: Path, tmp_path: Path) -> None:
     """DP 1 to DP 2, TP 2 and PP 2: the losses agree, which they do not when one sample is repeated or skipped."""
     run_dir = cut(whole, tmp_path / "run", 2)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# agreed: node 0 of 4; plan 1fa427662721
+# agreed: node 0 of 4; plan e880d7a2d892
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,7 +8,7 @@ export MASTER_ADDR=gpu-01
 export MASTER_PORT=29400
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=1800
 export NCCL_IB_HCA=mlx5
-DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-1fa427662721}"
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-e880d7a2d892}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 4 \
     --rdzv-backend c10d \

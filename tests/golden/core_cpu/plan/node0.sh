@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# trial: node 0 of 1; plan baed00a093be
+# trial: node 0 of 1; plan c9a001f9abbe
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# hostile: node 0 of 1; plan 03a80f44a024
+# hostile: node 0 of 1; plan 9e0cf1192b51
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

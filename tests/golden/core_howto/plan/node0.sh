@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# howto: node 0 of 2; plan 2bc428cee8d9
+# howto: node 0 of 2; plan ffa8d66bfc38
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

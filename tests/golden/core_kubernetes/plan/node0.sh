@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by_kubernetes: node 0 of 4; plan 4040f0c3aed9
+# by_kubernetes: node 0 of 4; plan 550475a74bd9
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# one: node 0 of 1; plan cd491efe7c46
+# one: node 0 of 1; plan ba31a61b3cf2
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

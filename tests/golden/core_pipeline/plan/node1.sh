@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# stages: node 1 of 2; plan 555095175928
+# stages: node 1 of 2; plan 138b6b1d7c4d
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by-slurm: node 0 of 2; plan b1a7724618bd
+# by-slurm: node 0 of 2; plan e3a37a51e09f
 set -eo pipefail
 set -u
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# many: any of 64 nodes; plan 2be5425b1aab
+# many: any of 64 nodes; plan 22bf8424c808
 set -eo pipefail
 set -u
 NODE_RANK="${1:?give the rank of this node, 0 to 63}"
@@ -8,7 +8,7 @@ export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are re
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
-DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-2be5425b1aab}"
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-22bf8424c808}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 64 \
     --rdzv-backend c10d \

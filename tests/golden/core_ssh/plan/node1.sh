@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by-ssh: node 1 of 3; plan c3fc7a4f6fc2
+# by-ssh: node 1 of 3; plan 59eee0de69c6
 set -eo pipefail
 module load cuda/12.8
 source /opt/venv/bin/activate

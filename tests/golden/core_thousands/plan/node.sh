@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# thousands: any of 4096 nodes; plan 2819cc927048
+# thousands: any of 4096 nodes; plan 1807a3483686
 set -eo pipefail
 set -u
 NODE_RANK="${1:?give the rank of this node, 0 to 4095}"

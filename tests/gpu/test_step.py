@@ -1,0 +1,106 @@
+"""What makes a step fast on a GPU changes no number: the fused update, CUDA graphs, compiled blocks, the side stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer import parity
+
+pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("one process")]
+
+
+@pytest.fixture(scope="module")
+def build() -> Iterator[Any]:
+    """Makes a trainer of the small experiment with all weights awake, and its packs."""
+    from dfmspec.spec.experiment import Experiment
+    from dfmspec.trainer import setup
+    from dfmspec.trainer.streams import RankStreams
+    from tests.trainer.parity_worker import wake
+
+    setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
+
+    def make(bf16: bool = True, length: int = 344, **model: Any) -> tuple[Any, Any]:
+        made = parity.gpu_experiment(model, bf16=bf16, iterations=8)
+        made["model"]["seq_length"] = made["dataset"]["task_encoder_seq_length"] = length
+        experiment = Experiment.model_validate(made)
+        trainer = setup.build_trainer(experiment)
+        wake(trainer.chunks)
+        trainer.optimizer.reload_model_params()
+        return trainer, RankStreams(experiment, "train", rank=0, size=1)
+
+    yield make
+    torch.distributed.destroy_process_group()
+
+
+def run(trainer: Any, packs: Any, iterations: int = 5) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    from dfmspec.trainer import step
+
+    batches = step.microbatches(trainer.experiment, packs)
+    values = [step.train_step(trainer, batches, i).values(i) for i in range(1, iterations + 1)]
+    trainer.ema.wait()
+    return values, {name: weight.detach().clone() for name, weight in trainer.chunks[0].named_parameters()}
+
+
+def assert_close(one: Any, other: Any, limit: float) -> None:
+    for (loss, norm), (other_loss, other_norm) in zip(one[0], other[0], strict=True):
+        assert loss == pytest.approx(other_loss, rel=limit) and norm == pytest.approx(other_norm, rel=limit)
+    for name, weight in one[1].items():
+        assert (weight.float() - other[1][name].float()).norm() <= limit * weight.float().norm(), name
+
+
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
+def test_the_fused_update_is_megatrons_own_step(bf16: bool, build: Any) -> None:
+    from dfmspec.trainer.update import FusedUpdate
+
+    fused, packs = build(bf16=bf16)
+    assert isinstance(fused.update, FusedUpdate)
+    plain, same_packs = build(bf16=bf16)
+
+    def megatrons() -> torch.Tensor:
+        _, norm, _ = plain.optimizer.step()
+        plain.optimizer.zero_grad()
+        return torch.tensor(norm)
+
+    plain.update = megatrons
+    assert_close(run(plain, same_packs), run(fused, packs), 2e-3 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("length", [320, 344, 64], ids=["equal segments", "with padding", "one segment"])
+def test_graphs_change_nothing(length: int, build: Any) -> None:
+    from dfmspec.trainer import step
+
+    plain, packs = build(length=length)
+    expected = run(plain, packs)
+    graphed, packs = build(length=length)
+    graphed.graphs = step.graphed(graphed)
+    got = run(graphed, packs)
+
+    assert graphed.graphs._graphs
+    assert_close(expected, got, 2e-3)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_and_stops(build: Any) -> None:
+    from dfmspec.errors import TrainingError
+    from dfmspec.trainer import step
+
+    trainer, packs = build()
+    run(trainer, packs, 1)
+    before = {name: weight.detach().clone() for name, weight in trainer.chunks[0].named_parameters()}
+    batch = [next(step.microbatches(trainer.experiment, packs)) for _ in range(8)]
+    batch[3].y.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match="iteration 2: loss nan"):
+        step.train_step(trainer, iter(batch), 2).values(2)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.chunks[0].named_parameters())
+
+
+def test_recomputing_blocks_changes_no_gradient(build: Any) -> None:
+    plain, packs = build()
+    expected = run(plain, packs)
+    recomputing, packs = build(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+
+    assert_close(expected, run(recomputing, packs), 2e-3)
