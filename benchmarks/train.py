@@ -167,6 +167,8 @@ class Ours:
     """Training steps of our trainer on packs of samples of given latent shapes."""
 
     def __init__(self, length: int, heads: int, overrides: list[str]) -> None:
+        from megatron.core import parallel_state
+
         from dfmspec.trainer import setup, step
 
         self.experiment = experiment(length, heads, overrides)
@@ -182,6 +184,8 @@ class Ours:
         self.trainer.optimizer.reload_model_params()
         self.trainer.graphs = step.graphed(self.trainer)
         self._iteration, self._ordinal = 0, 0
+        self.replicas = parallel_state.get_data_parallel_world_size()
+        torch.manual_seed(parallel_state.get_data_parallel_rank())
 
     def batch(self, shapes: list[tuple[int, int, int]]) -> Any:
         """One pack: a latent of `frames x 2 height x 2 width` for each (frames, height, width) in patches."""
@@ -325,7 +329,7 @@ def measure(args: argparse.Namespace, workload: str, overrides: list[str]) -> li
     for name, each in seconds.items():
         useful = [tokens for _, tokens in zip(each, cycle(runners[name][2]), strict=False)]
         # where steps differ in size, their sum; else the median of all
-        rate = sum(useful) / sum(each) if workload == "W4" else useful[0] / statistics.median(each)
+        rate = (ours.replicas if name == "ours" else 1) * (sum(useful) / sum(each) if workload == "W4" else useful[0] / statistics.median(each))
         row = {
             "workload": workload, "who": name, "heads": args.heads, "tokens_per_s": rate, "ms": statistics.median(each) * 1e3,
             "p95_ms": sorted(each)[int(0.95 * len(each))] * 1e3, "overrides": overrides, "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,

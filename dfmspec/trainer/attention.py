@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import ge
 from typing import Any
 
 import torch
@@ -40,7 +41,10 @@ class Pairs:
 
 
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-_FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # torch's cuDNN gives NaN in CUDA graphs
+_FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_LONG = (1024, 512)
+"""(queries, keys): shorter segments go to cuDNN as packed ones, though they are equal: cuDNN 9.19's backward pass of a batch of short ones does not
+survive a CUDA graph (NaN, or illegal addresses, at 64 and 256 tokens; right at 1,024), through torch's attention or Transformer Engine's."""
 
 
 class PackedAttention(nn.Module):
@@ -56,8 +60,8 @@ class PackedAttention(nn.Module):
         if self.fused:
             from dfmspec.trainer.fused import fused_attention
 
-            bounds = pairs.max_seqlen_q, pairs.max_seqlen_kv
-            return fused_attention(query, key, value, pairs.cu_seqlens_q, pairs.cu_seqlens_kv, *bounds, pairs.uniform)[0]
+            equal = pairs.uniform if pairs.uniform and all(map(ge, pairs.lengths[0], _LONG)) else 0
+            return fused_attention(query, key, value, pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv, equal)[0]
         if pairs.uniform:
             return self._batched(query, key, value, pairs.uniform)
         runs = [self._batched(query[q], key[k], value[k], count) for q, k, count in _runs(pairs.lengths)]

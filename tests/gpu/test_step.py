@@ -23,8 +23,9 @@ def build() -> Iterator[Any]:
 
     setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
 
-    def make(bf16: bool = True, length: int = 344, **model: Any) -> tuple[Any, Any]:
+    def make(bf16: bool = True, length: int = 344, resolution: int = 128, **model: Any) -> tuple[Any, Any]:
         made = parity.gpu_experiment(model, bf16=bf16, iterations=8)
+        made["data"]["resolution"] = resolution
         made["model"]["seq_length"] = made["dataset"]["task_encoder_seq_length"] = length
         experiment = Experiment.model_validate(made)
         trainer = setup.build_trainer(experiment)
@@ -69,13 +70,16 @@ def test_the_fused_update_is_megatrons_own_step(bf16: bool, build: Any) -> None:
     assert_close(run(plain, same_packs), run(fused, packs), 2e-3 if bf16 else 1e-5)
 
 
-@pytest.mark.parametrize("length", [320, 344, 64], ids=["equal segments", "with padding", "one segment"])
-def test_graphs_change_nothing(length: int, build: Any) -> None:
+@pytest.mark.parametrize(
+    ("length", "resolution"), [(64, 128), (320, 128), (344, 128), (1024, 256), (4096, 512), (2300, 512)],
+    ids=["one short", "short", "short, with padding", "medium", "long", "long, with padding"],
+)  # fmt: skip
+def test_graphs_change_nothing(length: int, resolution: int, build: Any) -> None:
     from dfmspec.trainer import step
 
-    plain, packs = build(length=length)
+    plain, packs = build(length=length, resolution=resolution)
     expected = run(plain, packs)
-    graphed, packs = build(length=length)
+    graphed, packs = build(length=length, resolution=resolution)
     graphed.graphs = step.graphed(graphed)
     got = run(graphed, packs)
 
