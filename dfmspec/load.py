@@ -25,6 +25,14 @@ PATH_KEYS = frozenset({
     "checkpoint.non_persistent_local_ckpt_dir", "logger.tensorboard_dir", "logger.wandb_save_dir", "model.vae_cache_folder", "run.output_dir",
 })  # fmt: skip
 """Keys whose relative values in a file are relative to that file."""
+PLACES = (*sorted(PATH_KEYS), "run.resume")
+"""Keys that may name a place on this machine."""
+
+
+def local_path(text: str) -> FilePath:
+    """A path of a spec on this machine; one in the home of a user who is not there stays as it is written."""
+    return FilePath(os.path.expanduser(text))
+
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
@@ -147,10 +155,10 @@ class _Loader:
     def _lay_reference(self, document: Document, key: str, name: str, ancestors: tuple[str, ...]) -> None:
         path = FilePath(document.file).parent / name
         span = document.values.get((key,), document.span((key,)))
-        if os.path.realpath(path) in ancestors:
-            self._problem(span, "SPC105", "circular-extends", f"{name} is laid under itself", "remove one of the two references", (key,))
-            return
         try:
+            if os.path.realpath(path) in ancestors:
+                self._problem(span, "SPC105", "circular-extends", f"{name} is laid under itself", "remove one of the two references", (key,))
+                return
             base = read_document(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             message = f"{key}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"

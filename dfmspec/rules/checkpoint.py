@@ -9,6 +9,7 @@ from typing import Any
 
 from dfmspec.diagnostics import Finding
 from dfmspec.document import parse_document
+from dfmspec.load import local_path
 from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires
 from dfmspec.rules.dataset import is_placeholder
 from dfmspec.size import checkpoint_bytes
@@ -44,7 +45,7 @@ def _budget(view: View) -> Iterator[Finding]:
     saves = -(-iters // interval)
     kept = saves if keep is None or keep < 1 else min(saves, max(keep, 2))
     each = checkpoint_bytes(view.resolved.values)
-    place = FilePath(str(folder).replace("${RUN_DIR}", str(view["run.output_dir"]))).expanduser()
+    place = local_path(str(folder).replace("${RUN_DIR}", str(view["run.output_dir"])))
     while not place.exists() and place != place.parent:
         place = place.parent
     disk = os.statvfs(place)
@@ -60,7 +61,7 @@ def _writable(view: View) -> Iterator[Finding]:
     text = view[SAVE]
     if not view.users(SAVE) or "${" in text or is_placeholder(text):
         return
-    place = FilePath(text).expanduser()
+    place = local_path(text)
     if place.is_file():
         yield Finding(path(SAVE), f"{SAVE} {text} is a file", "name a folder")
         return
@@ -74,7 +75,7 @@ def _folder(view: View, key: str) -> FilePath | None:
     text = view[key]
     if not isinstance(text, str) or "${" in text or "://" in text or is_placeholder(text):
         return None
-    return FilePath(text).expanduser()
+    return local_path(text)
 
 
 def iterations(folder: FilePath) -> list[int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dfmspec.diagnostics import Finding
 from dfmspec.energon_metadata import split_counts, split_shards
 from dfmspec.layout import nearest_multiples
+from dfmspec.load import local_path
 from dfmspec.rules.base import ALL, CP, DFM, DFM_DIT, DIT, ERROR, HINT, LENGTH, OURS, TP, WARNING, Rule, View, excludes, path
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _named(view: View) -> str | None:
 def _dataset(view: View) -> FilePath | None:
     """The dataset's folder when it is there."""
     name = _named(view)
-    folder = FilePath(name).expanduser() if name else None
+    folder = local_path(name) if name else None
     return folder if folder and folder.is_dir() else None
 
 
@@ -47,7 +48,7 @@ def _dataset_missing(view: View) -> Iterator[Finding]:
     name = _named(view)
     if name is None:
         return
-    folder = FilePath(name).expanduser()
+    folder = local_path(name)
     if folder.is_file():
         if folder.suffix not in (".yaml", ".yml"):  # a metadataset
             yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding
+from dfmspec.load import local_path
 from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path
 
 INTERVAL, EVAL, CACHE = "train.eval_interval", "train.eval_iters", "model.vae_cache_folder"
@@ -23,7 +23,7 @@ def _vae_cache(view: View) -> Iterator[Finding]:
         return
     if folder is None:
         yield Finding(path(CACHE), "evaluation downloads the Cosmos tokenizer on first use, on every node", "set model.vae_cache_folder to a folder that has it, or train.eval_iters to 0")
-    elif not FilePath(folder).expanduser().is_dir():
+    elif not local_path(folder).is_dir():
         yield Finding(path(CACHE), f"model.vae_cache_folder {folder} does not exist here", "create it on every node, with the tokenizer in it", WARNING)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -77,6 +78,21 @@ def test_a_file_that_cannot_be_read_hides_no_findings_of_the_others(tmp_path: Pa
 
     assert result.returncode == 2 and "PAR101" in result.stdout and "missing.yaml cannot be read" in result.stderr
     assert "PAR101" in dfmspec("validate", tmp_path, "--format", "concise").stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dataset: {path: ~nobody_of_that_name/x}", "run: {resume: ~nobody_of_that_name/y}", f"dataset: {{path: {'x' * 5000}}}",
+     f"target: dfm\ncheckpoint: {{save: {'x' * 5000}}}", 'dataset: {path: "a\\0b"}', f"run: {{resume: {'x' * 5000}}}"],
+)  # fmt: skip
+def test_a_path_that_cannot_be_looked_at_is_one_finding_and_hides_no_other_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text(BAD)
+    result = dfmspec("validate", "a.yaml", "b.yaml", "--check", "spec,paths,data", "--format", "concise", cwd=tmp_path)
+
+    assert result.returncode == 1 and result.stderr == "" and "b.yaml:3:3: error" in result.stdout
+    assert re.search(r"^a.yaml:\d:\d+: error: .*(RUN122|RUN103|DAT102)", result.stdout, re.MULTILINE) and result.stdout.count("cannot be looked at:") <= 1
+    assert "internal error" not in dfmspec("plan", "a.yaml", cwd=tmp_path).stderr
 
 
 def test_quiet_changes_what_is_shown_and_nothing_else(tmp_path: Path) -> None:
