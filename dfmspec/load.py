@@ -38,6 +38,7 @@ ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", re.DOTALL)
 _OVERRIDE_HINTS = {
     "~": "deleting a key (~) does nothing upstream; set it to the value that is meant",
     "+": "adding keys (+) makes upstream drop unknown ones in silence; leave the + out",
@@ -177,7 +178,7 @@ class _Loader:
             return
         if key in ("extends", "config_file"):
             raise UsageError(f"{key} belongs in a spec; on the command line give the spec that has it")
-        node: Any = _OverrideText(value)
+        node: Any = _OverrideText(value) if (text_itself := _unquoted(value)) is None else text_itself
         for part in reversed(key.split(".")):
             node = {part: node}
         path = tuple(key.split("."))
@@ -313,6 +314,12 @@ def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
         elif not ("null" in declared and text is None):
             out[name] = node
     return out
+
+
+def _unquoted(value: str) -> str | None:
+    """What Hydra reads in quotes, which is always text; None when the value has none."""
+    match = _QUOTED.fullmatch(value)
+    return None if match is None else match[2].replace(f"\\{match[1]}", match[1])
 
 
 class _OverrideText(NamedTuple):

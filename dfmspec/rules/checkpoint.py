@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,6 +20,8 @@ SAVE, LOAD, STEP, INTERVAL, KEEP = (f"checkpoint.{name}" for name in ("save", "l
 
 def _save_interval(view: View) -> Iterator[Finding]:
     interval, iters = view[INTERVAL], view[ITERS]
+    if view[SAVE] == "":
+        yield Finding(path(SAVE), f"{SAVE} is empty: nothing is saved where the run expects it", "name a folder, or leave it out for the run directory", ERROR)
     if not view.is_users(INTERVAL) or iters is None:
         return
     if not interval:
@@ -95,6 +98,23 @@ def _load_missing(view: View) -> Iterator[Finding]:
         have = iterations(folder)
         hint = f"name it with checkpoint.load, and checkpoint.ckpt_step one of {', '.join(map(str, have))}" if have else "name the folder that holds the iter_ folders"
         yield Finding(path(LOAD), f"{view[LOAD]} has no tracker file (latest_train_state.pt), so upstream takes it for no checkpoint at all", hint)
+
+
+_MOST_FOLDERS = 5000
+
+
+def _foreign(view: View) -> Iterator[Finding]:
+    folder, keep = _folder(view, SAVE), view[KEEP]
+    if folder is None or not view.users(SAVE) or keep is None or keep < 1:
+        return
+    below = [FilePath(place) / name for place, folders, files in islice(os.walk(folder), _MOST_FOLDERS) for name in folders + files if name.startswith("iter_")]
+    if odd := [found for found in below if not (found.name[5:].isascii() and found.name[5:].isdigit())]:
+        yield Finding(path(KEEP), f"{KEEP} {keep} sorts all iter_* below {view[SAVE]} by number, and {min(odd)} has none", f"rename it, or give {SAVE} a folder of its own")
+    elif others := [found for found in below if found.parent != folder]:
+        yield Finding(
+            path(KEEP), f"{KEEP} {keep} removes all but the newest {keep} of the iter_* anywhere below {view[SAVE]}: {len(others)} of them belong to others (first: {min(others)})",
+            f"give {SAVE} a folder of its own, such as {view[SAVE].rstrip('/')}/{view.resolved.spec.name}; or set {KEEP} to -1",
+        )  # fmt: skip
 
 
 def _resumes_unasked(view: View) -> Iterator[Finding]:
@@ -206,6 +226,11 @@ RULES = (
         excludes(lambda v: v[KEEP] is not None and (v[KEEP] == 0 or v[KEEP] < -1), at=KEEP,
                  message=lambda v: f"checkpoint.most_recent_k {v[KEEP]} keeps everything, by an accident of slicing", hint="-1 for all, or 1 or more"),
         "No checkpoint is ever removed, in silence, and the disk fills.", _CK, DFM,
+    ),
+    Rule(
+        "CKP121", "retention-beyond-the-run", ERROR, _foreign,
+        "After each save upstream searches the folder to any depth and removes what is older, in silence: checkpoints of other runs are lost. A name without a number is a ValueError at the first save.",
+        f"{_CK}, cleanup_old_non_persistent_checkpoint", DFM, "paths",
     ),
     Rule(
         "CKP112", "non-persistent-checkpoints-unusable", ERROR,

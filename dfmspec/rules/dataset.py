@@ -27,14 +27,16 @@ def is_placeholder(value: str) -> bool:
 
 
 def _dataset_given(view: View) -> Iterator[Finding]:
-    if view[DATASET] is None and view["data.source"] == "webdataset":
-        hint = "; or data.source=embedded to try without one" if view.target == "megatron_core" else ""
+    hint = "; or data.source=embedded to try without one" if view.target == "megatron_core" else ""
+    if view[DATASET] == "" and not view.is_mock:
+        yield Finding(path(DATASET), f"{DATASET} is empty, which means the working directory", f"give --dataset-path or dataset.path{hint}", ERROR)
+    elif view[DATASET] is None and view["data.source"] == "webdataset":
         yield Finding(path(DATASET), "no dataset is named", f"give --dataset-path or dataset.path{hint}")
 
 
 def _named(view: View) -> str | None:
     name: str | None = view[DATASET]
-    return None if name is None or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
+    return None if not name or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
 
 
 def _dataset(view: View) -> FilePath | None:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from dfmspec.diagnostics import Finding
 from dfmspec.load import PATH_KEYS, local_path
 from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, OURS, WARNING, Rule, View, excludes, path, together
+from dfmspec.rules.checkpoint import iterations
 from dfmspec.rules.distributed import uses_fsdp
 
 
@@ -20,8 +21,14 @@ def _world_size(view: View) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _resume_unknown(view: View) -> Iterator[Finding]:
-    resume = view["run.resume"]
+def _resume(view: View) -> Iterator[Finding]:
+    resume, name = view["run.resume"], view.resolved.spec.name
+    runs, own = local_path(view["run.output_dir"]) / name, view["checkpoint.save"] if view.users("checkpoint.save") else f"checkpoints/{name}"
+    saved = iterations(local_path(own))
+    if resume == "require" and not saved and not list(runs.glob("*/manifest.json")) and not (view.users("checkpoint.load") and iterations(local_path(view["checkpoint.load"]))):
+        yield Finding(path("run.resume"), f"run.resume is require, and neither {runs} has a run nor {own} a checkpoint", "auto starts one")
+    elif resume == "never" and saved and view.users("checkpoint.save"):
+        yield Finding(path("run.resume"), f"run.resume is never, and {own} has a checkpoint of iteration {saved[-1]}, from which upstream goes on", "another checkpoint.save, or resume auto")
     if isinstance(resume, int):
         if resume < 1:
             yield Finding(path("run.resume"), f"run.resume {resume} is no iteration", "1 or more; or auto, require, never, a folder")
@@ -94,7 +101,7 @@ _CONFIG = "Megatron-Bridge training/config.py"
 
 RULES = (
     Rule("RUN101", "world-size-not-given", HINT, _world_size, "Batch and layout arithmetic need the number of processes.", "torchrun's --nproc-per-node"),
-    Rule("RUN103", "resume-not-known", ERROR, _resume_unknown, "The run would fail after the model is built.", "dfmspec run", ALL, "paths"),
+    Rule("RUN103", "resume-impossible", ERROR, _resume, "The run would fail after the model is built; upstream starts afresh, or goes on, in silence.", "dfmspec run", ALL, "paths"),
     Rule(
         "RUN104", "wandb-run-unnamed", ERROR,
         excludes(lambda v: v["logger.wandb_project"] and v["logger.wandb_exp_name"] == "", at="logger.wandb_exp_name",

@@ -93,7 +93,7 @@ RULES = (
     ),
     Rule(
         "WAN103", "dataset-path-missing", ERROR,
-        excludes(lambda v: not v.is_mock and v["dataset.path"] is None, at="dataset.path", message="no dataset.path, and DFM has none of its own for this network",
+        excludes(lambda v: not v.is_mock and not v["dataset.path"], at="dataset.path", message="no dataset.path, and DFM has none of its own for this network",
                  hint="set dataset.path, or data.source: mock for a trial"),
         "The script stops as soon as it opens the data, after torchrun has started every process.", "NVIDIA DFM recipes/wan/wan.py, recipes/flux/flux.py", _BOTH,
     ),

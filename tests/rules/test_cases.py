@@ -1,0 +1,50 @@
+"""Cases of rules beside the one that is their example: each was once silent, or said at the wrong place."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dfmspec.diagnostics import Diagnostic, Severity
+from dfmspec.load import load_spec
+from dfmspec.resolve import resolve_spec
+from dfmspec.rules import LEVELS, check_spec
+
+
+def found(*words: str, levels: tuple[str, ...] = ("spec",)) -> dict[str, Diagnostic]:
+    """The findings of some overrides, by code."""
+    return {finding.code: finding for finding in check_spec(resolve_spec(load_spec(None, words)), levels=levels)}
+
+
+FIRES = [
+    ("DAT101", "dataset.path=''"), ("DAT101", "target=dfm dataset.path=''"), ("WAN103", "target=dfm_wan dataset.path=''"),
+    ("CKP102", "checkpoint.save=''"), ("CKP102", "target=dfm checkpoint.save=''"),
+    ("RUN104", "target=dfm logger.wandb_project=p logger.wandb_exp_name=\"''\""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "words"), FIRES)
+def test_a_rule_fires_on_its_further_cases(code: str, words: str) -> None:
+    assert found(*shlex.split(words))[code].severity > Severity.HINT
+
+
+@pytest.mark.parametrize("target", ["megatron_core", "dfm"])
+def test_resume_is_judged_by_what_is_there(target: str, tmp_path: Path) -> None:
+    words = [f"target={target}", "data.source=mock", "name=x", f"run.output_dir={tmp_path / 'runs'}", f"checkpoint.save={tmp_path / 'ck'}"]
+    nothing = found(*words, "run.resume=require", levels=LEVELS)
+    (tmp_path / "ck" / "iter_0000100").mkdir(parents=True)
+    there = found(*words, "run.resume=require", levels=LEVELS)
+    never = found(*words, "run.resume=never", levels=LEVELS)
+
+    assert "require" in nothing["RUN103"].message and "RUN103" not in there and "iteration 100" in never["RUN103"].message
+    assert "RUN103" not in found(*words, levels=LEVELS)
+
+
+def test_a_folder_that_upstream_cannot_number_is_found_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "old" / "iter_best").mkdir(parents=True)
+    words = ["target=dfm", "data.source=mock", f"checkpoint.save={tmp_path}"]
+
+    assert "iter_best" in found(*words, "checkpoint.most_recent_k=2", levels=LEVELS)["CKP121"].message
+    assert "CKP121" not in found(*words, levels=LEVELS)
