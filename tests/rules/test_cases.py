@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +44,51 @@ def test_resume_is_judged_by_what_is_there(target: str, tmp_path: Path) -> None:
 
     assert "require" in nothing["RUN103"].message and "RUN103" not in there and "iteration 100" in never["RUN103"].message
     assert "RUN103" not in found(*words, levels=LEVELS)
+
+
+def _lose(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+def _put(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "harm"),
+    [
+        ("", lambda folder: None),
+        ("", lambda folder: _put(folder, "notes.yaml", "a: 1\n")),
+        ("DAT103", lambda folder: _lose(folder, ".nv-meta/split.yaml")),
+        ("DAT103", lambda folder: _put(folder, ".nv-meta/split.yaml", "]]: garbage")),
+        ("DAT103", lambda folder: _put(folder, ".nv-meta/split.yaml", "split_parts: [a, b]")),
+        ("DAT103", lambda folder: _lose(folder, ".nv-meta/.info.json")),
+        ("DAT103", lambda folder: _put(folder, ".nv-meta/.info.json", "")),
+        ("DAT103", lambda folder: _put(folder, ".nv-meta/.info.json", '{"shard_counts": {"shard-000000.tar": "many"}}')),
+        ("DAT103", lambda folder: shutil.rmtree(folder / ".nv-meta")),
+        ("DAT103", lambda folder: _put(folder, "metadataset.yaml", "a: 1\n") or shutil.rmtree(folder / ".nv-meta")),
+        ("DAT105", lambda folder: shutil.copy(next(folder.glob("*.tar")), folder / "more.tar")),
+        ("DAT105", lambda folder: next(folder.glob("*.tar")).unlink()),
+        ("DAT108", lambda folder: next(folder.glob("*.idx")).unlink()),
+        ("DAT108", lambda folder: next(folder.glob("*.idx")).write_bytes(b"12345678")),
+        ("DAT211", lambda folder: _appended(sorted(folder.glob("*.tar"))[0])),
+    ],
+)
+def test_a_dataset_and_its_metadata_must_agree(code: str, harm: Callable[[Path], object], dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(dataset, folder)
+    harm(folder)
+    codes = found(f"dataset.path={folder}", "cluster.device=cpu", "recipe=dit_tiny", levels=LEVELS).keys()
+
+    assert code in codes if code else not [found for found in codes if found.startswith("DAT")]
+
+
+def _appended(shard: Path) -> None:
+    """A sample more, as by tar --append."""
+    with tarfile.open(shard, "a") as tar:
+        member = tarfile.TarInfo("another.json")
+        member.size = 2
+        tar.addfile(member, io.BytesIO(b"{}"))
 
 
 def test_a_folder_that_upstream_cannot_number_is_found_at_any_depth(tmp_path: Path) -> None:
