@@ -31,6 +31,7 @@ from dfmspec.rules import LEVELS, RULES, all_findings  # noqa: E402
 from dfmspec.rules.base import Rule  # noqa: E402
 from dfmspec.spec.experiment import Experiment  # noqa: E402
 from dfmspec.targets import target_module  # noqa: E402
+from dfmspec.targets.dfm import CLASSES  # noqa: E402
 
 OWN_SECTIONS = ("cluster", "launcher", "run")
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "map": "object"}
@@ -63,6 +64,8 @@ def dfm(target: str, ours: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
         if not optional:
             properties[section]["type"] = "object"
+        if "_target_" in fields:  # upstream would import and call whatever stands there
+            properties[section]["properties"]["_target_"] = _dfm_field({**fields["_target_"], "values": [CLASSES[section]]})
     title = f"An experiment for NVIDIA DFM {REVISION} (Megatron-Bridge 953aabf7), {NETWORKS[target]}."
     return _document(Path(SCHEMAS[target]).name.removesuffix(".schema.json"), title, _with_derivations(properties, target))
 

@@ -11,7 +11,7 @@ from typing import Any
 from dfmspec.diagnostics import Finding
 from dfmspec.document import parse_document
 from dfmspec.load import local_path
-from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires
+from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires, shown
 from dfmspec.rules.dataset import is_placeholder
 from dfmspec.size import checkpoint_bytes
 
@@ -145,7 +145,7 @@ def _run_config(view: View) -> dict[str, Any] | None:
 
 
 _ARCHITECTURE = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "kv_channels", "crossattn_emb_size", "max_img_h", "max_img_w",
-                 "max_frames", "patch_spatial")  # fmt: skip
+                 "max_frames", "patch_spatial", "num_joint_layers", "num_single_layers", "guidance_embed")  # fmt: skip
 
 
 def _other_model(view: View) -> Iterator[Finding]:
@@ -154,8 +154,9 @@ def _other_model(view: View) -> Iterator[Finding]:
         return
     for name in _ARCHITECTURE:
         key = f"model.{name}"
-        if isinstance(saved.get(name), int) and saved[name] != view[key]:
-            yield Finding(path(key if view.is_users(key) else LOAD), f"{key} is {view[key]}, and the checkpoint's is {saved[name]}", f"set {key} to {saved[name]}, or load another checkpoint")
+        if key in view.resolved.values and isinstance(saved.get(name), int) and saved[name] != view[key]:
+            theirs = shown(saved[name])
+            yield Finding(path(key if view.is_users(key) else LOAD), f"{key} is {shown(view[key])}, and the checkpoint's is {theirs}", f"set {key} to {theirs}, or load another checkpoint")
 
 
 def _other_layout(view: View) -> Iterator[Finding]:

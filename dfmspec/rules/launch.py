@@ -80,7 +80,7 @@ def _connections(view: View) -> bool:
 def _workers(view: View) -> Iterator[Finding]:
     nproc, workers = view["cluster.nproc_per_node"], view["dataset.num_workers"]
     processes = nproc * workers * 2
-    if processes > 128 and view.is_users("dataset.num_workers"):
+    if processes > 128:
         yield Finding(path("dataset.num_workers"), f"{nproc} ranks x {workers} workers x 2 (training, validation) = {processes} loader processes on a node", "fewer workers, or as many CPU cores")
 
 

@@ -25,6 +25,17 @@ def found(*words: str, levels: tuple[str, ...] = ("spec",)) -> dict[str, Diagnos
 FIRES = [
     ("DAT101", "dataset.path=''"), ("DAT101", "target=dfm dataset.path=''"), ("WAN103", "target=dfm_wan dataset.path=''"),
     ("CKP102", "checkpoint.save=''"), ("CKP102", "target=dfm checkpoint.save=''"),
+    ("OPT104", "target=dfm scheduler.start_weight_decay=0.03 scheduler.end_weight_decay=0.1"),
+    *((code, f"target={target} {words}") for target in ("dfm", "dfm_wan", "dfm_flux") for code, words in (
+        ("MOD113", "model.recompute_granularity=selective model.recompute_modules=[moe]"), ("SEQ112", "model.variable_seq_lengths=true"),
+        ("MOD119", "model.attention_dropout=1.5"), ("OPT115", "rng.data_parallel_random_init=true"), ("MOD115", "model.vocab_size=10"),
+        ("FLX110" if target == "dfm_flux" else "SEQ111", "model.cuda_graph_impl=local"), ("OPT104", "scheduler.start_weight_decay=0.1 scheduler.end_weight_decay=0.05"))),
+    ("RUN111", "cluster.nnodes=2 cluster.nproc_per_node=1 cluster.master_addr=localhost"),
+    ("SPC203", "target=dfm comm_overlap.tp_comm_overlap=false comm_overlap._target_=foo.Bar"), ("SPC203", "target=dfm_wan ft._target_=os.system"),
+    ("MOD110", "target=dfm data.source=mock model.crossattn_emb_size=4096"), ("MOD110", "target=dfm data.source=mock dataset.context_embeddings_dim=4096"),
+    ("MOD110", "target=dfm data.source=mock dataset.H_latents=63"), ("MOD110", "target=dfm data.source=mock dataset.patch_spatial=4"),
+    ("EVL103", "target=dfm model.vae_name=Cosmos-0.1-Tokenizer-CV8x16x16"), ("EVL103", "target=dfm model.vae_module=my.Decoder"), ("EVL103", "target=dfm model.vae_module=nonsense"),
+    ("PRE108", "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed cluster.nproc_per_node=8 model.context_parallel_size=8"),
     ("RUN104", "target=dfm logger.wandb_project=p logger.wandb_exp_name=\"''\""),
 ]  # fmt: skip
 
@@ -32,6 +43,33 @@ FIRES = [
 @pytest.mark.parametrize(("code", "words"), FIRES)
 def test_a_rule_fires_on_its_further_cases(code: str, words: str) -> None:
     assert found(*shlex.split(words))[code].severity > Severity.HINT
+
+
+SILENT = [
+    ("OPT104", "scheduler.start_weight_decay=0.1 scheduler.end_weight_decay=0.2"), ("MOD113", "target=dfm_wan model.recompute_granularity=selective model.recompute_modules=[mlp]"),
+    ("SPC203", "target=dfm comm_overlap._target_=megatron.bridge.training.comm_overlap.CommOverlapConfig"),
+    ("EVL103", "target=dfm model.vae_name=Cosmos-0.1-Tokenizer-CV8x8x8"), ("EVL103", "target=dfm train.eval_iters=0 model.vae_module=my.Decoder"),
+    ("MOD110", "target=dfm data.source=mock model.crossattn_emb_size=4096 dataset.context_embeddings_dim=4096"),
+    ("PRE108", "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed cluster.nproc_per_node=8 model.context_parallel_size=4"),
+    ("SEQ113", "target=dfm_wan model.cp_comm_type=a2a"), ("FLX110", "target=dfm_flux model.enable_cuda_graph=true model.use_te_rng_tracker=true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "words"), SILENT)
+def test_a_rule_is_silent_on_further_near_misses(code: str, words: str) -> None:
+    assert code not in found(*shlex.split(words))
+
+
+def test_the_length_of_wans_packs_is_named_by_the_key_that_cuts_them() -> None:
+    wan = found("target=dfm_wan", "data.source=mock", "cluster.nproc_per_node=2", "model.context_parallel_size=2", "model.seq_length=1023")
+
+    assert "packs are cut by dataset.seq_length" in wan["SEQ106"].hint
+
+
+def test_what_the_recipe_itself_has_is_at_most_a_hint() -> None:
+    plain = found("target=dfm", "data.source=mock", "cluster.nproc_per_node=8", "train.train_iters=100")
+
+    assert {plain["MOD108"].severity, plain["RUN115"].severity} == {Severity.HINT}
 
 
 @pytest.mark.parametrize("target", ["megatron_core", "dfm"])
