@@ -110,7 +110,7 @@ def run(count: int, seed: int, progress: Callable[[int], None] = lambda done: No
         try:
             codes += through_everything(text, overrides)
             if number % 10 == 0:
-                import_command(split_command("torchrun x.py " + " ".join(override(rng) for _ in range(4))))
+                import_command(split_command("torchrun pretrain_dit_model.py " + " ".join(override(rng) for _ in range(4))))
         except DfmspecError:
             codes["usage error"] += 1
         except Exception as error:

@@ -163,11 +163,11 @@ RULES = (
         "The output has more channels than the target: shapes do not fit in the first iteration.", _FM, FLUX,
     ),
     Rule(
-        "FLX110", "cuda-graphs-without-their-random-states", ERROR,
-        excludes(lambda v: (v["model.cuda_graph_impl"] == "local" or v["model.enable_cuda_graph"]) and not (v["rng.te_rng_tracker"] or v["model.use_te_rng_tracker"]),
-                 at=lambda v: "model.cuda_graph_impl" if v["model.cuda_graph_impl"] == "local" else "model.enable_cuda_graph",
-                 message="a CUDA graph needs Transformer Engine's random states, and rng.te_rng_tracker is false", hint="set rng.te_rng_tracker to true"),
-        "Asserted at start, or when the first block is captured.", "Megatron-Bridge training/config.py; megatron-core transformer/cuda_graphs.py", FLUX,
+        "FLX110", "cuda-graphs-asked-for-twice", ERROR,
+        excludes(lambda v: sum([v["model.cuda_graph_impl"] != "none", v["model.enable_cuda_graph"], v["model.external_cuda_graph"]]) > 1,
+                 at=lambda v: "model.enable_cuda_graph" if v["model.enable_cuda_graph"] else "model.external_cuda_graph",
+                 message="of cuda_graph_impl, enable_cuda_graph and external_cuda_graph, which mean the same, more than one is set", hint="model.cuda_graph_impl alone"),
+        "megatron-core asserts it when the configuration is finished.", "megatron-core TransformerConfig.__post_init__", FLUX,
     ),
     Rule(
         "FLX109", "fp8-on-flux", ERROR,

@@ -85,7 +85,7 @@ def test_the_how_tos_file_is_imported_and_checked_like_the_original() -> None:
     assert codes[0] == codes[1]
 
 
-@pytest.mark.parametrize("words", [["import", "ls -l"], ["import", "torchrun 'x.py"], ["import", "torchrun x.py --config-file /no/such.yaml"]])
+@pytest.mark.parametrize("words", [["import", "ls -l"], ["import", "torchrun 'pretrain_dit_model.py"], ["import", "torchrun pretrain_dit_model.py --config-file /no/such.yaml"]])
 def test_what_is_no_training_command_is_a_usage_error(words: list[str]) -> None:
     result = dfmspec(*words)
 

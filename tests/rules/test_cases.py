@@ -29,7 +29,7 @@ FIRES = [
     *((code, f"target={target} {words}") for target in ("dfm", "dfm_wan", "dfm_flux") for code, words in (
         ("MOD113", "model.recompute_granularity=selective model.recompute_modules=[moe]"), ("SEQ112", "model.variable_seq_lengths=true"),
         ("MOD119", "model.attention_dropout=1.5"), ("OPT115", "rng.data_parallel_random_init=true"), ("MOD115", "model.vocab_size=10"),
-        ("FLX110" if target == "dfm_flux" else "SEQ111", "model.cuda_graph_impl=local"), ("OPT104", "scheduler.start_weight_decay=0.1 scheduler.end_weight_decay=0.05"))),
+        ("FLX110" if target == "dfm_flux" else "SEQ111", "model.cuda_graph_impl=local model.enable_cuda_graph=true"), ("OPT104", "scheduler.start_weight_decay=0.1 scheduler.end_weight_decay=0.05"))),
     ("RUN111", "cluster.nnodes=2 cluster.nproc_per_node=1 cluster.master_addr=localhost"),
     ("SPC203", "target=dfm comm_overlap.tp_comm_overlap=false comm_overlap._target_=foo.Bar"), ("SPC203", "target=dfm_wan ft._target_=os.system"),
     ("MOD110", "target=dfm data.source=mock model.crossattn_emb_size=4096"), ("MOD110", "target=dfm data.source=mock dataset.context_embeddings_dim=4096"),
@@ -51,7 +51,7 @@ SILENT = [
     ("EVL103", "target=dfm model.vae_name=Cosmos-0.1-Tokenizer-CV8x8x8"), ("EVL103", "target=dfm train.eval_iters=0 model.vae_module=my.Decoder"),
     ("MOD110", "target=dfm data.source=mock model.crossattn_emb_size=4096 dataset.context_embeddings_dim=4096"),
     ("PRE108", "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed cluster.nproc_per_node=8 model.context_parallel_size=4"),
-    ("SEQ113", "target=dfm_wan model.cp_comm_type=a2a"), ("FLX110", "target=dfm_flux model.enable_cuda_graph=true model.use_te_rng_tracker=true"),
+    ("SEQ113", "target=dfm_wan model.cp_comm_type=a2a"), ("FLX110", "target=dfm_flux model.enable_cuda_graph=true"),
 ]  # fmt: skip
 
 
