@@ -286,6 +286,11 @@ def _defaults(target: str, recipe: str) -> tuple[dict[str, Any], dict[str, Origi
     return values, origins
 
 
+def recipe_value(target: str, recipe: str, key: str) -> Any:
+    """What a key has when nobody sets it; None where it is derived."""
+    return _defaults(target, recipe)[0][key]
+
+
 def _place(path: Path, document: Document) -> Span:
     """Where a layer sets a key: under its own name, or under the how-to's."""
     if not document.text:

@@ -140,7 +140,8 @@ def _placeholders(view: View) -> Iterator[Finding]:
     for key in (DATASET, "checkpoint.save", "checkpoint.load"):
         value = view[key]
         if view.is_users(key) and isinstance(value, str) and is_placeholder(value):
-            yield Finding(path(key), f"{key} {value} looks like a placeholder", "put the real path")
+            upstreams_own = value.rpartition("/")[2] == "DATASET_FOLDER"  # a file that waits for its first edit
+            yield Finding(path(key), f"{key} {value} looks like a placeholder", "put the real path", HINT if upstreams_own else None)
 
 
 def _streams(view: View) -> Iterator[Finding]:

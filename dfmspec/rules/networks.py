@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
 from dfmspec.layout import nearest_multiples
+from dfmspec.load import recipe_value
 from dfmspec.rules.base import CP, DFM, ERROR, FFN, FLUX, HIDDEN, HINT, MBS, PP, SP, TP, VPP, WAN, WARNING, Rule, View, excludes, must_be, path, same, together
 
 _BOTH = DFM[1:]
@@ -106,7 +107,7 @@ RULES = (
     ),
     Rule(
         "WAN108", "widths-set-apart", WARNING,
-        excludes(lambda v: v.is_users(HIDDEN) and not v.is_users(FFN), at=HIDDEN,
+        excludes(lambda v: v[HIDDEN] != recipe_value(v.target, v["recipe"], HIDDEN) and not v.is_users(FFN), at=HIDDEN,
                  message=lambda v: f"{HIDDEN} {v[HIDDEN]} with {FFN} {v[FFN]} of recipe {v['recipe']}, which does not follow", hint=f"set {FFN} too; null is 4 x hidden_size"),
         "The widths are defaults of their own: another hidden_size alone makes a network of odd proportions in silence.", f"{_WM}; flux_provider.py", _BOTH,
     ),

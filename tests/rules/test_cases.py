@@ -15,6 +15,7 @@ from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.load import load_spec
 from dfmspec.resolve import resolve_spec
 from dfmspec.rules import LEVELS, check_spec
+from tests.conftest import CORPUS
 
 
 def found(*words: str, levels: tuple[str, ...] = ("spec",)) -> dict[str, Diagnostic]:
@@ -64,6 +65,21 @@ def test_the_length_of_wans_packs_is_named_by_the_key_that_cuts_them() -> None:
     wan = found("target=dfm_wan", "data.source=mock", "cluster.nproc_per_node=2", "model.context_parallel_size=2", "model.seq_length=1023")
 
     assert "packs are cut by dataset.seq_length" in wan["SEQ106"].hint
+
+
+def test_upstreams_own_example_is_at_most_hinted_at() -> None:
+    words = ("target=dfm", "cluster.nproc_per_node=8")
+    findings = check_spec(resolve_spec(load_spec(CORPUS / "dfm" / "dit_pretrain.yaml", words)), levels=("spec",))
+
+    assert {finding.code for finding in findings if finding.severity > Severity.HINT} == set() and "RUN102" in {finding.code for finding in findings}
+
+
+def test_a_value_that_upstream_has_anyway_is_no_fault() -> None:
+    words = ["target=dfm_flux", "data.source=mock", "cluster.nproc_per_node=8", "train.global_batch_size=8", "dataset.global_batch_size=8", "train.train_iters=9"]
+    words += ["model.hidden_size=3072"]
+
+    assert {finding.code for finding in found(*words).values() if finding.severity > Severity.HINT} == set()
+    assert "WAN108" in found(*words, "model.hidden_size=1536")
 
 
 def test_what_the_recipe_itself_has_is_at_most_a_hint() -> None:
