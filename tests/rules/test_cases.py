@@ -145,6 +145,30 @@ def _appended(shard: Path) -> None:
         tar.addfile(member, io.BytesIO(b"{}"))
 
 
+def test_guidance_must_be_that_of_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000100").mkdir()
+    (tmp_path / "latest_train_state.pt").touch()
+    (tmp_path / "iter_0000100" / "run_config.yaml").write_text("model:\n  guidance_embed: true\n  num_joint_layers: 19\n")
+    words = ["target=dfm_flux", "data.source=mock", f"checkpoint.load={tmp_path}"]
+
+    assert "guidance_embed is false, and the checkpoint's is true" in found(*words, levels=LEVELS)["CKP116"].message
+    assert "CKP116" not in found(*words, "model.guidance_embed=true", levels=LEVELS)
+
+
+def test_a_folder_without_permission_is_a_finding_at_the_key_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if "closed" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return seen(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    finding = found(f"dataset.path={tmp_path / 'closed' / 'data'}", levels=("spec", "paths"))["RUN122"]
+
+    assert finding.path == ("dataset", "path") and "Permission denied" in finding.message
+
+
 def test_a_folder_that_upstream_cannot_number_is_found_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "old" / "iter_best").mkdir(parents=True)
     words = ["target=dfm", "data.source=mock", f"checkpoint.save={tmp_path}"]
