@@ -26,7 +26,7 @@ def _resume(view: View) -> Iterator[Finding]:
     runs, own = local_path(view["run.output_dir"]) / name, view["checkpoint.save"] if view.users("checkpoint.save") else f"checkpoints/{name}"
     saved = iterations(local_path(own))
     if resume == "require" and not saved and not list(runs.glob("*/manifest.json")) and not (view.users("checkpoint.load") and iterations(local_path(view["checkpoint.load"]))):
-        yield Finding(path("run.resume"), f"run.resume is require, and neither {runs} has a run nor {own} a checkpoint", "auto starts one")
+        yield Finding(path("run.resume"), f"run.resume is require, but {runs} has no run of this plan, and {own} no checkpoint", "auto starts one")
     elif resume == "never" and saved and view.users("checkpoint.save"):
         yield Finding(path("run.resume"), f"run.resume is never, and {own} has a checkpoint of iteration {saved[-1]}, from which upstream goes on", "another checkpoint.save, or resume auto")
     if isinstance(resume, int):
