@@ -27,9 +27,9 @@ class Catalogue(NamedTuple):
         """The schema of `section.field`, or of a top-level key; None when there is no such key."""
         node = self.schema
         for part in key.split("."):
-            node = node.get("properties", {}).get(part)
-            if node is None:
+            if "properties" not in node or (inner := node["properties"].get(part)) is None:
                 return None
+            node = inner
         return node
 
     def is_section(self, key: str) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, TrainingError, UsageError
-from dfmspec.load import PATH_KEYS, load_spec
+from dfmspec.load import PATH_KEYS, load_spec, local_path
 from dfmspec.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
 from dfmspec.report.text import render
@@ -206,7 +206,7 @@ def resume_from(experiment: Any) -> Callable[..., Path | None]:
         if isinstance(resume, int):
             step = resume
         elif resume not in ("auto", "require"):
-            folder = Path(resume).expanduser().absolute()
+            folder = local_path(resume).absolute()
         found: Path | None = find(folder, iteration=step, report=report) if folder.is_dir() or step is not None else None
         if found is None and (elsewhere or resume != "auto"):
             raise CheckpointError(f"{folder} has no checkpoint to resume from")

@@ -13,15 +13,28 @@ from dfmspec.document import Document, parse_document, read_document
 from dfmspec.errors import UsageError
 from dfmspec.fixes import scalar
 from dfmspec.rules.spec import SECRET_NAME
+from dfmspec.targets import TARGETS, target_module
 
 _TORCHRUN = {
     "nproc_per_node": "cluster.nproc_per_node", "nnodes": "cluster.nnodes", "master_addr": "cluster.master_addr", "master_port": "cluster.master_port",
 }  # fmt: skip
-_SILENT_TORCHRUN = ("node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "max_restarts", "standalone", "log_dir", "tee", "redirects", "rdzv_conf")
+_DROPPED_TORCHRUN = {
+    **dict.fromkeys(("node_rank", "rdzv_id", "rdzv_conf"), "the plan gives each node its own"), "standalone": "one node needs no rendezvous",
+    **dict.fromkeys(("log_dir", "tee", "redirects"), "each rank's output is in the run directory"), "max_restarts": "dfmspec run resumes by itself",
+}  # fmt: skip
+_RENDEZVOUS = ("rdzv_backend", "rdzv_endpoint")
 _SWITCHES = ("standalone",)
 _SHELL = ("export", "env", "exec", "&&", ";", "-m", "torch.distributed.run")
 _ENDS_A_COMMAND = re.compile(r"\d?>.*|\||\|\||&|&&|;")
-_SCRIPT = ("mock", "config_file", "debug", "dataset_path")
+SCRIPTS = {Path(target_module(name).ENTRY).name: name for name in TARGETS if name != "megatron_core"}
+"""Upstream's script of each network."""
+_SCRIPT = {
+    "dfm": ("mock", "config_file", "debug", "dataset_path"), "dfm_wan": ("mock", "training_mode", "config_file", "debug"),
+    "dfm_flux": ("mock", "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "guidance_scale", "scheduler_steps", "config_file", "debug",
+                 "use_original_step", "flow_shift", "use_loss_weighting"),
+}  # fmt: skip
+"""Each script's own flags."""
+_FLAGS = ("mock", "debug", "use_original_step", "use_loss_weighting")
 
 
 @dataclass
@@ -32,31 +45,63 @@ class Imported:
     """Key -> value, of the Megatron sections and of ours."""
     dead: list[tuple[str, str]] = field(default_factory=list)
     """(word, why it did nothing, or was no word at all)."""
+    target: str = "dfm"
 
 
-def import_command(words: Sequence[str]) -> Imported:
-    """A torchrun line for DFM's pretraining script, as upstream would read it.
+def import_command(words: Sequence[str], target: str | None = None) -> Imported:
+    """A torchrun line for one of DFM's pretraining scripts, as upstream would read it.
+
+    Args:
+        target: what trains; None: what the script's name says.
 
     Raises:
-        UsageError: the words hold no script, or name a file that cannot be read.
+        UsageError: the words hold no script that is known, or name a file that cannot be read.
     """
-    found = Imported()
     script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
     if script is None:
         raise UsageError("there is no training script (.py) in this command")
+    found = Imported(target=_target(words[script], target))
     end = next((i for i in range(script, len(words)) if _ENDS_A_COMMAND.fullmatch(words[i])), len(words))
     _launcher(words[:script], found)
     _script(words[script + 1 : end], found)
     return found
 
 
-def import_file(file: Path) -> Imported:
+def _target(script: str, asked: str | None) -> str:
+    """What a script trains."""
+    name = Path(script).name
+    known = SCRIPTS.get(name)
+    if known is None and (asked is None or name.startswith(("inference", "prepare", "convert", "finetune"))):
+        raise UsageError(f"{name} is not a script that dfmspec knows to train: {', '.join(SCRIPTS)}; for a copy of one of them give --target")
+    if known is not None and asked not in (None, known) and (asked, known) != ("megatron_core", "dfm"):
+        raise UsageError(f"{name} trains target {known}, not {asked}; leave --target out")
+    return asked or known or "dfm"
+
+
+def import_script(file: Path, target: str | None = None) -> Imported:
+    """A shell script with one training command; its exports before it count as the command's environment.
+
+    Raises:
+        UsageError: it cannot be read, or has no command, or several.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    commands = [line for line in lines if re.search(r"(torchrun|python3?|torch\.distributed\.run)\b.*\.py\b", line) and not line.lstrip().startswith("#")]
+    if len(commands) != 1:
+        raise UsageError(f"{file} has {len(commands)} commands that start a script; give the one that trains, in quotes")
+    exports = [line for line in lines[: lines.index(commands[0])] if line.lstrip().startswith("export ")]
+    return import_command(split_command(" ".join([*exports, commands[0]])), target)
+
+
+def import_file(file: Path, target: str | None = None) -> Imported:
     """An override file.
 
     Raises:
         UsageError: it cannot be read, or is no mapping of sections.
     """
-    found = Imported()
+    found = Imported(target=target or "dfm")
     try:
         document = read_document(file)
     except OSError as error:
@@ -84,13 +129,31 @@ def _launcher(words: Sequence[str], found: Imported) -> None:
         name = name.replace("-", "_")
         flagged = rest[position].startswith("-")
         position += 1
-        if flagged and not equals and name not in _SWITCHES and position < len(rest) and (name in _TORCHRUN or name in _SILENT_TORCHRUN):
+        if flagged and not equals and name not in _SWITCHES and position < len(rest) and name in (*_TORCHRUN, *_DROPPED_TORCHRUN, *_RENDEZVOUS):
             value = rest[position]
             position += 1
         if name in _TORCHRUN and flagged:
             _keep(_TORCHRUN[name], value, _value_of(value), found)
-        elif name not in _SILENT_TORCHRUN and not (rest[position - 1].endswith(("torchrun", "python", "python3")) or rest[position - 1] in _SHELL):
+        elif name in _RENDEZVOUS and flagged:
+            _rendezvous(name, value, found)
+        elif name in _DROPPED_TORCHRUN and flagged:
+            found.dead.append((f"--{name.replace('_', '-')} {value}".strip(), _DROPPED_TORCHRUN[name]))
+        elif not (rest[position - 1].endswith(("torchrun", "python", "python3")) or rest[position - 1] in _SHELL):
             found.dead.append((rest[position - 1], "not carried over: set it where the run is launched"))
+
+
+def _rendezvous(flag: str, value: str, found: Imported) -> None:
+    """Where and how the nodes meet."""
+    if flag == "rdzv_backend":
+        if value in ("static", "c10d"):
+            found.values["launcher.rendezvous"] = value
+        else:
+            found.dead.append((f"--rdzv-backend {value}", "static and c10d are what a plan knows"))
+        return
+    host, colon, port = value.rpartition(":")
+    _keep("cluster.master_addr", host if colon else value, (host if colon else value).strip("[]"), found)
+    if colon:
+        _keep("cluster.master_port", port, _value_of(port), found)
 
 
 def _script(words: Sequence[str], found: Imported) -> None:
@@ -103,11 +166,11 @@ def _script(words: Sequence[str], found: Imported) -> None:
             overrides.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        meant = [known for known in _SCRIPT if known.startswith(name.replace("-", "_"))]
+        meant = [known for known in _SCRIPT["dfm" if found.target == "megatron_core" else found.target] if known.startswith(name.replace("-", "_"))]
         if len(meant) != 1:
             found.dead.append((word, "the script has no such flag, and its command line fails"))
             continue
-        if meant[0] in ("config_file", "dataset_path") and not equals:
+        if meant[0] not in _FLAGS and not equals:
             value = rest.pop(0) if rest else ""
         if meant[0] == "mock":
             found.values["data.source"] = "mock"
@@ -116,6 +179,12 @@ def _script(words: Sequence[str], found: Imported) -> None:
                 _keep("dataset.path", value, value, found)
         elif meant[0] == "config_file":
             _lay(_readable(value), found)
+        elif meant[0] == "guidance_scale":
+            _keep("model.guidance_scale", value, _value_of(value), found)
+        elif (meant[0], value) != ("training_mode", "pretrain") and meant[0] != "debug":
+            found.dead.append((f"{word} {value}".strip() if not equals else word, "not carried over: the plan pretrains, with the script's own defaults"))
+    if found.target == "dfm_flux" and not any(word.startswith("--c") for word in words):
+        found.dead.append(("conf/flux_pretrain_override_example.yaml", "the script reads this file of its own: import it with --config-file"))
     for override in overrides:
         _override(override, found)
 

@@ -25,11 +25,20 @@ PATH_KEYS = frozenset({
     "checkpoint.non_persistent_local_ckpt_dir", "logger.tensorboard_dir", "logger.wandb_save_dir", "model.vae_cache_folder", "run.output_dir",
 })  # fmt: skip
 """Keys whose relative values in a file are relative to that file."""
+PLACES = (*sorted(PATH_KEYS), "run.resume")
+"""Keys that may name a place on this machine."""
+
+
+def local_path(text: str) -> FilePath:
+    """A path of a spec on this machine; one in the home of a user who is not there stays as it is written."""
+    return FilePath(os.path.expanduser(text))
+
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", re.DOTALL)
 _OVERRIDE_HINTS = {
     "~": "deleting a key (~) does nothing upstream; set it to the value that is meant",
     "+": "adding keys (+) makes upstream drop unknown ones in silence; leave the + out",
@@ -147,10 +156,10 @@ class _Loader:
     def _lay_reference(self, document: Document, key: str, name: str, ancestors: tuple[str, ...]) -> None:
         path = FilePath(document.file).parent / name
         span = document.values.get((key,), document.span((key,)))
-        if os.path.realpath(path) in ancestors:
-            self._problem(span, "SPC105", "circular-extends", f"{name} is laid under itself", "remove one of the two references", (key,))
-            return
         try:
+            if os.path.realpath(path) in ancestors:
+                self._problem(span, "SPC105", "circular-extends", f"{name} is laid under itself", "remove one of the two references", (key,))
+                return
             base = read_document(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             message = f"{key}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -169,7 +178,7 @@ class _Loader:
             return
         if key in ("extends", "config_file"):
             raise UsageError(f"{key} belongs in a spec; on the command line give the spec that has it")
-        node: Any = _OverrideText(value)
+        node: Any = _OverrideText(value) if (text_itself := _unquoted(value)) is None else text_itself
         for part in reversed(key.split(".")):
             node = {part: node}
         path = tuple(key.split("."))
@@ -277,6 +286,11 @@ def _defaults(target: str, recipe: str) -> tuple[dict[str, Any], dict[str, Origi
     return values, origins
 
 
+def recipe_value(target: str, recipe: str, key: str) -> Any:
+    """What a key has when nobody sets it; None where it is derived."""
+    return _defaults(target, recipe)[0][key]
+
+
 def _place(path: Path, document: Document) -> Span:
     """Where a layer sets a key: under its own name, or under the how-to's."""
     if not document.text:
@@ -305,6 +319,12 @@ def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
         elif not ("null" in declared and text is None):
             out[name] = node
     return out
+
+
+def _unquoted(value: str) -> str | None:
+    """What Hydra reads in quotes, which is always text; None when the value has none."""
+    match = _QUOTED.fullmatch(value)
+    return None if match is None else match[2].replace(f"\\{match[1]}", match[1])
 
 
 class _OverrideText(NamedTuple):

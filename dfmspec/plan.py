@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from dfmspec.document import write_scalar
 from dfmspec.environment import environment
+from dfmspec.load import local_path
 from dfmspec.resolve import Resolved
 from dfmspec.targets import target_module
 
@@ -121,7 +123,7 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     """Digests of what a plan takes for granted: this version's code, and the dataset's metadata."""
     found = {"code": code_digest()} if target == "megatron_core" else {}
     path = values["dataset.path"]
-    if path and (metadata := Path(path).expanduser() / ".nv-meta").is_dir():
+    if path and os.path.isdir(metadata := local_path(path) / ".nv-meta"):  # noqa: PTH112  which a name too long does not stop
         found["dataset"] = _digest(file for file in sorted(metadata.iterdir()) if file.suffix in (".yaml", ".json"))
     return found
 

@@ -45,6 +45,8 @@ class Scan:
 
     samples: tuple[Sample, ...]
     broken: tuple[str, ...]
+    counts: dict[str, int]
+    """Shard -> how many samples it has, as Energon counts."""
 
     @property
     def whole(self) -> tuple[Sample, ...]:
@@ -58,26 +60,31 @@ def scan(folder: Path, limit: int = SAMPLES) -> Scan:
     shards = sorted(folder.rglob("*.tar"))
     samples: list[Sample] = []
     broken: list[str] = []
+    counts: dict[str, int] = {}
     for shard in shards:
         try:
-            samples += [_sample(f"{key} of {shard.name}", parts) for key, parts in _members(shard, max(1, limit // len(shards))).items()]
+            members, counts[str(shard.relative_to(folder))] = _members(shard, max(1, limit // len(shards)))
+            samples += [_sample(f"{key} of {shard.name}", parts) for key, parts in members.items()]
         except (tarfile.TarError, OSError, EOFError) as error:
             broken.append(f"{shard.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    return Scan(tuple(samples), tuple(broken))
+    return Scan(tuple(samples), tuple(broken), counts)
 
 
-def _members(shard: Path, limit: int) -> dict[str, dict[str, bytes]]:
+def _members(shard: Path, limit: int) -> tuple[dict[str, dict[str, bytes]], int]:
+    """The parts of the first samples, and how many samples there are."""
     samples: dict[str, dict[str, bytes]] = {}
+    count, last = 0, None
     with tarfile.open(shard) as tar:
         for member in tar:
             match = SAMPLE_NAME.match(member.name) if member.isfile() else None
+            count, last = (count + 1, match[1]) if match is not None and match[1] != last else (count, last)
             if match is None or (match[1] not in samples and len(samples) == limit):
                 continue  # the rest is walked over, header by header: a shard that breaks off is found
             handle = tar.extractfile(member) if member.size <= LARGEST else None
             samples.setdefault(match[1], {})[match[2]] = handle.read() if handle else b""
         if shard.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it ends without an end mark")
-    return samples
+    return samples, count
 
 
 def _sample(place: str, parts: dict[str, bytes]) -> Sample:

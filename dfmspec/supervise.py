@@ -19,7 +19,7 @@ from typing import Any
 from dfmspec.bundle import programs, write_files
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.launch import Handle, Launcher, Place, launcher
-from dfmspec.load import PATH_KEYS
+from dfmspec.load import PATH_KEYS, local_path
 from dfmspec.manifest import Attempt, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
 from dfmspec.plan import Plan, config_digest, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
@@ -52,7 +52,7 @@ def execute(request: Request) -> tuple[int, Path]:
         LockedError: another process runs it.
     """
     plan = request.plan
-    folder = Path(str(plan.run["output_dir"])).expanduser().absolute() / plan.name
+    folder = local_path(str(plan.run["output_dir"])).absolute() / plan.name
     run_dir, manifest = _open(folder, request)
     if manifest.verdict == "succeeded":
         request.talk(f"Run {run_dir} has finished already; nothing to do (run.resume=never starts a new one)")
@@ -207,7 +207,7 @@ class _Supervisor:
 
     def _conclude(self, attempt: Attempt, codes: list[int | None], word: str) -> None:
         save = str(_config_at_launch(self.request.plan)["checkpoint"]["save"])
-        folder = Path(save.replace("${RUN_DIR}", str(self.run_dir))).expanduser()
+        folder = local_path(save.replace("${RUN_DIR}", str(self.run_dir)))
         conclude(self.manifest, attempt, self.run_dir, folder, codes, signals=self.signals, word=word)
         write_manifest(self.run_dir, self.manifest)
 

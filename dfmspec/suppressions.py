@@ -76,7 +76,7 @@ def _problem(codes: tuple[str, ...], reason: str, levels: Mapping[str, str]) -> 
     if unknown := [code for code in codes if code not in levels]:
         return f"there is no rule {unknown[0]}"
     if fixed := [code for code in codes if levels[code] == "load" and code not in ("SPC103", "CKP101")]:
-        return f"{fixed[0]} cannot be suppressed: the value cannot be read"
+        return f"{fixed[0]} cannot be suppressed: it is an error of reading, and the rest is judged without what stands there"
     return "" if reason.strip() else "this gives no reason"
 
 

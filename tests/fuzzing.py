@@ -28,7 +28,7 @@ from dfmspec.rules import all_findings
 
 KEYS = sorted({key for target in SCHEMAS for key, _ in catalogue(target).defaults()})
 WORDS = ["true", "null", "none", "", "~", "1e-4", "010", "1:30", "yes", "0x1f", ".inf", "-1", "0", "2.0", "a b", "${RUN_DIR}/x", "${a.b}", "/data/x", "../x",
-         "full", "selective", "bf16_mixed", "bf16_with_mxfp8_mixed", "torch.float32", "🦋", "\u2028", "\\", "'", '"', "# x", "dfmspec: ignore[PAR101] x", "WSD"]  # fmt: skip
+         "full", "selective", "bf16_mixed", "bf16_with_mxfp8_mixed", "torch.float32", "🦋", "\u2028", "\\", "'", '"', "# x", "~nouser/x", "x" * 5000, "a\0b", "dfmspec: ignore[PAR101] x", "WSD"]  # fmt: skip
 EXTRA = ["target", "recipe", "extends", "config_file", "name", "model", "train", "mixed_precision", "comm_overlap", "launcher.env", "checkpoint.checkpoint_dir",
          "checkpoint.load_checkpoint", "typo", "model.typo", "<<", ""]  # fmt: skip
 
@@ -110,7 +110,7 @@ def run(count: int, seed: int, progress: Callable[[int], None] = lambda done: No
         try:
             codes += through_everything(text, overrides)
             if number % 10 == 0:
-                import_command(split_command("torchrun x.py " + " ".join(override(rng) for _ in range(4))))
+                import_command(split_command("torchrun pretrain_dit_model.py " + " ".join(override(rng) for _ in range(4))))
         except DfmspecError:
             codes["usage error"] += 1
         except Exception as error:

@@ -71,6 +71,21 @@ def test_what_is_not_legal_is_said_with_a_way_out(override: str, code: str, word
     assert words in found[code]
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [("checkpoint.save='/data/x'", "checkpoint.save", "/data/x"), ('checkpoint.save="a b"', "checkpoint.save", "a b"), ("checkpoint.save=''", "checkpoint.save", ""),
+     (r"checkpoint.save='it\'s'", "checkpoint.save", "it's"), ("name='null'", "name", "null"), ("checkpoint.save='a'b'", "checkpoint.save", "'a'b'"),
+     ("recipe='dit_s'", "recipe", "dit_s"), ("checkpoint.load_checkpoint='/c/iter_5'", "checkpoint.ckpt_step", 5)],
+)  # fmt: skip
+def test_quotes_of_an_override_are_hydras_and_not_part_of_the_text(override: str, key: str, value: object) -> None:
+    assert load_spec(None, [override]).values[key] == value
+
+
+def test_a_quoted_number_is_text_as_it_is_upstream() -> None:
+    assert list(problems(None, "train.train_iters='10'")) == ["SPC202"]
+    assert load_spec(None, ["target='dfm'", "mixed_precision='bf16-mixed'"]).values["mixed_precision.recipe"] == "bf16_mixed"
+
+
 def test_all_findings_come_in_one_pass(tmp_path: Path) -> None:
     path = write(tmp_path, "s.yaml", "model: {num_layer: 3, hidden_size: wide}\ntrain: {train_iters: -1}\nfoo: 1\n")
 

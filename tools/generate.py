@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -26,11 +27,12 @@ from dfmspec.load import load_spec  # noqa: E402
 from dfmspec.manifest import manifest_schema  # noqa: E402
 from dfmspec.plan import make_plan  # noqa: E402
 from dfmspec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
-from dfmspec.resolve import resolve_spec  # noqa: E402
+from dfmspec.resolve import Resolved, resolve_spec  # noqa: E402
 from dfmspec.rules import LEVELS, RULES, all_findings  # noqa: E402
-from dfmspec.rules.base import Rule  # noqa: E402
+from dfmspec.rules.base import Rule, UnknownValue, View  # noqa: E402
 from dfmspec.spec.experiment import Experiment  # noqa: E402
 from dfmspec.targets import target_module  # noqa: E402
+from dfmspec.targets.dfm import CLASSES  # noqa: E402
 
 OWN_SECTIONS = ("cluster", "launcher", "run")
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "map": "object"}
@@ -63,6 +65,8 @@ def dfm(target: str, ours: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
         if not optional:
             properties[section]["type"] = "object"
+        if "_target_" in fields:  # upstream would import and call whatever stands there
+            properties[section]["properties"]["_target_"] = _dfm_field({**fields["_target_"], "values": [CLASSES[section]]})
     title = f"An experiment for NVIDIA DFM {REVISION} (Megatron-Bridge 953aabf7), {NETWORKS[target]}."
     return _document(Path(SCHEMAS[target]).name.removesuffix(".schema.json"), title, _with_derivations(properties, target))
 
@@ -173,12 +177,12 @@ def _chosen(targets: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 CORPUS = ROOT / "tests" / "corpus" / "rules"
-_DEPENDS_ON_THE_MACHINE = ("CKP113",)
+_DEPENDS_ON_THE_MACHINE = ("CKP113", "DAT212")
 """Rules whose message is another one on every machine."""
 
 
-def examples(rule: Rule) -> dict[str, list[Diagnostic]]:
-    """target -> what the rule says of its bad example; of those that its example is for."""
+def examples(rule: Rule, asked: set[str]) -> dict[str, list[Diagnostic]]:
+    """target -> what the rule says of its bad example, of those that its example is for; the keys that it asks for are added to `asked`."""
     folder, found, here = CORPUS / rule.code, {}, Path.cwd()
     os.chdir(folder)
     try:
@@ -187,6 +191,7 @@ def examples(rule: Rule) -> dict[str, list[Diagnostic]]:
             words += Path("bad.txt").read_text().splitlines() if Path("bad.txt").exists() else []
             resolved = resolve_spec(load_spec("bad.yaml", words))
             found[resolved.spec.target] = [finding for finding in all_findings(resolved, levels=LEVELS) if finding.code == rule.code]
+            asked |= keys_of(rule, [resolved])
     finally:
         os.chdir(here)
     return found
@@ -196,6 +201,42 @@ LOOKS_AT = {
     "load": "the file as it is read", "spec": "the spec", "paths": "the spec and the files it names", "data": "samples of the dataset",
     "deep": "Megatron's own objects",
 }  # fmt: skip
+
+
+class _Watched(View):
+    """A view that remembers which keys a rule asked for."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        super().__init__(resolved)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def is_users(self, key: str) -> bool:
+        self.asked.add(key)
+        return super().is_users(key)
+
+
+_MANY = 40
+"""A rule that asks for more keys looks at the spec as a whole."""
+
+
+def keys_of(rule: Rule, specs: list[Resolved]) -> set[str]:
+    """The keys that a rule asks for, on its examples and, when it needs no files, on every valid spec of the corpus."""
+    asked: set[str] = set()
+    for resolved in specs:
+        if resolved.spec.target in rule.targets:
+            view = _Watched(resolved)
+            with contextlib.suppress(UnknownValue, ZeroDivisionError):
+                list(rule.check(view))
+            asked |= view.asked
+    return asked if len(asked) <= _MANY else set()
+
+
+def _valid_specs() -> list[Resolved]:
+    return [resolve_spec(load_spec(file)) for file in sorted((ROOT / "tests" / "corpus" / "valid").glob("*.yaml"))]
 
 
 def page(rule: Rule, found: dict[str, list[Diagnostic]]) -> str:
@@ -266,10 +307,12 @@ def pages() -> dict[Path, str]:
     """The manual, which the rules write by running: after the schemas, which they read."""
     rules: dict[str, list[str]] = defaultdict(list)
     out: dict[Path, str] = {}
+    valid = _valid_specs()
     for rule in RULES:
-        found = examples(rule) if rule.level != "deep" else {}
+        asked: set[str] = keys_of(rule, valid) if rule.level == "spec" else set()
+        found = examples(rule, asked) if rule.level != "deep" else {}
         out[ROOT / "docs" / "rules" / f"{rule.code}.md"] = page(rule, found)
-        for key in sorted({dotted(finding.path) for findings in found.values() for finding in findings if len(finding.path) == 2}):
+        for key in sorted(asked | {dotted(finding.path) for findings in found.values() for finding in findings if len(finding.path) == 2}):
             rules[key].append(rule.code)
     out[ROOT / "schemas" / "rules_of_keys.json"] = json.dumps(dict(sorted(rules.items())), indent=2) + "\n"
     out[ROOT / "docs" / "keys.md"] = keys_page({target: catalogue(target).schema for target in SCHEMAS}, rules)

@@ -11,7 +11,7 @@ import typer
 
 from dfmspec.catalogue import SCHEMAS
 from dfmspec.errors import UsageError
-from dfmspec.importing import Imported, import_command, import_file, spec_of, split_command
+from dfmspec.importing import Imported, import_command, import_file, import_script, spec_of, split_command
 from dfmspec.load import PATH_KEYS, load_spec
 from dfmspec.resolve import resolve_spec
 from dfmspec.rules import check_spec
@@ -20,20 +20,28 @@ _DEAD = ("SPC201", "SPC202", "SPC203", "SPC204", "SPC205", "SPC206", "SPC303", "
 
 
 def import_(
-    words: Annotated[list[str], typer.Argument(metavar="COMMAND | FILE", help="A torchrun command in quotes, or an override file.", show_default=False)],
-    target: Annotated[str, typer.Option(help=f"What is to train: {', '.join(SCHEMAS)}.")] = "dfm",
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND | FILE", help="A torchrun command in quotes, a script (.sh) with one, or an override file.", show_default=False),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help=f"What is to train: {', '.join(SCHEMAS)}; by itself what the script's name says, or dfm.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spec here; the file must not exist.")] = None,
 ) -> None:
     """Take over a command or a file that was made for DFM's script; keys that never did anything become comments.
 
     Example: dfmspec import 'torchrun --nproc-per-node 2 examples/megatron/recipes/dit/pretrain_dit_model.py train.train_iters=500'
     """
-    if target not in SCHEMAS:
+    if target is not None and target not in SCHEMAS:
         raise UsageError(f"--target {target}: one of {', '.join(SCHEMAS)}")
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")) and " " not in words[0]:
-        found = import_file(Path(words[0]))
+        found = import_file(Path(words[0]), target)
+    elif len(words) == 1 and words[0].endswith(".sh") and " " not in words[0]:
+        found = import_script(Path(words[0]), target)
     else:
-        found = import_command(split_command(words[0]) if len(words) == 1 else words)
+        found = import_command(split_command(words[0]) if len(words) == 1 else words, target)
+    target = found.target
     if out is not None:
         for key in PATH_KEYS & found.values.keys():
             found.values[key] = _relative_to(out.parent, found.values[key])

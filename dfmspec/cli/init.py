@@ -33,13 +33,13 @@ model:
 train:
   global_batch_size: {gbs}  # packed sequences an iteration, a multiple of the data-parallel size {world}
   micro_batch_size: 1
-  train_iters: 10000
+  train_iters: {iterations}
 {evaluation}
 optimizer:
   lr: 1.0e-4  # the decay to a tenth of it over train_iters, and the warm-up, follow by themselves
 
 checkpoint:
-  save_interval: 1000  # iterations; the last one is always saved
+  save_interval: {save}  # iterations; the last one is always saved
 
 logger:
   log_interval: 10
@@ -81,7 +81,7 @@ def init(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     typer.echo(file)
-    if target != "megatron_core" and dataset_path is None:
+    if target == "dfm" and dataset_path is None:
         typer.echo("set dataset.path to your WebDataset before you run it", err=True)
 
 
@@ -103,13 +103,17 @@ def spec_text(file: str, recipe: str, target: str, nodes: int, gpus: int, datase
     world = nodes * gpus
     if dataset_path is not None:
         data = f"dataset:\n  path: {scalar(dataset_path)}\n  num_workers: 4\n"
+    elif target in ("dfm_wan", "dfm_flux"):
+        data = "data:\n  source: mock  # random data, for a trial; for your own: webdataset, and dataset: {path: ...}\n"
     elif target != "megatron_core":
         data = "dataset:\n  path: null  # the folder of your WebDataset\n  num_workers: 4\n"
     else:
         data = "data:\n  source: embedded  # drawn by dfmspec; for your own: webdataset, and dataset: {path: ...}\n  resolution: 256\n"
-    words = "dfmspec's own trainer; or dfm" if target == "megatron_core" else "NVIDIA DFM's own script; or megatron_core"
+    trial = "source: mock" in data  # which ends after 1,024 batches a rank
+    words = {"megatron_core": "dfmspec's own trainer; or dfm", "dfm": "NVIDIA DFM's own script; or megatron_core"}.get(target, "NVIDIA DFM's own script")
     return _TEMPLATE.format(
-        schema=_schema(file), file=file, recipe=recipe, sizes=sizes, target=target, target_words=words, nodes=nodes,
-        gpus=gpus, world=world, device="  device: cpu  # a trial without GPUs\n" if cpu else "", data=data, gbs=world * max(1, 32 // world),
+        schema=_schema(file), file=file, recipe=recipe, sizes=sizes, target=target, target_words=words, nodes=nodes, gpus=gpus, world=world,
+        device="  device: cpu  # a trial without GPUs\n" if cpu else "", data=data, gbs=world if trial else world * max(1, 32 // world),
+        iterations=500 if trial else 10000, save=500 if trial else 1000,
         evaluation="" if target in ("dfm_wan", "dfm_flux") else "  eval_interval: 1000\n  eval_iters: 32  # 0: never evaluate\n",
     )  # fmt: skip

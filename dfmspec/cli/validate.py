@@ -56,7 +56,10 @@ def validate(
     _refuse_inputs(files, [*(path for _, path in reports), *([write_baseline] if write_baseline else [])])
     findings, texts, unread = _check_all(files, overrides, dataset_path, levels, jobs)
     if chosen or ignored:
-        findings = [f for f in findings if _is_structural(f) or ((not chosen or f.code.startswith(chosen)) and not (ignored and f.code.startswith(ignored)))]
+        asked = {f.code for f in findings if (not chosen or f.code.startswith(chosen)) and not (ignored and f.code.startswith(ignored))}
+        findings = [f for f in findings if f.code in asked or _is_structural(f)]
+        if kept := sorted({f.code for f in findings} - asked):
+            typer.echo(f"note: {', '.join(kept)} are errors of reading, which --select and --ignore do not leave out", err=True)
     findings = _against_baseline(findings, baseline, write_baseline)
     _show(findings, texts, form, reports, quiet=quiet)
     for message in unread:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 from dfmspec.diagnostics import Diagnostic
 
@@ -24,7 +26,12 @@ def reporter(name: str) -> Report:
 
 def printable(text: str) -> str:
     """One line, without what a terminal or a log would take for a command."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return text if text.isprintable() else "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def lines_of_json(entries: Iterable[Any]) -> str:
+    """A JSON list with one entry a line: read by people and diffed by lines, and written ten times faster than with indents."""
+    return "[" + ",".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n]"
 
 
 def relative(file: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dfmspec import __version__
 from dfmspec.diagnostics import Diagnostic, dotted
+from dfmspec.report import lines_of_json
 
 
 def entry(finding: Diagnostic) -> dict[str, Any]:
@@ -23,4 +24,4 @@ def entry(finding: Diagnostic) -> dict[str, Any]:
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """{"schema_version", "tool", "findings": [...]}."""
     tool = {"name": "dfmspec", "version": __version__}
-    return json.dumps({"schema_version": 1, "tool": tool, "findings": [entry(finding) for finding in findings]}, indent=2)
+    return f'{{"schema_version": 1, "tool": {json.dumps(tool)}, "findings": {lines_of_json(map(entry, findings))}}}'

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dfmspec.diagnostics import Diagnostic, Severity, shown
-from dfmspec.report import relative
+from dfmspec.report import lines_of_json, relative
 
 _SEVERITIES = {Severity.ERROR: "major", Severity.WARNING: "minor", Severity.HINT: "info"}
 
@@ -26,4 +25,4 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
             "fingerprint": hashlib.sha256(f"{identity}:{seen[identity]}".encode()).hexdigest(), "severity": _SEVERITIES[finding.severity],
             "location": {"path": file, "lines": {"begin": max(1, finding.span.line), "end": max(1, finding.span.end_line)}},
         })  # fmt: skip
-    return json.dumps(issues, indent=2)
+    return lines_of_json(issues)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfmspec.diagnostics import Diagnostic, Severity, shown
-from dfmspec.report import relative
+from dfmspec.report import lines_of_json, relative
 
 _SEVERITIES = {Severity.ERROR: "ERROR", Severity.WARNING: "WARNING", Severity.HINT: "INFO"}
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """{"source", "diagnostics": [...]}."""
-    source = {"name": "dfmspec"}
-    return json.dumps({"source": source, "diagnostics": [_diagnostic(finding) for finding in shown(findings)]}, indent=2)
+    return f'{{"source": {{"name": "dfmspec"}}, "diagnostics": {lines_of_json(map(_diagnostic, shown(findings)))}}}'
 
 
 def _diagnostic(finding: Diagnostic) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from dfmspec import __version__
 from dfmspec.diagnostics import Diagnostic, Severity
-from dfmspec.report import relative
+from dfmspec.report import lines_of_json, relative
 from dfmspec.rules import RULES
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.HINT: "note"}
@@ -30,9 +31,10 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     run = {
         "tool": {"driver": driver}, "columnKind": "unicodeCodePoints",
         "originalUriBaseIds": {"SRCROOT": {"description": {"text": "the folder dfmspec ran in"}}},
-        "results": [_result(finding, index) for finding in findings],
+        "results": [],
     }  # fmt: skip
-    return json.dumps({"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}, indent=2)
+    whole = json.dumps({"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}, indent=2)
+    return whole.replace('"results": []', f'"results": {lines_of_json(_result(finding, index) for finding in findings)}')
 
 
 def _result(finding: Diagnostic, index: Mapping[Any, int]) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def _result(finding: Diagnostic, index: Mapping[Any, int]) -> dict[str, Any]:
     return result
 
 
+@lru_cache
 def _uri(file: str) -> str:
     from urllib.parse import quote
 

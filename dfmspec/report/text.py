@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Severity, Span, shown
 from dfmspec.document import lines_of
@@ -61,6 +62,7 @@ def _colour(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if coloured() else text
 
 
+@lru_cache
 def coloured() -> bool:
     """Colours on a terminal only, and never under NO_COLOR."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":

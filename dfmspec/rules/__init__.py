@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dfmspec.diagnostics import Diagnostic, Span, shown
+from dfmspec.load import PLACES, local_path
 from dfmspec.resolve import Resolved
 from dfmspec.rules import (
     batch,
@@ -66,7 +67,22 @@ def _findings(rule: Rule, view: View) -> list[Diagnostic]:
             found.append(Diagnostic(span, rule.code, rule.name, severity, finding.message, finding.hint, finding.path, layer, None, finding.fix))
     except (UnknownValue, ZeroDivisionError):
         pass
+    except (OSError, RuntimeError, ValueError) as error:
+        if rule.level not in ("paths", "data"):
+            raise
+        found.append(_unseen(error, view.resolved))
     return found
+
+
+def _unseen(error: Exception, resolved: Resolved) -> Diagnostic:
+    """What the operating system would not show to a rule, at the key that names it."""
+    rule, place = launch.UNSEEN, str(getattr(error, "filename", None) or "")
+    named = ((key, resolved.values.get(key)) for key in sorted(PLACES, key=lambda key: key not in resolved.spec.users))
+    key = next((key for key, value in named if isinstance(value, str) and value and place.startswith(str(local_path(value)))), "")
+    where = place if len(place) < 100 else f"a path of {len(place)} characters" if place else "what the spec names"
+    span, layer = _place(tuple(key.split(".")) if key else (), resolved)
+    message = f"{key}{': ' if key else ''}{where} cannot be looked at: {getattr(error, 'strerror', None) or error}"
+    return Diagnostic(span, rule.code, rule.name, rule.severity, message, "check the path and its permissions", tuple(key.split(".")) if key else (), layer)
 
 
 def _place(path: tuple[str | int, ...], resolved: Resolved) -> tuple[Span, str]:

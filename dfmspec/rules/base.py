@@ -144,6 +144,19 @@ def must_divide(divisor: str, number: str, *, words: str, at: str | None = None)
     return check
 
 
+def must_be(key: str, value: Any, because: str) -> Check:
+    """A key that leaves no choice."""
+    return excludes(lambda v: v[key] != value, at=key, message=lambda v: f"{key} {shown(v[key])}: {because}", hint=f"{key} must be {shown(value)}; leave it out")
+
+
+def same(one: str, other: str, *, when: Callable[[View], Any], what: str) -> Check:
+    """Two keys that must agree."""
+    return excludes(
+        lambda v: when(v) and v[one] != v[other], at=lambda v: one if v.is_users(one) else other,
+        message=lambda v: f"{one} {v[one]} and {other} {v[other]} are {what}, and must be the same", hint=lambda v: f"{one} {v[other]}, or {other} {v[one]}",
+    )  # fmt: skip
+
+
 def together(*checks: Check) -> Check:
     """Several checks under one code."""
 

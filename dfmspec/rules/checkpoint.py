@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any
 
 from dfmspec.diagnostics import Finding
 from dfmspec.document import parse_document
-from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires
+from dfmspec.load import local_path
+from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires, shown
 from dfmspec.rules.dataset import is_placeholder
 from dfmspec.size import checkpoint_bytes
 
@@ -18,6 +20,8 @@ SAVE, LOAD, STEP, INTERVAL, KEEP = (f"checkpoint.{name}" for name in ("save", "l
 
 def _save_interval(view: View) -> Iterator[Finding]:
     interval, iters = view[INTERVAL], view[ITERS]
+    if view[SAVE] == "":
+        yield Finding(path(SAVE), f"{SAVE} is empty: nothing is saved where the run expects it", "name a folder, or leave it out for the run directory", ERROR)
     if not view.is_users(INTERVAL) or iters is None:
         return
     if not interval:
@@ -44,7 +48,7 @@ def _budget(view: View) -> Iterator[Finding]:
     saves = -(-iters // interval)
     kept = saves if keep is None or keep < 1 else min(saves, max(keep, 2))
     each = checkpoint_bytes(view.resolved.values)
-    place = FilePath(str(folder).replace("${RUN_DIR}", str(view["run.output_dir"]))).expanduser()
+    place = local_path(str(folder).replace("${RUN_DIR}", str(view["run.output_dir"])))
     while not place.exists() and place != place.parent:
         place = place.parent
     disk = os.statvfs(place)
@@ -60,7 +64,7 @@ def _writable(view: View) -> Iterator[Finding]:
     text = view[SAVE]
     if not view.users(SAVE) or "${" in text or is_placeholder(text):
         return
-    place = FilePath(text).expanduser()
+    place = local_path(text)
     if place.is_file():
         yield Finding(path(SAVE), f"{SAVE} {text} is a file", "name a folder")
         return
@@ -74,7 +78,7 @@ def _folder(view: View, key: str) -> FilePath | None:
     text = view[key]
     if not isinstance(text, str) or "${" in text or "://" in text or is_placeholder(text):
         return None
-    return FilePath(text).expanduser()
+    return local_path(text)
 
 
 def iterations(folder: FilePath) -> list[int]:
@@ -94,6 +98,23 @@ def _load_missing(view: View) -> Iterator[Finding]:
         have = iterations(folder)
         hint = f"name it with checkpoint.load, and checkpoint.ckpt_step one of {', '.join(map(str, have))}" if have else "name the folder that holds the iter_ folders"
         yield Finding(path(LOAD), f"{view[LOAD]} has no tracker file (latest_train_state.pt), so upstream takes it for no checkpoint at all", hint)
+
+
+_MOST_FOLDERS = 5000
+
+
+def _foreign(view: View) -> Iterator[Finding]:
+    folder, keep = _folder(view, SAVE), view[KEEP]
+    if folder is None or not view.users(SAVE) or keep is None or keep < 1:
+        return
+    below = [FilePath(place) / name for place, folders, files in islice(os.walk(folder), _MOST_FOLDERS) for name in folders + files if name.startswith("iter_")]
+    if odd := [found for found in below if not (found.name[5:].isascii() and found.name[5:].isdigit())]:
+        yield Finding(path(KEEP), f"{KEEP} {keep} sorts all iter_* below {view[SAVE]} by number, and {min(odd)} has none", f"rename it, or give {SAVE} a folder of its own")
+    elif others := [found for found in below if found.parent != folder]:
+        yield Finding(
+            path(KEEP), f"{KEEP} {keep} removes all but the newest {keep} of the iter_* anywhere below {view[SAVE]}: {len(others)} of them belong to others (first: {min(others)})",
+            f"give {SAVE} a folder of its own, such as {view[SAVE].rstrip('/')}/{view.resolved.spec.name}; or set {KEEP} to -1",
+        )  # fmt: skip
 
 
 def _resumes_unasked(view: View) -> Iterator[Finding]:
@@ -124,7 +145,7 @@ def _run_config(view: View) -> dict[str, Any] | None:
 
 
 _ARCHITECTURE = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "kv_channels", "crossattn_emb_size", "max_img_h", "max_img_w",
-                 "max_frames", "patch_spatial")  # fmt: skip
+                 "max_frames", "patch_spatial", "num_joint_layers", "num_single_layers", "guidance_embed")  # fmt: skip
 
 
 def _other_model(view: View) -> Iterator[Finding]:
@@ -133,8 +154,9 @@ def _other_model(view: View) -> Iterator[Finding]:
         return
     for name in _ARCHITECTURE:
         key = f"model.{name}"
-        if isinstance(saved.get(name), int) and saved[name] != view[key]:
-            yield Finding(path(key if view.is_users(key) else LOAD), f"{key} is {view[key]}, and the checkpoint's is {saved[name]}", f"set {key} to {saved[name]}, or load another checkpoint")
+        if key in view.resolved.values and isinstance(saved.get(name), int) and saved[name] != view[key]:
+            theirs = shown(saved[name])
+            yield Finding(path(key if view.is_users(key) else LOAD), f"{key} is {shown(view[key])}, and the checkpoint's is {theirs}", f"set {key} to {theirs}, or load another checkpoint")
 
 
 def _other_layout(view: View) -> Iterator[Finding]:
@@ -205,6 +227,11 @@ RULES = (
         excludes(lambda v: v[KEEP] is not None and (v[KEEP] == 0 or v[KEEP] < -1), at=KEEP,
                  message=lambda v: f"checkpoint.most_recent_k {v[KEEP]} keeps everything, by an accident of slicing", hint="-1 for all, or 1 or more"),
         "No checkpoint is ever removed, in silence, and the disk fills.", _CK, DFM,
+    ),
+    Rule(
+        "CKP121", "retention-beyond-the-run", ERROR, _foreign,
+        "After each save upstream searches the folder to any depth and removes what is older, in silence: checkpoints of other runs are lost. A name without a number is a ValueError at the first save.",
+        f"{_CK}, cleanup_old_non_persistent_checkpoint", DFM, "paths",
     ),
     Rule(
         "CKP112", "non-persistent-checkpoints-unusable", ERROR,

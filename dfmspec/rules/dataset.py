@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from dfmspec.diagnostics import Finding
-from dfmspec.energon_metadata import split_counts, split_shards
+from dfmspec.energon_metadata import faults, shard_counts, split_counts, split_shards
 from dfmspec.layout import nearest_multiples
+from dfmspec.load import local_path
 from dfmspec.rules.base import ALL, CP, DFM, DFM_DIT, DIT, ERROR, HINT, LENGTH, OURS, TP, WARNING, Rule, View, excludes, path
 
 if TYPE_CHECKING:
@@ -26,20 +28,22 @@ def is_placeholder(value: str) -> bool:
 
 
 def _dataset_given(view: View) -> Iterator[Finding]:
-    if view[DATASET] is None and view["data.source"] == "webdataset":
-        hint = "; or data.source=embedded to try without one" if view.target == "megatron_core" else ""
+    hint = "; or data.source=embedded to try without one" if view.target == "megatron_core" else ""
+    if view[DATASET] == "" and not view.is_mock:
+        yield Finding(path(DATASET), f"{DATASET} is empty, which means the working directory", f"give --dataset-path or dataset.path{hint}", ERROR)
+    elif view[DATASET] is None and view["data.source"] == "webdataset":
         yield Finding(path(DATASET), "no dataset is named", f"give --dataset-path or dataset.path{hint}")
 
 
 def _named(view: View) -> str | None:
     name: str | None = view[DATASET]
-    return None if name is None or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
+    return None if not name or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
 
 
 def _dataset(view: View) -> FilePath | None:
     """The dataset's folder when it is there."""
     name = _named(view)
-    folder = FilePath(name).expanduser() if name else None
+    folder = local_path(name) if name else None
     return folder if folder and folder.is_dir() else None
 
 
@@ -47,7 +51,7 @@ def _dataset_missing(view: View) -> Iterator[Finding]:
     name = _named(view)
     if name is None:
         return
-    folder = FilePath(name).expanduser()
+    folder = local_path(name)
     if folder.is_file():
         if folder.suffix not in (".yaml", ".yml"):  # a metadataset
             yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards")
@@ -57,7 +61,7 @@ def _dataset_missing(view: View) -> Iterator[Finding]:
 
 def _metadata_missing(view: View) -> Iterator[Finding]:
     folder = _dataset(view)
-    if folder is None or list(folder.glob("*.yaml")):  # a metadataset
+    if folder is None:
         return
     metadata = folder / ".nv-meta"
     command = f"run: energon prepare --sample-type CrudeWebdataset {folder}"
@@ -68,6 +72,8 @@ def _metadata_missing(view: View) -> Iterator[Finding]:
         yield Finding(path(DATASET), f"{metadata / 'dataset.yaml'} does not declare a CrudeWebdataset, whose samples are cooked by the task encoder", command)
     if view.target != "megatron_core" and not (metadata / ".info.yaml").exists():
         yield Finding(path(DATASET), f"{metadata} has no .info.yaml: it was not prepared by Energon 6, which DFM pins", "prepare it again with megatron-energon 6.0.1")
+    for fault in faults(folder):
+        yield Finding(path(DATASET), fault, command)
 
 
 def _splits(view: View) -> Iterator[Finding]:
@@ -104,19 +110,38 @@ def _described(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _shards_missing(view: View) -> Iterator[Finding]:
+def _shards_differ(view: View) -> Iterator[Finding]:
     folder = _dataset(view)
-    shards = split_shards(folder) if folder else None
-    missing = sorted(name for split in (shards or {}).values() for name in split if folder and not (folder / name).is_file())
-    if missing:
+    if folder is None or (splits := split_shards(folder)) is None or (counts := shard_counts(folder)) is None:
+        return
+    named, there = {name for split in splits.values() for name in split}, {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
+    if missing := sorted(named - there):
         yield Finding(path(DATASET), f"of the shards that the metadata of {folder} names, {len(missing)} are missing, first {missing[0]}", "copy them, or prepare the dataset again")
+    if uncounted := sorted(named - counts.keys()):
+        yield Finding(path(DATASET), f"the splits of {folder} name {len(uncounted)} shards whose samples its metadata does not count, first {uncounted[0]}", "prepare the dataset again")
+    if unnamed := sorted(there - counts.keys()):
+        yield Finding(path(DATASET), f"{folder} has {len(unnamed)} shards that its metadata does not name, first {unnamed[0]}: they are never read", "prepare the dataset again", WARNING)
+
+
+def _index(view: View) -> Iterator[Finding]:
+    folder = _dataset(view)
+    counts = shard_counts(folder) if folder else None
+    stale = [name for name, count in sorted((counts or {}).items()) if folder and (folder / name).is_file() and _length((folder / name).with_suffix(".tar.idx")) != count + 1]
+    if stale:
+        yield Finding(path(DATASET), f"{len(stale)} shards of {folder} have no .tar.idx of as many samples as the metadata counts, first {stale[0]}", f"run: energon prepare {folder}")
+
+
+def _length(index: FilePath) -> int | None:
+    """The offsets in Energon's index of a shard: one a sample, and the end."""
+    return index.stat().st_size // 8 if index.is_file() else None
 
 
 def _placeholders(view: View) -> Iterator[Finding]:
     for key in (DATASET, "checkpoint.save", "checkpoint.load"):
         value = view[key]
         if view.is_users(key) and isinstance(value, str) and is_placeholder(value):
-            yield Finding(path(key), f"{key} {value} looks like a placeholder", "put the real path")
+            upstreams_own = value.rpartition("/")[2] == "DATASET_FOLDER"  # a file that waits for its first edit
+            yield Finding(path(key), f"{key} {value} looks like a placeholder", "put the real path", HINT if upstreams_own else None)
 
 
 def _streams(view: View) -> Iterator[Finding]:
@@ -147,6 +172,28 @@ def _broken_shards(view: View) -> Iterator[Finding]:
     found = _scan(view)
     if found and found.broken:
         yield Finding(path(DATASET), f"shards that cannot be read to their end: {len(found.broken)}, first {found.broken[0]}", "copy them again")
+
+
+def _counted_differently(view: View) -> Iterator[Finding]:
+    found, folder = _scan(view), _dataset(view)
+    counts = (shard_counts(folder) if folder else None) or {}
+    if found and (odd := [name for name, count in sorted(found.counts.items()) if name in counts and counts[name] != count]):
+        yield Finding(path(DATASET), f"{len(odd)} shards hold another number of samples than the metadata says (first: {odd[0]} {found.counts[odd[0]]}, not {counts[odd[0]]})", "prepare the dataset again")
+
+
+def _memory(view: View) -> Iterator[Finding]:
+    found, folder = _scan(view), _dataset(view)
+    samples = sum(found.counts.values()) if found else 0
+    if not samples or folder is None or found is None or view["launcher.kind"] != "local":
+        return
+    each = sum((folder / name).stat().st_size for name in found.counts) / samples
+    nproc, workers, held = view["cluster.nproc_per_node"], max(1, view[WORKERS]), 100 + (view["dataset.packing_buffer_size"] or 0)
+    need, here = nproc * workers * 2 * held * each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > here:
+        yield Finding(
+            path(WORKERS), f"{nproc} ranks x {workers} workers x 2 (training, validation) x {held} samples held (shuffle, packing) of {each / 1e6:.2g} MB are {need / 1e9:.0f} GB, and this host has {here / 1e9:.0f}",
+            "fewer dataset.num_workers",
+        )  # fmt: skip
 
 
 def _incomplete(view: View) -> Iterator[Finding]:
@@ -260,7 +307,7 @@ RULES = (
     Rule("DAT102", "dataset-missing", ERROR, _dataset_missing, "The loader would fail after the model is built, on every rank.", "megatron-energon", ALL, "paths"),
     Rule("DAT103", "dataset-metadata-missing", ERROR, _metadata_missing, "Energon cannot open a folder of shards that was not prepared, or not by its own version.", "megatron-energon flavors/webdataset", ALL, "paths"),
     Rule("DAT104", "split-empty", ERROR, _splits, "The loader of an empty split fails, or waits for ever; so does a worker without a sample.", "megatron-energon", ALL, "paths"),
-    Rule("DAT105", "shard-missing", ERROR, _shards_missing, "The loader fails when it gets there, which may be hours into the run.", "megatron-energon", ALL, "paths"),
+    Rule("DAT105", "shards-differ", ERROR, _shards_differ, "The loader fails when it gets there, which may be hours into the run; samples of a shard that is not named are never seen, in silence.", "megatron-energon", ALL, "paths"),
     Rule("DAT106", "streams-not-divisible", ERROR, _streams, "A sample stream belongs to one data-parallel rank; that is what lets DP change between attempts.", "dfmspec/trainer/streams.py", OURS),
     Rule(
         "DAT107", "loader-kind-fixed", ERROR,
@@ -268,6 +315,7 @@ RULES = (
                  message=lambda v: f"dataset.dataloader_type {v['dataset.dataloader_type']}: Energon's loader is external to Megatron", hint="remove it"),
         "Accepted at start; the loader cannot be built, after the model was.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM,
     ),
+    Rule("DAT108", "index-stale", ERROR, _index, "Energon finds samples by the index beside each shard: without, the loader fails; with an old one, it reads in the middle of samples.", "megatron-energon flavors/webdataset/itar.py", ALL, "paths"),
     Rule("DAT201", "shard-broken", ERROR, _broken_shards, "The loader fails, or goes round a broken shard in silence.", "webdataset", DIT, "data"),
     Rule("DAT202", "sample-incomplete", ERROR, _incomplete, "Upstream logs and leaves such samples out, and fails after 100 in a row; dfmspec's trainer stops.", _LOADER, DIT, "data"),
     Rule("DAT203", "sample-unreadable", ERROR, _unreadable, "A pickle can run any program on every node of the cluster; upstream unpickles whatever it is given.", "Python's pickle", DIT, "data"),
@@ -277,5 +325,7 @@ RULES = (
     Rule("DAT207", "sample-left-out", WARNING, _dropped, "Upstream leaves samples out whose unpatched size does not divide, with one warning for all.", _LOADER, DFM_DIT, "data"),
     Rule("DAT208", "sample-beyond-positions", ERROR, _beyond_positions, "Upstream takes the position of another place in silence; dfmspec's trainer stops.", "NVIDIA DFM model/common/dit_embeddings.py", DIT, "data"),
     Rule("DAT209", "latents-not-of-unit-variance", WARNING, _spread, "Noise levels would mean something else than in EDM's paper, and the loss would not start at 1.", "Karras et al. 2022, table 1", DIT, "data"),
+    Rule("DAT211", "samples-counted-differently", ERROR, _counted_differently, "Energon deals samples out by these counts: some are never read, in silence, or a worker reads beyond the end.", "megatron-energon flavors/webdataset/sharder.py", ALL, "data"),
+    Rule("DAT212", "loader-memory", WARNING, _memory, "The system ends a worker, or the run, when the buffers are full, which is minutes to hours after the start.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM_DIT, "data"),
     Rule("DAT210", "sizes-without-packing", ERROR, _one_shape, "The first two samples of different size cannot be stacked.", _LOADER, DFM_DIT, "data"),
 )  # fmt: skip,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 
+from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path
+from dfmspec.load import local_path
+from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path, together
 
 INTERVAL, EVAL, CACHE = "train.eval_interval", "train.eval_iters", "model.vae_cache_folder"
 
@@ -23,8 +25,17 @@ def _vae_cache(view: View) -> Iterator[Finding]:
         return
     if folder is None:
         yield Finding(path(CACHE), "evaluation downloads the Cosmos tokenizer on first use, on every node", "set model.vae_cache_folder to a folder that has it, or train.eval_iters to 0")
-    elif not FilePath(folder).expanduser().is_dir():
+    elif not local_path(folder).is_dir():
         yield Finding(path(CACHE), f"model.vae_cache_folder {folder} does not exist here", "create it on every node, with the tokenizer in it", WARNING)
+
+
+_FITTING = ("Cosmos-0.1-Tokenizer-CV4x8x8", "Cosmos-0.1-Tokenizer-CV8x8x8")
+
+
+def _other_decoder(view: View) -> Iterator[Finding]:
+    key, default = "model.vae_module", catalogue("dfm").field("model.vae_module") or {}
+    if view[EVAL] and view[key] != default["default"] and "." in view[key]:
+        yield Finding(path(key), f"model.vae_module {view[key]} is not DFM's own tokenizer: whether it can be imported on the nodes shows at the first evaluation", "leave it out, or try it before", WARNING)
 
 
 RULES = (
@@ -40,9 +51,14 @@ RULES = (
     ),
     Rule(
         "EVL103", "tokenizer-does-not-fit", ERROR,
-        excludes(lambda v: not v["model.vae_name"].startswith("Cosmos-0.1-Tokenizer-CV"), at="model.vae_name",
-                 message=lambda v: f"model.vae_name {v['model.vae_name']}: the network has 16 channels, as the continuous Cosmos video tokenizers have",
-                 hint="Cosmos-0.1-Tokenizer-CV4x8x8"),
+        together(
+            excludes(lambda v: not v["model.vae_name"].endswith(_FITTING), at="model.vae_name",
+                     message=lambda v: f"model.vae_name {v['model.vae_name']}: the network has latents of 16 channels at an eighth of the size, as {' and '.join(_FITTING)} have",
+                     hint=_FITTING[0]),
+            excludes(lambda v: v[EVAL] and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", v["model.vae_module"]), at="model.vae_module",
+                     message=lambda v: f"model.vae_module {v['model.vae_module']} is no path of a class", hint="leave it out, for DFM's own"),
+            _other_decoder,
+        ),
         "Accepted at start; the first evaluation fails, hours into the run.", "NVIDIA DFM model/dit/dit_model_provider.py", DFM_DIT,
     ),
     Rule(
@@ -53,6 +69,12 @@ RULES = (
     Rule(
         "EVL105", "tokenizer-not-cached", HINT, _vae_cache,
         "The first evaluation needs the network: without, the run dies at iteration eval_interval.", "NVIDIA DFM common/tokenizers/cosmos", DFM_DIT, "paths",
+    ),
+    Rule(
+        "EVL107", "videos-need-an-encoder", HINT,
+        excludes(lambda v: v[EVAL] and v["logger.wandb_project"], at="logger.wandb_project",
+                 message="with evaluation on, the last data-parallel ranks send videos to Weights & Biases, which needs its media extra there", hint="pip install 'wandb[media]' on every node"),
+        "The first evaluation fails on those ranks, hours into the run.", "NVIDIA DFM model/dit/dit_step.py", DFM_DIT,
     ),
     Rule(
         "EVL106", "evaluation-on-training-data", HINT,

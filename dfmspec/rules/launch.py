@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding
+from dfmspec.load import PATH_KEYS, local_path
 from dfmspec.rules.base import ALL, DFM, ERROR, HINT, ITERS, OURS, WARNING, Rule, View, excludes, path, together
+from dfmspec.rules.checkpoint import iterations
 from dfmspec.rules.distributed import uses_fsdp
 
 
@@ -20,12 +21,18 @@ def _world_size(view: View) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _resume_unknown(view: View) -> Iterator[Finding]:
-    resume = view["run.resume"]
+def _resume(view: View) -> Iterator[Finding]:
+    resume, name = view["run.resume"], view.resolved.spec.name
+    runs, own = local_path(view["run.output_dir"]) / name, view["checkpoint.save"] if view.users("checkpoint.save") else f"checkpoints/{name}"
+    saved = iterations(local_path(own))
+    if resume == "require" and not saved and not list(runs.glob("*/manifest.json")) and not (view.users("checkpoint.load") and iterations(local_path(view["checkpoint.load"]))):
+        yield Finding(path("run.resume"), f"run.resume is require, but {runs} has no run of this plan, and {own} no checkpoint", "auto starts one")
+    elif resume == "never" and saved and view.users("checkpoint.save"):
+        yield Finding(path("run.resume"), f"run.resume is never, and {own} has a checkpoint of iteration {saved[-1]}, from which upstream goes on", "another checkpoint.save, or resume auto")
     if isinstance(resume, int):
         if resume < 1:
             yield Finding(path("run.resume"), f"run.resume {resume} is no iteration", "1 or more; or auto, require, never, a folder")
-    elif resume not in ("auto", "require", "never") and not FilePath(resume).expanduser().is_dir():
+    elif resume not in ("auto", "require", "never") and not local_path(resume).is_dir():
         close = get_close_matches(resume, ("auto", "require", "never"), n=1)
         yield Finding(path("run.resume"), f"run.resume {resume} is not auto, require or never, an iteration, or a folder that exists", f"did you mean {close[0]}?" if close else "auto continues the unfinished run of the same plan")
 
@@ -73,15 +80,28 @@ def _connections(view: View) -> bool:
 def _workers(view: View) -> Iterator[Finding]:
     nproc, workers = view["cluster.nproc_per_node"], view["dataset.num_workers"]
     processes = nproc * workers * 2
-    if processes > 128 and view.is_users("dataset.num_workers"):
+    if processes > 128:
         yield Finding(path("dataset.num_workers"), f"{nproc} ranks x {workers} workers x 2 (training, validation) = {processes} loader processes on a node", "fewer workers, or as many CPU cores")
 
 
+def _homes(view: View) -> Iterator[Finding]:
+    for key in view.users(*PATH_KEYS):
+        value = view.resolved.values[key]
+        if isinstance(value, str) and str(local_path(value)).startswith("~"):
+            yield Finding(path(key), f"{key} {value}: there is no user {value.partition('/')[0][1:]} here, so ~ means a folder of that name", "write the whole path")
+
+
+UNSEEN = Rule(
+    "RUN122", "path-that-cannot-be-looked-at", ERROR, _homes,
+    "What is there cannot be checked, and the run would not reach it either: the operating system refuses the name, or the permissions of a folder on the way.",
+    "the file system", ALL, "paths",
+)  # fmt: skip
+"""Also what is said when a rule that looks at files is refused by the operating system."""
 _CONFIG = "Megatron-Bridge training/config.py"
 
 RULES = (
     Rule("RUN101", "world-size-not-given", HINT, _world_size, "Batch and layout arithmetic need the number of processes.", "torchrun's --nproc-per-node"),
-    Rule("RUN103", "resume-not-known", ERROR, _resume_unknown, "The run would fail after the model is built.", "dfmspec run", ALL, "paths"),
+    Rule("RUN103", "resume-impossible", ERROR, _resume, "The run would fail after the model is built; upstream starts afresh, or goes on, in silence.", "dfmspec run", ALL, "paths"),
     Rule(
         "RUN104", "wandb-run-unnamed", ERROR,
         excludes(lambda v: v["logger.wandb_project"] and v["logger.wandb_exp_name"] == "", at="logger.wandb_exp_name",
@@ -146,6 +166,7 @@ RULES = (
         "Megatron's own classes were built as the plan would build them, and one of them raised an error: the run would end there, after its processes had started.",
         "megatron-core, at the place the finding names", OURS, "deep",
     ),
+    UNSEEN,
     Rule("ENV101", "determinism-incomplete", ERROR, _deterministic, "Asserted at start, or Transformer Engine refuses it when the model is built.", f"{_CONFIG}, _validate_and_apply_deterministic_mode", DFM),
     Rule(
         "ENV102", "expandable-segments-with-userbuffers", ERROR,

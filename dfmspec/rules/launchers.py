@@ -66,9 +66,13 @@ def _kubernetes(view: View) -> Iterator[Finding]:
             yield Finding(path(key), f"{key} {place} is on no volume of the pods ({where}): it would be lost with them, or is not there", "mount a claim with launcher.volumes, and name a folder in it")
 
 
-def _local_head(view: View) -> bool:
-    address = view["cluster.master_addr"] or ""
-    return view["launcher.kind"] != "local" and view["cluster.nnodes"] > 1 and (address in ("localhost", "::1") or address.startswith("127."))
+def _local_head(view: View) -> Iterator[Finding]:
+    address, nnodes = view["cluster.master_addr"] or "", view["cluster.nnodes"]
+    if nnodes > 1 and (address in ("localhost", "::1") or address.startswith("127.")):
+        yield Finding(
+            path("cluster.master_addr"), f"cluster.master_addr {address} is another machine on each of {nnodes} nodes", "the address of node 0; null: the launcher's choice",
+            WARNING if view["launcher.kind"] == "local" else None,  # where all nodes may be this machine
+        )  # fmt: skip
 
 
 def _own_disk(view: View) -> bool:
@@ -78,9 +82,7 @@ def _own_disk(view: View) -> bool:
 
 RULES = (
     Rule(
-        "RUN111", "head-address-local", ERROR,
-        excludes(_local_head, at="cluster.master_addr",
-                 message=lambda v: f"cluster.master_addr {v['cluster.master_addr']} is another machine on each of {v['cluster.nnodes']} nodes", hint="the address of node 0; null: the launcher's choice"),
+        "RUN111", "head-address-local", ERROR, _local_head,
         "Every node waits at its own door until the timeout, without a word.", "torch.distributed.run", ALL,
     ),
     Rule("RUN116", "key-of-another-launcher", WARNING, _of_another, "It is not read.", "dfmspec's launchers", ALL),

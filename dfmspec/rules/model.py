@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import DFM, DFM_DIT, DIT, ERROR, HEADS, HIDDEN, HINT, LAYERS, OURS, SP, WARNING, Rule, View, excludes, path, requires, together
+from dfmspec.rules.base import DFM, DFM_DIT, DIT, ERROR, HEADS, HIDDEN, HINT, LAYERS, OURS, SP, WARNING, Rule, View, excludes, path, requires, same, together
 
 
 def _position_width(view: View) -> Iterator[Finding]:
@@ -63,9 +63,10 @@ def _modules(view: View) -> Iterator[Finding]:
         return
     for module in modules:
         if module in ("mlp", "layernorm"):
-            yield Finding(path(key), f"recompute module {module} has no effect: the DiT's block does not ask for it", "core_attn, or full recomputation", Severity.WARNING)
+            if view.target == "dfm":
+                yield Finding(path(key), f"recompute module {module} has no effect: the DiT's block does not ask for it", "core_attn, or full recomputation", Severity.WARNING)
         elif module != "core_attn":
-            reason = f"needs {_ABSENT[module]}, which the DiT does not have" if module in _ABSENT else "is not known"
+            reason = f"needs {_ABSENT[module]}, which the network does not have" if module in _ABSENT else "is not known"
             yield Finding(path(key), f"recompute module {module} {reason}", "core_attn, or full recomputation")
 
 
@@ -97,13 +98,21 @@ def _embedded_fits(view: View) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _mock_whole_patches(view: View) -> Iterator[Finding]:
+    for key in ("dataset.H_latents", "dataset.W_latents") if view.is_mock else ():
+        size, patch = view[key], view["dataset.patch_spatial"]
+        if size % patch:
+            yield Finding(path(key), f"{key} {size} is not a multiple of dataset.patch_spatial {patch}", f"{key} {' or '.join(map(str, nearest_multiples(size, patch)))}")
+
+
 def _mock_positions(view: View) -> Iterator[Finding]:
     if not view.is_mock:
         return
     for axis, most in (("F_latents", "max_frames"), ("H_latents", "max_img_h"), ("W_latents", "max_img_w")):
         key, size, limit = f"dataset.{axis}", view[f"dataset.{axis}"], view[f"model.{most}"]
-        if size > limit and view.is_users(key):
-            yield Finding(path(key), f"{key} {size} is beyond the position table of model.{most} {limit}: positions of other places are used", f"at most {limit}, or a larger model.{most}")
+        if size > limit:
+            message = f"{key} {size} is beyond the position table of model.{most} {limit}: positions of other places are used"
+            yield Finding(path(key), message, f"at most {limit}, or a larger model.{most}", None if view.is_users(key) else HINT)
 
 
 _LAYOUT = ("model.add_bias_linear", "model.gated_linear_unit", "model.add_qkv_bias")
@@ -161,10 +170,14 @@ RULES = (
         "The table is built height first where its helper takes width first, so positions are mixed up in silence.", "NVIDIA DFM model/common/dit_embeddings.py", DFM_DIT,
     ),
     Rule(
-        "MOD110", "mock-patches-differ", ERROR,
-        excludes(lambda v: v.is_mock and (v["dataset.patch_spatial"], v["dataset.patch_temporal"]) != (v["model.patch_spatial"], 1),
-                 at=lambda v: "dataset.patch_spatial" if v["dataset.patch_spatial"] != v["model.patch_spatial"] else "dataset.patch_temporal",
-                 message="the random data are cut into other patches than the model takes", hint="set dataset.patch_spatial to model.patch_spatial, and patch_temporal to 1"),
+        "MOD110", "mock-data-do-not-fit", ERROR,
+        together(
+            excludes(lambda v: v.is_mock and (v["dataset.patch_spatial"], v["dataset.patch_temporal"]) != (v["model.patch_spatial"], 1),
+                     at=lambda v: "dataset.patch_spatial" if v["dataset.patch_spatial"] != v["model.patch_spatial"] else "dataset.patch_temporal",
+                     message="the random data are cut into other patches than the model takes", hint="set dataset.patch_spatial to model.patch_spatial, and patch_temporal to 1"),
+            same("dataset.context_embeddings_dim", "model.crossattn_emb_size", when=lambda v: v.is_mock, what="the width of a text"),
+            _mock_whole_patches,
+        ),
         "Accepted at start; shapes do not match in the first iteration.", "NVIDIA DFM data/dit/dit_mock_datamodule.py", DFM_DIT,
     ),
     Rule(
@@ -187,7 +200,7 @@ RULES = (
     ),
     Rule(
         "MOD113", "recompute-module-unsupported", ERROR, _modules,
-        "megatron-core refuses modules of other models, and names it does not know; a module the DiT lacks is recomputed nowhere, in silence.", _TC, DFM_DIT,
+        "megatron-core refuses modules of other models, and names it does not know; a module the network lacks is recomputed nowhere, in silence.", _TC, DFM,
     ),
     Rule(
         "MOD114", "recompute-excluded", ERROR,
@@ -200,11 +213,14 @@ RULES = (
         "megatron-core raises a ValueError, or turns on a recomputation that nobody asked for, in silence.", _TC, DFM,
     ),
     Rule(
-        "MOD115", "vocabulary-on-dit", ERROR,
-        excludes(lambda v: v["model.vocab_size"] is not None, at="model.vocab_size",
-                 message=lambda v: f"model.vocab_size {v['model.vocab_size']}: the DiT has no vocabulary",
-                 hint="remove it"),
-        "A size below the tokenizer's stops the run; any other is padded and never used, in silence.", "Megatron-Bridge training/setup.py", DFM_DIT,
+        "MOD115", "vocabulary-without-text", ERROR,
+        together(
+            excludes(lambda v: v.target == "dfm" and v["model.vocab_size"] is not None, at="model.vocab_size",
+                     message=lambda v: f"model.vocab_size {v['model.vocab_size']}: the DiT has no vocabulary", hint="remove it"),
+            excludes(lambda v: v.target != "dfm" and v["model.vocab_size"] is not None and v["model.vocab_size"] < v["tokenizer.vocab_size"], at="model.vocab_size",
+                     message=lambda v: f"model.vocab_size {v['model.vocab_size']} is less than the tokenizer's {v['tokenizer.vocab_size']}", hint="remove it"),
+        ),
+        "A size below the tokenizer's stops the run; any other is padded and never used, in silence.", "Megatron-Bridge training/setup.py", DFM,
     ),
     Rule(
         "MOD116", "offloading-impossible", ERROR,
@@ -237,7 +253,7 @@ RULES = (
                      hint="0 for none, as the DiT has")
             for key in ("model.hidden_dropout", "model.attention_dropout")
         )),
-        "Accepted at start; torch refuses it in the first iteration, or drops everything.", "torch.nn.functional.dropout", DFM_DIT,
+        "Accepted at start; torch refuses it in the first iteration, or drops everything.", "torch.nn.functional.dropout", DFM,
     ),
     Rule(
         "MOD120", "meta-initialisation", ERROR,

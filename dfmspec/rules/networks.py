@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import CP, DFM, ERROR, FFN, FLUX, HIDDEN, HINT, MBS, PP, SP, TP, VPP, WAN, WARNING, Check, Rule, View, excludes, path, shown, together
+from dfmspec.load import recipe_value
+from dfmspec.rules.base import CP, DFM, ERROR, FFN, FLUX, HIDDEN, HINT, MBS, PP, SP, TP, VPP, WAN, WARNING, Rule, View, excludes, must_be, path, same, together
 
 _BOTH = DFM[1:]
 _GRID = 1024
 _PACKING, _SEQ = "dataset.packing_buffer_size", "dataset.seq_length"
-
-
-def _must_be(key: str, value: Any, because: str) -> Check:
-    """A key that leaves no choice."""
-    return excludes(lambda v: v[key] != value, at=key, message=lambda v: f"{key} {shown(v[key])}: {because}", hint=f"{key} must be {shown(value)}; leave it out")
-
-
-def _same(one: str, other: str, *, when: Callable[[View], Any], what: str) -> Check:
-    """Two keys that must agree."""
-    return excludes(
-        lambda v: when(v) and v[one] != v[other], at=lambda v: one if v.is_users(one) else other,
-        message=lambda v: f"{one} {v[one]} and {other} {v[other]} are {what}, and must be the same", hint=lambda v: f"{one} {v[other]}, or {other} {v[one]}",
-    )  # fmt: skip
 
 
 def _mock_video(view: View) -> Iterator[Finding]:
@@ -80,7 +67,7 @@ _WM, _FM = "NVIDIA DFM model/wan/wan_model.py and wan_provider.py", "NVIDIA DFM 
 RULES = (
     Rule(
         "WAN101", "pipeline-on-wan-or-flux", ERROR,
-        together(_must_be(PP, 1, "the network cannot build a part of itself"), _must_be(VPP, None, "the network has one stage")),
+        together(must_be(PP, 1, "the network cannot build a part of itself"), must_be(VPP, None, "the network has one stage")),
         "WAN fails when the model is built; FLUX builds all layers on every stage, and trains something else in silence.", f"{_WM}; flux_provider.py, provide", _BOTH,
     ),
     Rule(
@@ -93,7 +80,7 @@ RULES = (
     ),
     Rule(
         "WAN103", "dataset-path-missing", ERROR,
-        excludes(lambda v: not v.is_mock and v["dataset.path"] is None, at="dataset.path", message="no dataset.path, and DFM has none of its own for this network",
+        excludes(lambda v: not v.is_mock and not v["dataset.path"], at="dataset.path", message="no dataset.path, and DFM has none of its own for this network",
                  hint="set dataset.path, or data.source: mock for a trial"),
         "The script stops as soon as it opens the data, after torchrun has started every process.", "NVIDIA DFM recipes/wan/wan.py, recipes/flux/flux.py", _BOTH,
     ),
@@ -109,18 +96,18 @@ RULES = (
     ),
     Rule(
         "WAN106", "text-does-not-fit-wan", ERROR,
-        together(_same("dataset.context_embeddings_dim", "model.text_dim", when=lambda v: v.is_mock, what="the width of a text"),
+        together(same("dataset.context_embeddings_dim", "model.text_dim", when=lambda v: v.is_mock, what="the width of a text"),
                  excludes(lambda v: v.is_mock and v["dataset.context_seq_len"] > v["model.text_len"], at="dataset.context_seq_len",
                           message=lambda v: f"dataset.context_seq_len {v['dataset.context_seq_len']} is more than model.text_len {v['model.text_len']}", hint=lambda v: f"at most {v['model.text_len']}")),
         "The text projection fails in the first iteration, or the text is cropped in silence.", "NVIDIA DFM data/wan/wan_taskencoder.py; wan_provider.py", WAN,
     ),
     Rule(
-        "WAN107", "wan-is-packed", ERROR, _must_be("model.qkv_format", "thd", "WAN's data come packed, and context parallelism knows no other form"),
+        "WAN107", "wan-is-packed", ERROR, must_be("model.qkv_format", "thd", "WAN's data come packed, and context parallelism knows no other form"),
         "Attention fails in the first iteration.", f"{_WM}, qkv_format", WAN,
     ),
     Rule(
         "WAN108", "widths-set-apart", WARNING,
-        excludes(lambda v: v.is_users(HIDDEN) and not v.is_users(FFN), at=HIDDEN,
+        excludes(lambda v: v[HIDDEN] != recipe_value(v.target, v["recipe"], HIDDEN) and not v.is_users(FFN), at=HIDDEN,
                  message=lambda v: f"{HIDDEN} {v[HIDDEN]} with {FFN} {v[FFN]} of recipe {v['recipe']}, which does not follow", hint=f"set {FFN} too; null is 4 x hidden_size"),
         "The widths are defaults of their own: another hidden_size alone makes a network of odd proportions in silence.", f"{_WM}; flux_provider.py", _BOTH,
     ),
@@ -150,16 +137,16 @@ RULES = (
     Rule("FLX102", "mock-picture-does-not-fit", ERROR, _mock_picture, "Shapes do not fit in the first iteration.", "NVIDIA DFM data/flux/flux_mock_datamodule.py", FLUX),
     Rule(
         "FLX103", "text-does-not-fit-flux", ERROR,
-        together(_same("dataset.context_dim", "model.context_dim", when=lambda v: v.is_mock, what="the width of a T5 text"),
-                 _same("dataset.pooled_prompt_dim", "model.vec_in_dim", when=lambda v: v.is_mock, what="the width of the pooled CLIP vector")),
+        together(same("dataset.context_dim", "model.context_dim", when=lambda v: v.is_mock, what="the width of a T5 text"),
+                 same("dataset.pooled_prompt_dim", "model.vec_in_dim", when=lambda v: v.is_mock, what="the width of the pooled CLIP vector")),
         "The text projections fail in the first iteration.", f"{_FM}; data/flux/flux_mock_datamodule.py", FLUX,
     ),
     Rule(
-        "FLX104", "context-parallel-on-flux", ERROR, _must_be(CP, 1, "FLUX does not cut its sequence"),
+        "FLX104", "context-parallel-on-flux", ERROR, must_be(CP, 1, "FLUX does not cut its sequence"),
         "Every rank of a context-parallel group attends to the whole sequence as if it were a part of it.", _FM, FLUX,
     ),
     Rule(
-        "FLX105", "packing-on-flux", ERROR, _must_be(_PACKING, None, "FLUX's forward step reads one picture a row, no packs"),
+        "FLX105", "packing-on-flux", ERROR, must_be(_PACKING, None, "FLUX's forward step reads one picture a row, no packs"),
         "The first iteration fails.", "NVIDIA DFM data/flux/flux_taskencoder.py, batch", FLUX,
     ),
     Rule(
@@ -169,12 +156,19 @@ RULES = (
         "Accepted at start; the first two pictures of different size stop the run.", "NVIDIA DFM data/flux/flux_taskencoder.py, batch", FLUX,
     ),
     Rule(
-        "FLX107", "biases-are-needed", ERROR, _must_be("model.add_bias_linear", True, "FLUX's single blocks add their biases without asking"),
+        "FLX107", "biases-are-needed", ERROR, must_be("model.add_bias_linear", True, "FLUX's single blocks add their biases without asking"),
         "The first forward pass fails.", "NVIDIA DFM model/flux/flux_layer_spec.py", FLUX,
     ),
     Rule(
-        "FLX108", "patch-is-fixed", ERROR, _must_be("model.patch_size", 1, "latents are packed 2 x 2 before they reach the network"),
+        "FLX108", "patch-is-fixed", ERROR, must_be("model.patch_size", 1, "latents are packed 2 x 2 before they reach the network"),
         "The output has more channels than the target: shapes do not fit in the first iteration.", _FM, FLUX,
+    ),
+    Rule(
+        "FLX110", "cuda-graphs-asked-for-twice", ERROR,
+        excludes(lambda v: sum([v["model.cuda_graph_impl"] != "none", v["model.enable_cuda_graph"], v["model.external_cuda_graph"]]) > 1,
+                 at=lambda v: "model.enable_cuda_graph" if v["model.enable_cuda_graph"] else "model.external_cuda_graph",
+                 message="of cuda_graph_impl, enable_cuda_graph and external_cuda_graph, which mean the same, more than one is set", hint="model.cuda_graph_impl alone"),
+        "megatron-core asserts it when the configuration is finished.", "megatron-core TransformerConfig.__post_init__", FLUX,
     ),
     Rule(
         "FLX109", "fp8-on-flux", ERROR,

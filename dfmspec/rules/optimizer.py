@@ -80,7 +80,7 @@ RULES = (
                  hint="the plan sets scheduler.start_weight_decay and end_weight_decay to it; write those to be silent"),
         "Without the derived twins the value has no effect upstream, in silence.", f"{_OPS}, step; Megatron-Bridge recipes/utils/optimizer_utils.py", DFM,
     ),
-    Rule("OPT104", "weight-decay-schedule-impossible", ERROR, _weight_decay, "Asserted at start or when the scheduler is built, mostly with an empty message.", f"{_SC}; {_OPS}", DFM),
+    Rule("OPT104", "weight-decay-schedule-impossible", ERROR, _weight_decay, "Asserted at start or when the scheduler is built, mostly with an empty message.", f"{_SC}; {_OPS}"),
     Rule(
         "OPT105", "warmup-start-above-lr", ERROR,
         excludes(lambda v: v[f"{S}lr_warmup_init"] > v[LR], at=f"{S}lr_warmup_init",
@@ -137,7 +137,7 @@ RULES = (
         "OPT115", "random-initialisation-per-replica", WARNING,
         excludes(lambda v: v["rng.data_parallel_random_init"], at="rng.data_parallel_random_init",
                  message="data_parallel_random_init gives every data-parallel rank other weights", hint="set it to false; it serves debugging"),
-        "Replicas start apart and are averaged in gradients only, in silence.", "Megatron-Bridge training/initialize.py", DFM_DIT,
+        "Replicas start apart and are averaged in gradients only, in silence.", "Megatron-Bridge training/initialize.py", DFM,
     ),
     Rule(
         "OPT116", "seed-not-positive", ERROR,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, TP, Rule, View, excludes, path, together
+from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, SP, TP, WARNING, Rule, View, excludes, path, together
 from dfmspec.targets.dfm import PRECISIONS
 
 M = "mixed_precision."
@@ -72,6 +72,14 @@ def _alignment(view: View) -> Iterator[Finding]:
             return
 
 
+def _shared_tokens(view: View) -> Iterator[Finding]:
+    step, tp, cp = 32 if view[f"{M}fp8_recipe"] == "mxfp8" else 16, view[TP] if view[SP] else 1, view[CP]
+    if view[f"{M}fp8"] and tp * cp > 1 and 64 % (tp * cp) == 0 and 64 // (tp * cp) % step:
+        words = f"TP {tp} x CP {cp}" if tp > 1 and cp > 1 else f"CP {cp}" if cp > 1 else f"TP {tp}"
+        most = 64 // step
+        yield Finding(path(CP if cp > 1 else TP), f"fp8 matrix products need tokens in multiples of {step}, and a sample's 64 over {words} are {64 // (tp * cp)}", f"at most {most}, or no fp8", WARNING)
+
+
 _SINCE = {"a100": 80, "h100": 90, "h200": 90, "b200": 100, "b300": 103, "gb200": 100, "gb300": 103}
 
 
@@ -122,8 +130,8 @@ RULES = (
     Rule("PRE106", "fp8-layers-impossible", ERROR, _fp8_layers, "megatron-core raises a ValueError when the configuration is built.", _TC, DFM),
     Rule("PRE107", "mxfp8-incomplete", ERROR, _mxfp8, "Refused at start: without the overlaps, mxfp8 parameters give NaN.", f"{_MP}, finalize; megatron-core DistributedDataParallelConfig", DFM),
     Rule(
-        "PRE108", "fp8-widths-not-aligned", ERROR, _alignment,
-        "Accepted at start; Transformer Engine refuses the first matrix product whose width does not fit.", "megatron-core fp8_utils.py", DFM_DIT,
+        "PRE108", "fp8-sizes-not-aligned", ERROR, together(_alignment, _shared_tokens),
+        "Accepted at start; Transformer Engine refuses the first matrix product whose size does not fit.", "megatron-core fp8_utils.py", DFM_DIT,
     ),
     Rule("PRE109", "precision-unsupported-by-gpu", ERROR, _hardware, "Accepted at start; Transformer Engine refuses it in the first iteration.", "NVIDIA's compute capabilities", DFM),
     Rule(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, HINT, LAYERS, LENGTH, OURS, SP, TP, WARNING, Rule, View, excludes, path, together
+from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, HINT, LAYERS, LENGTH, OURS, SP, TP, WAN, WARNING, Rule, View, excludes, path, shown, together
 
 _PAD = 64
 """Tokens to which DFM's task encoder pads each sample."""
@@ -41,7 +41,7 @@ def _model_length(view: View) -> Iterator[Finding]:
     if cp > 1 and length % (2 * cp):
         near = " or ".join(map(str, nearest_multiples(length, 2 * cp)))
         at = "model.seq_length" if view.is_users("model.seq_length") else CP
-        yield Finding(path(at), f"model.seq_length {length} is not a multiple of 2 x CP {cp} = {2 * cp}", f"model.seq_length {near}; the packs are cut by {LENGTH}")
+        yield Finding(path(at), f"model.seq_length {length} is not a multiple of 2 x CP {cp} = {2 * cp}", f"model.seq_length {near}; the packs are cut by {LENGTH if view.target == 'dfm' else 'dataset.seq_length'}")
 
 
 def _communication(view: View) -> Iterator[Finding]:
@@ -54,6 +54,13 @@ def _communication(view: View) -> Iterator[Finding]:
         yield Finding(path(key), f"{key} is {what} for {view[LAYERS]} layers: with CP {cp} lists are refused, or fail when the model is built", "remove it")
     else:
         yield Finding(path(key), f"{key} has no effect: DFM builds its attention without it, and the exchange is p2p", "remove it", Severity.WARNING)
+
+
+def _all_to_all(view: View) -> Iterator[Finding]:
+    key = "model.cp_comm_type"
+    words = view[key] if isinstance(view[key], list) else [view[key]]
+    if view[CP] > 1 and any("a2a" in str(word) for word in words):
+        yield Finding(path(key), f"{key} {shown(view[key])} with CP {view[CP]}: WAN's sequences are packs (thd), and all-to-all does not take packs", "p2p; leave it out")
 
 
 def _mock_lengths(view: View) -> Iterator[Finding]:
@@ -139,12 +146,16 @@ RULES = (
                  at=lambda v: "model.cuda_graph_impl" if v["model.cuda_graph_impl"] != "none" else next(k for k in v.users(*_GRAPHS) if v[k]),
                  message="a CUDA graph replays fixed shapes, and packs change theirs", hint="set model.cuda_graph_impl to none and remove the scope"),
         "Accepted at start; the first pack with another number of samples replays the wrong shapes, or capture fails.",
-        "megatron-core transformer/cuda_graphs.py and TransformerConfig.__post_init__", DFM_DIT,
+        "megatron-core transformer/cuda_graphs.py and TransformerConfig.__post_init__", DFM[:2],
+    ),
+    Rule(
+        "SEQ113", "all-to-all-with-packs", ERROR, _all_to_all,
+        "Transformer Engine refuses the exchange for packs in the first iteration: accepted at start.", "Transformer Engine's attention; megatron-core extensions/transformer_engine.py", WAN,
     ),
     Rule(
         "SEQ112", "variable-lengths-refused", ERROR,
         excludes(lambda v: v["model.variable_seq_lengths"] and v["model.moe_token_dispatcher_type"] == "allgather", at="model.variable_seq_lengths",
                  message="megatron-core refuses variable_seq_lengths with the allgather dispatcher, even in a model without experts", hint="remove it: it serves pipelines only"),
-        "A ValueError when the configuration is built.", "megatron-core TransformerConfig.__post_init__", DFM_DIT,
+        "A ValueError when the configuration is built.", "megatron-core TransformerConfig.__post_init__", DFM,
     ),
 )  # fmt: skip

@@ -65,7 +65,8 @@ _TOLD_ELSEWHERE = ("model.sigma_data", "model.init_method_std")  # SPC305 and SP
 
 def _without_effect(view: View) -> Iterator[Finding]:
     for key, field in _marked(view):
-        if (reason := field.get("x-no-effect")) and view[key] != field.get("default") and key not in _TOLD_ELSEWHERE:
+        harmless = (field.get("default"), view.resolved.derived.get(key))
+        if (reason := field.get("x-no-effect")) and view[key] not in harmless and key not in _TOLD_ELSEWHERE:
             yield Finding(path(key), f"{key} has no effect: {reason}", "remove it")
 
 

@@ -29,6 +29,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     if config["model"]["transformer_impl"] == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
         config = {**config, "model": {**config["model"], "transformer_impl": "local"}}
         notes.append("Transformer Engine is not installed here: the model was built with the local back end")
+    config = {**config, "cluster": {**config["cluster"], "device": "cuda"}}  # for the CPU, Megatron draws weights there, beside the meta device
     try:
         experiment = Experiment.model_validate(config)
     except ValidationError as error:

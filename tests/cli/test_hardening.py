@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -79,6 +80,21 @@ def test_a_file_that_cannot_be_read_hides_no_findings_of_the_others(tmp_path: Pa
     assert "PAR101" in dfmspec("validate", tmp_path, "--format", "concise").stdout
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["dataset: {path: ~nobody_of_that_name/x}", "run: {resume: ~nobody_of_that_name/y}", f"dataset: {{path: {'x' * 5000}}}",
+     f"target: dfm\ncheckpoint: {{save: {'x' * 5000}}}", 'dataset: {path: "a\\0b"}', f"run: {{resume: {'x' * 5000}}}"],
+)  # fmt: skip
+def test_a_path_that_cannot_be_looked_at_is_one_finding_and_hides_no_other_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text(BAD)
+    result = dfmspec("validate", "a.yaml", "b.yaml", "--check", "spec,paths,data", "--format", "concise", cwd=tmp_path)
+
+    assert result.returncode == 1 and result.stderr == "" and "b.yaml:3:3: error" in result.stdout
+    assert re.search(r"^a.yaml:\d:\d+: error: .*(RUN122|RUN103|DAT102)", result.stdout, re.MULTILINE) and result.stdout.count("cannot be looked at:") <= 1
+    assert "internal error" not in dfmspec("plan", "a.yaml", cwd=tmp_path).stderr
+
+
 def test_quiet_changes_what_is_shown_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text("data: {source: mock}\ntrain: {train_iters: 5}\nscheduler: {lr_decay_iters: 9}\n")
     result = dfmspec("validate", "w.yaml", "-q", "--fail-on", "warning", "--report", "json=out.json", "--check", "spec", cwd=tmp_path)
@@ -130,13 +146,13 @@ def test_fix_does_not_write_an_override_into_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "kept", "left_out"),
     [
-        ("WANDB_API_KEY=abc NCCL_DEBUG=INFO torchrun x.py", {"launcher": {"env": {"NCCL_DEBUG": "INFO"}}}, "WANDB_API_KEY"),
-        ("export A=1 && env B=2 torchrun --nproc_per_node=`n` x.py > log 2>&1", {"launcher": {"env": {"A": 1, "B": 2}}}, "nproc_per_node"),
-        ("torchrun --nproc_per_node=gpu x.py --dataset-path $DATA train.train_iters=$N", {}, "dataset.path=$DATA"),
-        ("torchrun x.py mixed_precision=bf16_mixed mixed_precision.grad_reduce_in_fp32=true",
+        ("WANDB_API_KEY=abc NCCL_DEBUG=INFO torchrun pretrain_dit_model.py", {"launcher": {"env": {"NCCL_DEBUG": "INFO"}}}, "WANDB_API_KEY"),
+        ("export A=1 && env B=2 torchrun --nproc_per_node=`n` pretrain_dit_model.py > log 2>&1", {"launcher": {"env": {"A": 1, "B": 2}}}, "nproc_per_node"),
+        ("torchrun --nproc_per_node=gpu pretrain_dit_model.py --dataset-path $DATA train.train_iters=$N", {}, "dataset.path=$DATA"),
+        ("torchrun pretrain_dit_model.py mixed_precision=bf16_mixed mixed_precision.grad_reduce_in_fp32=true",
          {"mixed_precision": {"recipe": "bf16_mixed", "grad_reduce_in_fp32": True}}, ""),
-        ("torchrun x.py " + " ".join(f"model.num_layers={n}" for n in range(30, 60)), {"model": {"num_layers": 59}}, ""),
-        ("torchrun x.py '+a=1\nmodel: {num_layers: 1}'", {}, "+a=1"),
+        ("torchrun pretrain_dit_model.py " + " ".join(f"model.num_layers={n}" for n in range(30, 60)), {"model": {"num_layers": 59}}, ""),
+        ("torchrun pretrain_dit_model.py '+a=1\nmodel: {num_layers: 1}'", {}, "+a=1"),
     ],
 )  # fmt: skip
 def test_import_leaves_out_what_it_cannot_know_and_says_so(words: str, kept: dict, left_out: str) -> None:
@@ -149,13 +165,53 @@ def test_import_leaves_out_what_it_cannot_know_and_says_so(words: str, kept: dic
     assert data == {"target": "dfm"} | kept and left_out in result.stderr and "abc" not in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "data", "left_out"),
+    [
+        ("torchrun examples/megatron/recipes/wan/pretrain_wan.py --training-mode pretrain --mock", {"target": "dfm_wan", "data": {"source": "mock"}}, []),
+        ("torchrun pretrain_wan.py", {"target": "dfm_wan"}, []),
+        ("torchrun pretrain_wan.py --training-mode=finetune", {"target": "dfm_wan"}, ["--training-mode=finetune"]),
+        ("torchrun pretrain_flux.py --guidance-scale 4 --flow-shift 2 --use-loss-weighting train.train_iters=9",
+         {"target": "dfm_flux", "model": {"guidance_scale": 4}, "train": {"train_iters": 9}}, ["--flow-shift 2", "--use-loss-weighting", "flux_pretrain_override_example"]),
+        ("torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint head:29400 --rdzv_id=7 --max-restarts 3 pretrain_dit_model.py",
+         {"target": "dfm", "cluster": {"nnodes": 2, "master_addr": "head", "master_port": 29400}, "launcher": {"rendezvous": "c10d"}}, ["--max-restarts 3", "--rdzv-id 7"]),
+        ("torchrun --rdzv-backend etcd --rdzv-endpoint $HEAD:1234 pretrain_dit_model.py", {"target": "dfm", "cluster": {"master_port": 1234}}, ["etcd", "$HEAD"]),
+    ],
+)  # fmt: skip
+def test_import_takes_the_target_from_the_script_and_loses_no_word_in_silence(command: str, data: dict, left_out: list[str]) -> None:
+    result = dfmspec("import", command)
+
+    assert result.returncode == 0 and yaml.safe_load(result.stdout) == data, result.stderr
+    assert all(word in result.stderr for word in left_out), result.stderr
+    assert left_out or result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["torchrun inference_dit_model.py"], ["torchrun train.py"], ["torchrun pretrain_wan.py", "--target", "dfm"], ["torchrun inference_wan.py", "--target", "dfm_wan"]]
+)  # fmt: skip
+def test_a_script_that_does_not_train_what_is_asked_is_refused(words: list[str]) -> None:
+    assert dfmspec("import", *words).returncode == 2
+    assert yaml.safe_load(dfmspec("import", "torchrun my_copy.py --mock", "--target", "megatron_core").stdout)["target"] == "megatron_core"
+
+
+def test_a_shell_script_with_one_command_is_imported(tmp_path: Path) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text("#!/bin/bash\n# torchrun old.py\nset -e\nexport NCCL_DEBUG=INFO\npython -m pip list\ntorchrun --nproc-per-node 8 \\\n  pretrain_wan.py --mock \\\n  train.train_iters=5\n")
+
+    assert yaml.safe_load(dfmspec("import", file).stdout) == {
+        "target": "dfm_wan", "cluster": {"nproc_per_node": 8}, "data": {"source": "mock"}, "train": {"train_iters": 5}, "launcher": {"env": {"NCCL_DEBUG": "INFO"}},
+    }  # fmt: skip
+    file.write_text("echo hello\n")
+    assert dfmspec("import", file).returncode == 2 and "0 commands" in dfmspec("import", file).stderr
+
+
 def test_an_unquoted_command_and_a_missing_file_are_understood(tmp_path: Path) -> None:
-    assert "nproc_per_node: 8" in dfmspec("import", "torchrun", "--nproc-per-node", "8", "x.py").stdout
+    assert "nproc_per_node: 8" in dfmspec("import", "torchrun", "--nproc-per-node", "8", "pretrain_dit_model.py").stdout
     assert "cannot be read" in dfmspec("import", tmp_path / "no.yaml").stderr
 
 
 def test_imported_paths_are_relative_to_the_spec_that_is_written(tmp_path: Path) -> None:
-    dfmspec("import", "torchrun x.py --dataset-path data/x", "-o", "specs/new.yaml", cwd=tmp_path)
+    dfmspec("import", "torchrun pretrain_dit_model.py --dataset-path data/x", "-o", "specs/new.yaml", cwd=tmp_path)
     dfmspec("init", "specs/init.yaml", "--dataset-path", "data/a\\b", cwd=tmp_path)
 
     assert yaml.safe_load((tmp_path / "specs" / "new.yaml").read_text())["dataset"]["path"] == "../data/x"

@@ -76,6 +76,16 @@ def test_select_and_ignore_take_beginnings_of_codes(bad: Path) -> None:
     assert dfmspec("validate", str(bad), "--select", "XYZ").returncode == 2
 
 
+def test_what_select_and_ignore_do_not_reach_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("data: {source: mock}\nmodel: {num_layers: many}  # dfmspec: ignore[SPC202] why not\n")
+    for words in (["--ignore", "SPC202"], ["--select", "PAR"]):
+        result = dfmspec("validate", str(file), "--check", "spec", "--format", "concise", *words)
+        assert "SPC202" in codes(result) and "SPC202 are errors of reading" in result.stderr
+    assert "it is an error of reading" in dfmspec("validate", str(file), "--check", "spec").stdout
+    assert dfmspec("validate", str(file), "--check", "spec").stderr == ""
+
+
 def test_exit_codes_follow_fail_on_and_exit_zero(bad: Path) -> None:
     only_warnings = ("validate", str(bad), "--check", "spec", "--select", "SPC301")
 

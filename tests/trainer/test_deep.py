@@ -13,7 +13,7 @@ from dfmspec.load import load_spec
 from dfmspec.resolve import resolve_spec
 from dfmspec.size import parameters
 from dfmspec.targets import target_module
-from tests.conftest import dfmspec, environment
+from tests.conftest import ROOT, dfmspec, environment
 
 PLANNED = "cluster: {nnodes: 128, nproc_per_node: 8}\ndata: {source: mock}\nmodel: {tensor_model_parallel_size: 4, pipeline_model_parallel_size: 4}\n"
 
@@ -61,6 +61,13 @@ def test_the_command_asks_megatron_only_what_the_rules_let_pass(tmp_path: Path) 
 
     assert good.returncode == 0 and "RUN201" not in good.stdout, good.stdout + good.stderr
     assert bad.returncode == 1 and "PAR101" in bad.stdout and "RUN201" not in bad.stdout
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "specs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_specs_that_we_stand_behind_pass(file: Path) -> None:
+    done = dfmspec("validate", "--check", "spec,deep", "--format", "concise", file)
+
+    assert done.returncode == 0 and "RUN201" not in done.stdout, done.stdout + done.stderr
 
 
 def test_a_refusal_stands_at_the_key_that_megatron_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
