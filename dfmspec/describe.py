@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,8 +106,8 @@ def described(resolved: Resolved, made: Plan) -> str:
     every = made.nnodes > _SHOWN_ONE_BY_ONE
     for node in [None] if every else range(made.nnodes):
         lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}" if node is None else f"\n# node {node}")
-        lines += [f"export {name}={value}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
-        lines.append(shell_command(made.command if node is None else made.argv(node)))
+        lines += [f"export {name}={shlex.quote(value)}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
+        lines.append(shell_command(made.words(node)))
     if how := _HOW_TO_START.get(made.launcher["kind"]):
         lines.append(f"\n# launcher {made.launcher['kind']}: {how}")
     return "\n".join(lines)

@@ -10,8 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfmspec.document import write_scalar
 from dfmspec.environment import environment
@@ -25,7 +27,24 @@ IS_HOST = "is_host=$((NODE_RANK == 0))"
 """Node 0 keeps the rendezvous, whatever name its address resolves to."""
 OF_A_NODE = (RANK, IS_HOST)
 VARIABLES = (*OF_A_NODE, ADDR, PORT, ID, f"{ADDR}:{PORT}")
-"""Words of a command that the environment fills in, as in the how-to."""
+"""Words of torchrun's flags that the environment fills in, as in the how-to."""
+
+
+class Role(Enum):
+    """What a word of a command stands for, by where it stands: a path of the user's may look like anything."""
+
+    TEXT = "itself"
+    PROGRAM = "torchrun"
+    VARIABLE = "what the environment fills in"
+    SCRIPT = "the script to train with"
+    CONFIG = "the configuration's file"
+
+
+class Word(NamedTuple):
+    """One word of a command."""
+
+    text: str
+    role: Role = Role.TEXT
 
 
 @dataclass(frozen=True)
@@ -61,10 +80,21 @@ class Plan:
         """sha256 of the identity, hexadecimal."""
         return hashlib.sha256(canonical(self.identity).encode()).hexdigest()
 
+    def words(self, node: int | None) -> tuple[Word, ...]:
+        """What one node runs, or (None) any of them; the rendezvous is still the environment's."""
+        own = {} if node is None else {RANK: str(node), IS_HOST: f"is_host={int(node == 0)}"}
+        script = self.command.index(target_module(self.target).ENTRY)
+        program, *flags = self.command[:script]
+        found = [Word(program, Role.PROGRAM)]
+        found += [Word(own[word]) if word in own else Word(word, Role.VARIABLE if word in VARIABLES else Role.TEXT) for word in flags]
+        found.append(Word(self.command[script], Role.SCRIPT))
+        for before, word in pairwise(self.command[script:]):
+            found.append(Word(word, Role.CONFIG if before == "--config-file" else Role.TEXT))
+        return tuple(found)
+
     def argv(self, node: int) -> tuple[str, ...]:
-        """What one node runs; $MASTER_ADDR and $MASTER_PORT are still the environment's."""
-        own = {RANK: str(node), IS_HOST: f"is_host={int(node == 0)}"}
-        return tuple(own.get(word, word) for word in self.command)
+        """The same as plain words."""
+        return tuple(word.text for word in self.words(node))
 
     @property
     def launch_digest(self) -> str:

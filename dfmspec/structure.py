@@ -42,6 +42,11 @@ def structural_findings(data: dict[str, Any], document: Document, legal: Catalog
         if kind == "AdditionalProperties":
             for name in error.kind.unexpected:
                 yield _unknown_key((*path, name), document, legal, target)
+        elif kind == "PropertyNames":
+            name = error.kind.error.instance
+            message = f"{dotted(path)}: {name!r} cannot be a name there"
+            hint = "ASCII letters, digits and underscores, and no digit first"
+            yield Diagnostic(document.span((*path, name)), "SPC204", "value-out-of-range", Severity.ERROR, message, hint, (*path, name))
         else:
             yield _bad_value(path, kind, error, data, document, legal)
     yield from _remarks(data, document, legal)

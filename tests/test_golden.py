@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfmspec.bundle import bundle_files
+from dfmspec.describe import described
 from dfmspec.load import load_spec
 from dfmspec.plan import VARIABLES, Plan, make_plan
 from dfmspec.resolve import resolve_spec
@@ -113,7 +114,29 @@ def _words(command: str) -> list[str]:
 def test_every_command_survives_the_shell(file: Path) -> None:
     made = plan_of(file)
     for node in {0, made.nnodes - 1}:
-        assert _words(shell_command(made.argv(node))) == list(made.argv(node))
+        assert _words(shell_command(made.words(node))) == list(made.argv(node))
+
+
+@pytest.mark.parametrize("target", ["megatron_core", "dfm"])
+@pytest.mark.parametrize("path", ["/data/my config.yaml", "$MASTER_ADDR", "$NODE_RANK", "config.yaml", "examples/megatron/recipes/dit/pretrain_dit_model.py", "torchrun"])
+def test_a_path_that_looks_like_a_word_of_the_command_stays_a_path(path: str, target: str, tmp_path: Path) -> None:
+    """What torchrun is given, on the second of two nodes."""
+    (tmp_path / "spec.yaml").write_text("cluster: {nnodes: 2, nproc_per_node: 8}\n")
+    resolved = resolve_spec(load_spec(tmp_path / "spec.yaml", [f"dataset.path={path}", f"target={target}"]))
+    made = make_plan(resolved)
+    for name, text in bundle_files(made).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MASTER_ADDR": "head", "MASTER_PORT": "6000"}
+    words = subprocess.run(["bash", tmp_path / "node1.sh"], env=env, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.splitlines()
+    root = "/opt/DFM" if target == "dfm" else tmp_path
+
+    assert words[:8] == ["--nproc-per-node", "8", "--nnodes", "2", "--node-rank", "1", "--master-addr", "head"]
+    assert words[-3] == f"{root}/examples/megatron/recipes/dit/pretrain_dit_model.py"
+    assert words[-2:] == (["--config-file", f"{tmp_path}/config.yaml"] if target == "dfm" else ["--dataset-path", path])
+    assert f"--dataset-path {shlex.quote(path)}\n" in described(resolved, made) + "\n" or target == "dfm"
 
 
 _TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=40)
@@ -133,3 +156,28 @@ def test_no_value_can_break_out_of_a_script(value: str, setup: str, tmp_path_fac
 
     assert (folder / "out").read_bytes() == value.encode()
     assert not re.search(rb"broken", b"".join(str(path).encode() for path in folder.iterdir()))
+
+
+@pytest.mark.parametrize("name", ["A$(touch broken)", "", "1A", "A B", "A=1", "A\n", "é", "-A"])
+def test_a_variables_name_is_a_name_or_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({"data": {"source": "mock"}, "launcher": {"env": {name: "x"}}}))
+    for target in ("megatron_core", "dfm"):
+        done = dfmspec("plan", "spec.yaml", f"target={target}", "-o", "plan", cwd=tmp_path)
+        assert done.returncode == 1 and "cannot be a name there" in done.stderr and not (tmp_path / "plan").exists()
+
+
+def test_no_variable_of_the_users_is_taken_by_the_script(tmp_path: Path) -> None:
+    made = plan_of(GOLDEN[NAMES.index("core_one_node")], "launcher.env={here: one, bundle: two, CDPATH: /}")
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s %s" "$here" "$bundle"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "node0.sh").write_text(bundle_files(made)["node0.sh"])
+    done = subprocess.run(["bash", "node0.sh"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    assert done.stdout == "one two"
+
+
+def test_a_plan_for_readers_can_be_pasted_into_a_shell() -> None:
+    file = GOLDEN[NAMES.index("core_one_node")]
+    text = described(resolve_spec(load_spec(file, ["launcher.env={NOTE: '$(touch broken)'}"])), plan_of(file, "launcher.env={NOTE: '$(touch broken)'}"))
+
+    assert "export NOTE='$(touch broken)'  #" in text

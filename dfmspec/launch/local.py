@@ -15,7 +15,7 @@ from typing import IO
 
 from dfmspec.errors import PreflightError
 from dfmspec.launch import Place
-from dfmspec.plan import OF_A_NODE, VARIABLES, Plan
+from dfmspec.plan import Plan, Role
 from dfmspec.processes import die_with_parent
 from dfmspec.resources import resource
 from dfmspec.targets import CONFIG, target_module
@@ -50,11 +50,10 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     else:
         env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
     entry = target_module(plan.target).ENTRY
-    places = {entry: str(resource(entry)), CONFIG: os.path.join(place.run_dir, CONFIG), "torchrun": program}
-    places |= {word: Template(word).substitute(env) for word in plan.command if word in VARIABLES and word not in OF_A_NODE}
+    places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: os.path.join(place.run_dir, CONFIG)}
     run = LocalRun(place.attempt)
     for node in range(plan.nnodes):
-        argv = [places.get(word, word) for word in plan.argv(node)]
+        argv = [Template(text).substitute(env) if role is Role.VARIABLE else places.get(role, text) for text, role in plan.words(node)]
         if plan.launcher["setup"]:
             argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
         folder = Path(place.attempt_dir) / f"node{node}"

@@ -48,7 +48,7 @@ class Launcher(Section):
     """local: torchrun on this machine; every node of the plan on this machine, for trials. ssh, slurm: one torchrun on each node. kubernetes: a JobSet."""
     rendezvous: Literal["static", "c10d"] = "static"
     """How several nodes meet: static, by node rank, address and port, as in the how-to; or c10d, by address and an id of the attempt."""
-    env: dict[str, str] = Field(default={})
+    env: dict[str, str] = Field(default={}, json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}})
     """Environment variables of every process, such as NCCL_ALGO; never secrets."""
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""

@@ -2,12 +2,12 @@
 # agreed: node 2 of 4; plan 1fa427662721
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export MASTER_ADDR=gpu-01
 export MASTER_PORT=29400
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=1800
 export NCCL_IB_HCA=mlx5
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-1fa427662721}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 4 \
@@ -15,5 +15,5 @@ exec torchrun --nproc-per-node 8 \
     --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
     --rdzv-id "$DFMSPEC_RDZV_ID" \
     --rdzv-conf is_host=0 \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

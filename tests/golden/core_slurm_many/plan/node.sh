@@ -2,10 +2,10 @@
 # many: any of 64 nodes; plan 2be5425b1aab
 set -eo pipefail
 set -u
-NODE_RANK="${1:?give the rank of this node, 0 to 63}"
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+NODE_RANK="${1:?give the rank of this node, 0 to 63}"
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-2be5425b1aab}"
@@ -15,5 +15,5 @@ exec torchrun --nproc-per-node 8 \
     --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
     --rdzv-id "$DFMSPEC_RDZV_ID" \
     --rdzv-conf "is_host=$((NODE_RANK == 0))" \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

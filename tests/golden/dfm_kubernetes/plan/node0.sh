@@ -2,9 +2,9 @@
 # dfm-pods: node 0 of 2; plan 55de89b927fa
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-pods}"  # checkpoints and logs; the same on every node
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-pods}"  # checkpoints and logs; the same on every node
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 8 \
@@ -13,4 +13,4 @@ exec torchrun --nproc-per-node 8 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

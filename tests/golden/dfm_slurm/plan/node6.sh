@@ -3,11 +3,11 @@
 set -eo pipefail
 export DFM_ROOT=/opt/DFM
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-slurm}"  # checkpoints and logs; the same on every node
-export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export WANDB_RESUME=allow
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-slurm}"  # checkpoints and logs; the same on every node
+export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 4 \
@@ -16,5 +16,5 @@ exec torchrun --nproc-per-node 4 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml \
     --mock
