@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from dfmspec.errors import PreflightError, StalePlanError, UsageError
@@ -15,8 +17,13 @@ from dfmspec.targets import CONFIG, target_module
 PLAN = "plan.json"
 
 
+def at(plan: Plan, folder: Path) -> Plan:
+    """A plan as seen from the folder in which it lies."""
+    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(plan.spec_dir, os.path.realpath(folder)))
+
+
 def bundle_files(plan: Plan) -> dict[str, str]:
-    """name -> text: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
+    """name -> text, of a plan at its folder: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
     return {PLAN: json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n", CONFIG: config_text(plan.config), **programs(plan)}
 
 
@@ -38,7 +45,7 @@ def write_bundle(plan: Plan, out: Path) -> None:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it")
-    write_files(bundle_files(plan), out)
+    write_files(bundle_files(at(plan, out)), out)
 
 
 def write_files(files: dict[str, str], out: Path) -> None:
@@ -61,13 +68,13 @@ def read_bundle(folder: Path) -> Plan:
         stored = json.loads((folder / PLAN).read_text())
         plan = Plan(
             stored["name"], stored["target"], stored["config"], stored["nnodes"], tuple(stored["command"]),
-            stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"],
+            stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"], stored["spec_dir"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PreflightError(f"{folder}/{PLAN} cannot be read: {error}; make the plan again") from error
     if stored.get("plan_id") != f"sha256:{plan.plan_id}" or stored.get("launch") != plan.launch_digest:
         raise PreflightError(f"{folder}/{PLAN} was edited: its content is not that of its digests; make the plan again")
-    return plan
+    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(os.path.join(os.path.realpath(folder), plan.spec_dir)))
 
 
 def check_files(plan: Plan, folder: Path) -> None:
@@ -82,7 +89,7 @@ def check_files(plan: Plan, folder: Path) -> None:
 
 def stale_files(plan: Plan, folder: Path) -> list[str]:
     """The files of a folder that are not what the plan would write; guards aside, which are of a machine and a version."""
-    fresh = bundle_files(plan)
+    fresh = bundle_files(at(plan, folder))
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     return sorted(name for name in fresh.keys() | present if not _same(fresh.get(name), folder / name))
 

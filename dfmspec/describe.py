@@ -107,7 +107,7 @@ def described(resolved: Resolved, made: Plan) -> str:
     for node in [None] if every else range(made.nnodes):
         lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}" if node is None else f"\n# node {node}")
         lines += [f"export {name}={shlex.quote(value)}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
-        lines.append(shell_command(made.words(node)))
+        lines.append(shell_command([word._replace(text=made.seen(word.text)) for word in made.words(node)]))
     if how := _HOW_TO_START.get(made.launcher["kind"]):
         lines.append(f"\n# launcher {made.launcher['kind']}: {how}")
     return "\n".join(lines)

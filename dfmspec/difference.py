@@ -48,10 +48,10 @@ def _group(key: str, target: str) -> str:
 
 
 def _flat(plan: Plan) -> dict[str, Any]:
-    flat: dict[str, Any] = {"target": plan.target, "name": plan.name, "nnodes": plan.nnodes, "command": " ".join(plan.command)}
+    flat: dict[str, Any] = {"target": plan.target, "name": plan.name, "nnodes": plan.nnodes, "command": " ".join(map(plan.seen, plan.command))}
     launcher = {key: value for key, value in plan.launcher.items() if key != "env"}
     for section, node in {**plan.config, "env": plan.env, "launcher": launcher, "run": plan.run}.items():
-        flat |= {f"{section}.{key}": value for key, value in node.items()} if isinstance(node, Mapping) else {section: node}
+        flat |= {f"{section}.{key}": plan.seen(value) for key, value in node.items()} if isinstance(node, Mapping) else {section: node}
     return flat
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 
 from dfmspec.document import write_scalar
 from dfmspec.environment import environment
+from dfmspec.load import PATH_KEYS, SPEC_DIR, is_relative
 from dfmspec.resolve import Resolved
-from dfmspec.targets import target_module
+from dfmspec.targets import SPEC_DIR_UPSTREAM, target_module
 
 FORMAT_VERSION = 1
 
@@ -38,6 +40,11 @@ class Role(Enum):
     VARIABLE = "what the environment fills in"
     SCRIPT = "the script to train with"
     CONFIG = "the configuration's file"
+    PATH = "a path, perhaps relative to the spec's folder"
+
+
+_ROLES = {"--config-file": Role.CONFIG, "--dataset-path": Role.PATH}
+"""Of the word after a flag of the script."""
 
 
 class Word(NamedTuple):
@@ -66,6 +73,8 @@ class Plan:
     launcher: Mapping[str, Any]
     """The `launcher` section: how the commands are started. Not part of the identity: a run goes on under another time limit."""
     guards: Mapping[str, str]
+    spec_dir: str | None = None
+    """The spec's folder, from the working directory (on disk: from the bundle); None: no path needs it. Not part of the identity."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -88,13 +97,21 @@ class Plan:
         found = [Word(program, Role.PROGRAM)]
         found += [Word(own[word]) if word in own else Word(word, Role.VARIABLE if word in VARIABLES else Role.TEXT) for word in flags]
         found.append(Word(self.command[script], Role.SCRIPT))
-        for before, word in pairwise(self.command[script:]):
-            found.append(Word(word, Role.CONFIG if before == "--config-file" else Role.TEXT))
+        found += [Word(word, _ROLES.get(flag, Role.TEXT)) for flag, word in pairwise(self.command[script:])]
         return tuple(found)
 
     def argv(self, node: int) -> tuple[str, ...]:
         """The same as plain words."""
         return tuple(word.text for word in self.words(node))
+
+    def seen(self, path: Any) -> Any:
+        """A path of the plan, as seen from the working directory; any other value as it is."""
+        start = next((start for start in (SPEC_DIR, SPEC_DIR_UPSTREAM) if isinstance(path, str) and path.startswith(start)), None)
+        return path if start is None else os.path.relpath((self.spec_dir or ".") + path.removeprefix(start))
+
+    def located(self, path: str) -> str:
+        """A path of the plan, absolute."""
+        return os.path.abspath(os.path.expanduser(str(self.seen(path))))
 
     @property
     def launch_digest(self) -> str:
@@ -103,7 +120,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json."""
-        beside = {"run": dict(self.run), "launcher": dict(self.launcher), "launch": self.launch_digest, "guards": dict(self.guards)}
+        beside = {"run": dict(self.run), "launcher": dict(self.launcher), "launch": self.launch_digest, "guards": dict(self.guards), "spec_dir": self.spec_dir}
         return {"plan_id": f"sha256:{self.plan_id}", **self.identity, **beside}
 
 
@@ -120,15 +137,28 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def make_plan(resolved: Resolved) -> Plan:
     """Compile a configuration without errors into a plan."""
     target = target_module(resolved.spec.target)
-    values = resolved.values
+    values = _portable(resolved)
     nnodes = values["cluster.nnodes"]
     flags = _torchrun_flags(values["cluster.nproc_per_node"], nnodes, values["launcher.rendezvous"])
     command = ("torchrun", *flags, target.ENTRY, *target.arguments(values, resolved.origins))
     gpus = values["cluster.nproc_per_node"] if values["cluster.device"] == "cuda" else 0
     return Plan(
         resolved.spec.name, resolved.spec.target, target.config(values), nnodes, command, gpus, environment(values),
-        _section(values, "run."), _section(values, "launcher."), guards(values, resolved.spec.target),
+        _section(values, "run."), _section(values, "launcher."), guards(resolved.values, resolved.spec.target),
+        os.path.relpath(resolved.spec.folder) if values != resolved.values else None,
     )  # fmt: skip
+
+
+def _portable(resolved: Resolved) -> dict[str, Any]:
+    """The values, with every relative path of a person's as seen from the spec's folder; what nobody named stays where a run is started."""
+    sources = {derivation.key: derivation.sources for derivation in target_module(resolved.spec.target).DERIVED}
+
+    def named(key: str) -> bool:
+        origin = resolved.origins[key]
+        return origin.is_users or (origin.layer == "derived" and any(named(source) for source in PATH_KEYS.intersection(sources[key])))
+
+    paths = {key: value for key in PATH_KEYS if is_relative(value := resolved.values.get(key)) and named(key)}
+    return {**resolved.values, **{key: f"{SPEC_DIR}/{os.path.relpath(value, resolved.spec.folder)}" for key, value in paths.items()}}
 
 
 def _section(values: Mapping[str, Any], start: str) -> dict[str, Any]:

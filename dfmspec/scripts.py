@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from dfmspec.load import SPEC_DIR, is_relative
 from dfmspec.plan import RANK, Plan, Role, Word
 
 SCRIPT_A_NODE = 32
@@ -13,7 +14,7 @@ SCRIPT_A_NODE = 32
 
 def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = None) -> str:
     """A command over several lines, as the how-to writes it; the variables stay variables. places: folders of files, as the shell writes them."""
-    quoted = [f'"{word.text}"' if word.role is Role.VARIABLE else (places or {}).get(word.role, "") + shlex.quote(word.text) for word in words]
+    quoted = [_quoted(word, places or {}) for word in words]
     first, rest = quoted[:3], quoted[3:]
     lines, i = [" ".join(first)], 0
     while i < len(rest):
@@ -21,6 +22,36 @@ def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = Non
         lines.append(" ".join(rest[i : i + 2]) if pair else rest[i])
         i += 2 if pair else 1
     return " \\\n    ".join(lines)
+
+
+def _quoted(word: Word, places: Mapping[Role, str]) -> str:
+    if word.role is Role.VARIABLE:
+        return f'"{word.text}"'
+    return shell_path(word.text) if word.role is Role.PATH else places.get(word.role, "") + shlex.quote(word.text)
+
+
+def shell_path(path: str) -> str:
+    """A path of a plan as a script writes it."""
+    start, place = next(((start, place) for start, place in _STARTS if path.startswith(start)), ("", ""))
+    return place + shlex.quote(path.removeprefix(start))
+
+
+_STARTS = ((f"{SPEC_DIR}/", '"$DFMSPEC_SPEC_DIR"/'), ("~/", '"$HOME"/'))
+
+
+def where(plan: Plan, base: str) -> list[str]:
+    """Lines that find the folders of a plan, unless the caller has said them; base: what relative paths that nobody named are relative to."""
+    lines = [f'export DFMSPEC_BASE="${{DFMSPEC_BASE:-{base}}}"']
+    if plan.spec_dir is not None:
+        lines.append(f"{_unless_set('DFMSPEC_SPEC_DIR')}\"$DFMSPEC_BUNDLE\"/{shlex.quote(plan.spec_dir)}  # paths of the spec are relative to this")
+    output_dir = ('"$DFMSPEC_BASE"/' if is_relative(plan.run["output_dir"]) else "") + shell_path(plan.run["output_dir"])
+    lines.append(f"{_unless_set('DFMSPEC_RUN_DIR')}{output_dir}/{plan.name}/{plan.plan_id[:12]}  # checkpoints and logs; the same on every node")
+    return lines
+
+
+def _unless_set(name: str) -> str:
+    """The left side of an assignment; the value may have quotes of its own, which a default inside quotes may not."""
+    return f'[ -n "${{{name}:-}}" ] || export {name}='
 
 
 def node_script(plan: Plan, node: int | None) -> str:
@@ -31,10 +62,7 @@ def node_script(plan: Plan, node: int | None) -> str:
     if node is None:
         lines.append(f'{RANK[1:]}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
     lines.append('DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)')
-    if plan.target == "megatron_core":
-        lines.append('export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this')
-    else:
-        lines.append(f'export DFMSPEC_RUN_DIR="${{DFMSPEC_RUN_DIR:-$PWD/runs/{plan.name}}}"  # checkpoints and logs; the same on every node')
+    lines += [*where(plan, "$PWD"), 'mkdir -p "$DFMSPEC_RUN_DIR"']
     if "WANDB_RESUME" in plan.env and "WANDB_RUN_ID" not in plan.env:
         lines.append(f'export WANDB_RUN_ID="${{WANDB_RUN_ID:-{plan.name}-{plan.plan_id[:12]}}}"')
     if plan.nnodes > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import re
 import shlex
@@ -17,7 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfmspec.bundle import bundle_files
+from dfmspec.bundle import at, bundle_files
 from dfmspec.describe import described
 from dfmspec.load import load_spec
 from dfmspec.plan import VARIABLES, Plan, make_plan
@@ -43,8 +45,9 @@ def test_the_goldens_cover_every_target_and_launcher() -> None:
 
 @pytest.mark.parametrize("file", GOLDEN, ids=NAMES)
 def test_a_plan_compiles_to_its_golden_bundle(file: Path) -> None:
-    made = {name: text for name, text in bundle_files(replace(plan_of(file), guards={})).items() if not name.startswith("examples/")}
-    golden = {str(path.relative_to(file.parent / "plan")): path.read_text() for path in (file.parent / "plan").rglob("*") if path.is_file()}
+    made = bundle_files(at(replace(plan_of(file), guards={}), file.parent / "plan"))
+    made = {name: text.encode() for name, text in made.items() if not name.startswith("examples/")}
+    golden = {str(path.relative_to(file.parent / "plan")): path.read_bytes() for path in (file.parent / "plan").rglob("*") if path.is_file()}
 
     assert made == golden
 
@@ -65,7 +68,7 @@ def test_the_order_of_keys_does_not_matter(file: Path) -> None:
         assert bundle_files(plan_of(file, text=text)) == bundle_files(plan_of(file))
 
 
-@pytest.mark.parametrize("name", ["core_hostile", "dfm_slurm", "core_kubernetes"])
+@pytest.mark.parametrize("name", ["core_hostile", "dfm_slurm", "core_kubernetes", "core_relative", "dfm_relative"])
 def test_the_machine_does_not_matter(name: str, tmp_path: Path) -> None:
     """Working directory, hash seed, locale, time zone and the user's variables."""
     shutil.copy(ROOT / "tests" / "golden" / name / "spec.yaml", tmp_path / "spec.yaml")
@@ -77,9 +80,23 @@ def test_the_machine_does_not_matter(name: str, tmp_path: Path) -> None:
     for number, (folder, variables) in enumerate(environments):
         done = dfmspec("plan", tmp_path / "spec.yaml", "-o", tmp_path / str(number), cwd=folder, **variables)
         assert done.returncode == 0, done.stderr
+        for place in range(number + 1):
+            assert dfmspec("plan", tmp_path / "spec.yaml", "--check", tmp_path / str(place), cwd=folder, **variables).returncode == 0
     bundles = [{path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} for out in (tmp_path / "0", tmp_path / "1", tmp_path / "2")]
 
     assert bundles[0] == bundles[1] == bundles[2]
+
+
+def test_a_path_of_the_command_line_is_the_same_plan_wherever_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "a.yaml").write_text("cluster: {nproc_per_node: 8}\n")
+    plans = [dfmspec("plan", file, f"dataset.path={path}", "--format", "json", cwd=folder).stdout for folder, file, path in
+             ((tmp_path, "specs/a.yaml", "data/x"), (tmp_path / "specs", "a.yaml", "../data/x"))]  # fmt: skip
+    elsewhere = dfmspec("plan", "a.yaml", "dataset.path=data/x", "--format", "json", cwd=tmp_path / "specs").stdout
+    ids = [json.loads(text)["plan_id"] for text in (*plans, elsewhere)]
+
+    assert ids[0] == ids[1] != ids[2]
+    assert "--dataset-path data/x\n" in dfmspec("plan", "specs/a.yaml", "dataset.path=data/x", cwd=tmp_path).stdout
 
 
 SCRIPTS = [path for file in GOLDEN for path in sorted((file.parent / "plan").iterdir()) if path.suffix in (".sh", ".sbatch")]
@@ -124,7 +141,7 @@ def test_a_path_that_looks_like_a_word_of_the_command_stays_a_path(path: str, ta
     (tmp_path / "spec.yaml").write_text("cluster: {nnodes: 2, nproc_per_node: 8}\n")
     resolved = resolve_spec(load_spec(tmp_path / "spec.yaml", [f"dataset.path={path}", f"target={target}"]))
     made = make_plan(resolved)
-    for name, text in bundle_files(made).items():
+    for name, text in bundle_files(at(made, tmp_path)).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "torchrun").write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
@@ -135,7 +152,7 @@ def test_a_path_that_looks_like_a_word_of_the_command_stays_a_path(path: str, ta
 
     assert words[:8] == ["--nproc-per-node", "8", "--nnodes", "2", "--node-rank", "1", "--master-addr", "head"]
     assert words[-3] == f"{root}/examples/megatron/recipes/dit/pretrain_dit_model.py"
-    assert words[-2:] == (["--config-file", f"{tmp_path}/config.yaml"] if target == "dfm" else ["--dataset-path", path])
+    assert words[-2:] == (["--config-file", f"{tmp_path}/config.yaml"] if target == "dfm" else ["--dataset-path", path if path.startswith("/") else f"{tmp_path}/./{os.path.relpath(path, tmp_path)}"])
     assert f"--dataset-path {shlex.quote(path)}\n" in described(resolved, made) + "\n" or target == "dfm"
 
 

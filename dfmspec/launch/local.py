@@ -53,7 +53,8 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: os.path.join(place.run_dir, CONFIG)}
     run = LocalRun(place.attempt)
     for node in range(plan.nnodes):
-        argv = [Template(text).substitute(env) if role is Role.VARIABLE else places.get(role, text) for text, role in plan.words(node)]
+        written = {Role.VARIABLE: lambda text: Template(text).substitute(env), Role.PATH: plan.located}
+        argv = [written[role](text) if role in written else places.get(role, text) for text, role in plan.words(node)]
         if plan.launcher["setup"]:
             argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
         folder = Path(place.attempt_dir) / f"node{node}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
+from dfmspec.load import PATH_KEYS, is_relative
 from dfmspec.rules.base import ALL, ERROR, WARNING, Rule, View, excludes, path
 from dfmspec.targets import minutes_of
 
@@ -59,9 +60,10 @@ def _kubernetes(view: View) -> Iterator[Finding]:
     if view["launcher.image"] is None:
         yield Finding(path("launcher.kind"), "launcher kubernetes needs launcher.image: what the pods run", "an image with dfmspec[train], or NVIDIA DFM's for target dfm")
     mounts = [mount.rstrip("/") for mount in view["launcher.volumes"].values()]
-    places = {"run.output_dir": view["run.output_dir"], "dataset.path": None if view.is_mock else view["dataset.path"]}
+    kept = {"run.output_dir", "checkpoint.save", *(() if view.is_mock else ("dataset.path",))}
+    places = {key: value for key in sorted(PATH_KEYS) if (value := view.resolved.values.get(key)) and not value.startswith("${") and (key in kept or is_relative(value))}
     for key, place in places.items():
-        if place is not None and not any(place == mount or place.startswith(f"{mount}/") for mount in mounts):
+        if not any(place == mount or place.startswith(f"{mount}/") for mount in mounts):
             where = f"mounted: {', '.join(mounts)}" if mounts else "launcher.volumes mounts none"
             yield Finding(path(key), f"{key} {place} is on no volume of the pods ({where}): it would be lost with them, or is not there", "mount a claim with launcher.volumes, and name a folder in it")
 

@@ -82,7 +82,7 @@ class Run(Section):
     """The run directory and what happens around training."""
 
     output_dir: str = "runs"
-    """Folder of the run directories: <output_dir>/<name>/<run-id>."""
+    """Folder of the run directories: <output_dir>/<name>/<run-id>; unless named, in the directory where the run is started."""
     resume: str | int = "auto"
     """auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. Or an iteration, or a folder: from there."""
     num_samples: NonNegativeInt = 0

@@ -64,6 +64,13 @@ def test_any_name_becomes_one_of_kubernetes(name: str, tmp_path: Path) -> None:
     assert word.replace("-", "a").isalnum() and word == word.lower() and word[0].isalpha() and len(word) <= 44
 
 
+@pytest.mark.parametrize("word", ["checkpoint.save=kept", "checkpoint.save=/elsewhere/kept", "checkpoint.load=kept", "run.output_dir=runs", "dataset.path=data"])
+def test_a_path_that_no_pod_keeps_is_refused(word: str, tmp_path: Path) -> None:
+    done = dfmspec("plan", GOLDEN[0].parents[1] / "spec.yaml", word, cwd=tmp_path)
+
+    assert done.returncode == 1 and "RUN120" in done.stderr
+
+
 def test_the_manifest_is_handed_over_and_not_run(tmp_path: Path) -> None:
     file = GOLDEN[0].parents[1] / "spec.yaml"
     done = dfmspec("run", file, "data.source=mock", "dataset.path=null", "run.output_dir=/shared/x", cwd=tmp_path)

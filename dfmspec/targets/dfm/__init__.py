@@ -12,7 +12,8 @@ from typing import Any
 
 from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Severity
-from dfmspec.targets import CONFIG, Derived, Values, minutes_of
+from dfmspec.load import SPEC_DIR
+from dfmspec.targets import CONFIG, SPEC_DIR_UPSTREAM, Derived, Values, minutes_of
 from dfmspec.targets.megatron_core import SHARED
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -124,7 +125,7 @@ def config(values: Values) -> dict[str, Any]:
         if key == "train.train_iters" and values["train.train_samples"] is not None:
             value = None  # noqa: PLW2901  upstream computes it, and refuses both
         if isinstance(value, str):
-            value = value.replace("${RUN_DIR}", "${oc.env:DFMSPEC_RUN_DIR}")  # noqa: PLW2901  which OmegaConf fills in on every rank
+            value = value.replace("${RUN_DIR}", "${oc.env:DFMSPEC_RUN_DIR}").replace(SPEC_DIR, SPEC_DIR_UPSTREAM)  # noqa: PLW2901
         if value is not None or described.get("x-upstream", described.get("default")) is not None:
             nested.setdefault(section, {})[field] = value
     for section in CLASSES.keys() & nested.keys():

@@ -7,7 +7,9 @@ export MASTER_PORT=29400
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=1800
 export NCCL_IB_HCA=mlx5
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/agreed/1fa427662721  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-1fa427662721}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 4 \

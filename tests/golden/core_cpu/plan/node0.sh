@@ -4,7 +4,9 @@ set -eo pipefail
 set -u
 export OMP_NUM_THREADS=1
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/trial/baed00a093be  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 exec torchrun --nproc-per-node 2 \
     "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml

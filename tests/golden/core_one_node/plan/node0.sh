@@ -5,7 +5,9 @@ set -u
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/one/cd491efe7c46  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 exec torchrun --nproc-per-node 8 \
     "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml

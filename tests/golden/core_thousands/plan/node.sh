@@ -5,7 +5,9 @@ set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 NODE_RANK="${1:?give the rank of this node, 0 to 4095}"
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/thousands/2819cc927048  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 8 \

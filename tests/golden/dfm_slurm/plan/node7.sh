@@ -6,7 +6,9 @@ set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export WANDB_RESUME=allow
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-slurm}"  # checkpoints and logs; the same on every node
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-slurm/b5373f5c21ff  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -5,7 +5,9 @@ set -u
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/flux}"  # checkpoints and logs; the same on every node
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/flux/1e937a050f2f  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 exec torchrun --nproc-per-node 8 \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/flux/pretrain_flux.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml \
