@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dfmspec.catalogue import catalogue
 from dfmspec.environment import reason
 from dfmspec.errors import UsageError
 from dfmspec.layout import Layout, Place, crossing, places
-from dfmspec.plan import Plan
+from dfmspec.load import ALIASES, Origin
+from dfmspec.plan import Plan, config_text
 from dfmspec.resolve import Resolved
 from dfmspec.scripts import shell_command
 from dfmspec.size import checkpoint_bytes, flops_per_pack, parameters
+from dfmspec.structure import meant_key
 from dfmspec.targets import target_module
 from dfmspec.targets.megatron_core import layout
 
@@ -70,21 +73,40 @@ def rank_table(resolved: Resolved) -> str:
 
 def explain(resolved: Resolved, key: str) -> str:
     """Where a value comes from, and what it was derived from, down to what somebody set."""
+    target, legal = target_module(resolved.spec.target), catalogue(resolved.spec.target)
+    key = next((f"checkpoint.{meant}" for alias, meant in ALIASES if key == f"checkpoint.{alias}"), key)
     if key not in resolved.values:
-        raise UsageError(f"--why {key}: there is no such key; dfmspec schema experiment lists them")
-    sources = {derivation.key: derivation.sources for derivation in target_module(resolved.spec.target).DERIVED}
+        section, _, name = key.rpartition(".")
+        meant = meant_key(name, section, legal)
+        raise UsageError(f"--why {key}: there is no such key; {f'did you mean {meant}?' if meant else 'dfmspec schema experiment lists them'}")
+    sources = {derivation.key: derivation.sources for derivation in target.DERIVED}
     lines: list[str] = []
+    told: set[str] = set()
 
     def tell(key: str, depth: int) -> None:
-        origin = resolved.origins[key]
-        derived = origin.layer == "derived"
-        place = origin.note if derived else "" if origin.layer == "default" else str(origin.span)
-        lines.append(f"{'  ' * depth}{key} = {json.dumps(resolved.values[key])}  {origin.layer}{f': {place}' if place else ''}")
-        for source in sources.get(key, ()) if derived else ():
+        origin, indent = resolved.origins[key], "  " * depth
+        lines.append(f"{indent}{key} = {json.dumps(resolved.values[key])}  {_where(origin)}")
+        if under := resolved.spec.under.get(key):
+            layers = (*under, (resolved.spec.values[key], resolved.spec.origins[key]))
+            lines.append(f"{indent}  layers: " + " < ".join(f"{json.dumps(value)} ({_where(layer)})" for value, layer in layers))
+        for source in sources.get(key, ()) if origin.layer == "derived" and key not in told else ():
+            told.add(key)
             tell(source, depth + 1)
 
     tell(key, 0)
+    reading = target.read_back(resolved.values, config_text(target.config(resolved.values)))
+    section, _, name = key.rpartition(".")
+    if reading is not None and name in (reading.tree.get(section) or {}) and reading[key] != resolved.values[key]:
+        source = (legal.field(key) or {}).get("x-overwritten-by")
+        lines.append(f"upstream has {json.dumps(reading[key])}: " + (f"{source} is copied over it" if source else "it fills in what is null"))
+        if source:
+            tell(source, 1)
     return "\n".join(lines)
+
+
+def _where(origin: Origin) -> str:
+    place = origin.note if origin.layer == "derived" else "" if origin.layer == "default" else str(origin.span)
+    return origin.layer + (f": {place}" if place else "")
 
 
 def described(resolved: Resolved, made: Plan) -> str:

@@ -74,6 +74,8 @@ class Spec(NamedTuple):
     """The keys that a person set."""
     folder: str = "."
     """Of the spec, absolute."""
+    under: Mapping[str, tuple[tuple[Any, Origin], ...]] = {}
+    """Of a key that several layers set, the values that lie under the last one's, lowest first."""
 
 
 def load_spec(
@@ -199,8 +201,11 @@ class _Loader:
         start, places = _defaults(target, recipe)
         values, origins = dict(start), dict(places)
         broken: set[str] = set()
+        under: dict[str, tuple[tuple[Any, Origin], ...]] = {}
         for layer in self.layers:
             for key, value, path in self._checked(layer, legal, target, broken):
+                if origins[key].layer != "default":
+                    under[key] = (*under.get(key, ()), (values[key], origins[key]))
                 values[key] = self._located(key, value, layer)
                 origins[key] = Origin(layer.kind, _place(path, layer.document))
                 broken.discard(key)
@@ -210,7 +215,7 @@ class _Loader:
         users = tuple(key for key, origin in origins.items() if origin is not places.get(key))
         return Spec(
             file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents), users,
-            os.path.realpath(FilePath(file).parent),
+            os.path.realpath(FilePath(file).parent), under,
         )  # fmt: skip
 
     def _choice(self, key: str, legal: tuple[str, ...], default: str) -> str:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from dfmspec.document import write_scalar
 from dfmspec.environment import environment
+from dfmspec.errors import InvalidSpec
 from dfmspec.load import PATH_KEYS, SPEC_DIR, is_relative
 from dfmspec.resolve import Resolved
-from dfmspec.targets import SPEC_DIR_UPSTREAM, target_module
+from dfmspec.targets import SPEC_DIR_UPSTREAM, Reading, target_module
 
 FORMAT_VERSION = 1
 
@@ -135,15 +136,21 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def make_plan(resolved: Resolved) -> Plan:
-    """Compile a configuration without errors into a plan."""
+    """Compile a configuration without errors into a plan.
+
+    Raises:
+        InvalidSpec: the script would not read the plan as it is meant.
+    """
     target = target_module(resolved.spec.target)
     values = _portable(resolved)
     nnodes = values["cluster.nnodes"]
     flags = _torchrun_flags(values["cluster.nproc_per_node"], nnodes, values["launcher.rendezvous"])
     command = ("torchrun", *flags, target.ENTRY, *target.arguments(values, resolved.origins))
+    config = target.config(values)
+    _require_kept(config, target.read_back(values, config_text(config)))
     gpus = values["cluster.nproc_per_node"] if values["cluster.device"] == "cuda" else 0
     return Plan(
-        resolved.spec.name, resolved.spec.target, target.config(values), nnodes, command, gpus, environment(values),
+        resolved.spec.name, resolved.spec.target, config, nnodes, command, gpus, environment(values),
         _section(values, "run."), _section(values, "launcher."), guards(resolved.values, resolved.spec.target),
         os.path.relpath(resolved.spec.folder) if values != resolved.values else None,
     )  # fmt: skip
@@ -159,6 +166,20 @@ def _portable(resolved: Resolved) -> dict[str, Any]:
 
     paths = {key: value for key in PATH_KEYS if is_relative(value := resolved.values.get(key)) and named(key)}
     return {**resolved.values, **{key: f"{SPEC_DIR}/{os.path.relpath(value, resolved.spec.folder)}" for key, value in paths.items()}}
+
+
+def _require_kept(config: Mapping[str, Any], reading: Reading | None) -> None:
+    """Nothing that a plan says may be lost; null asks the script to derive the value."""
+    if reading is None:
+        return
+    lost = [f"{key} is dropped" for key in reading.skipped]
+    for section, fields in config.items():
+        for name, value in fields.items():
+            meant, had = value.replace("${oc.env:DFMSPEC_", "${") if isinstance(value, str) else value, reading[f"{section}.{name}"]
+            if name != "_target_" and had != meant and meant is not None:
+                lost.append(f"{section}.{name} {canonical(meant)} becomes {canonical(had)}")
+    if lost:
+        raise InvalidSpec(f"the script would not read the plan as it is meant: {'; '.join(lost)}; set what it makes of it, or leave the key out")
 
 
 def _section(values: Mapping[str, Any], start: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) 
                 document.span(path), "SPC206", "key-of-another-target", Severity.ERROR, message, f"remove it, or set target: {other}", path
             )
     message = f"unknown key {dotted(path)}" if section else f"unknown section or key {name}"
-    meant = _meant(name, section, legal)
+    meant = meant_key(name, section, legal)
     known = legal.fields(section) if section else legal.top_level
     if not section and "." in name and legal.field(name) is not None:
         hint = f"nest it: {name.split('.')[0]}: {{{name.split('.')[1]}: ...}}; a dotted key is one key to YAML"
@@ -112,7 +112,7 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) 
     return Diagnostic(document.span(path), "SPC201", "unknown-key", Severity.ERROR, message, hint, path, fix=fix)
 
 
-def _meant(name: str, section: str, legal: Catalogue) -> str | None:
+def meant_key(name: str, section: str, legal: Catalogue) -> str | None:
     """The key that an unknown one was probably meant for: a usual short name, a near spelling here, the same name elsewhere."""
     if (short := SHORT_NAMES.get(name.lower())) and legal.field(short) is not None:
         return short

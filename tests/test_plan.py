@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfmspec.bundle import read_bundle, write_bundle
+from dfmspec.errors import InvalidSpec
 from dfmspec.load import load_spec
 from dfmspec.plan import Plan, config_text, make_plan
 from dfmspec.resolve import resolve_spec
@@ -120,6 +121,49 @@ def test_why_tells_where_a_value_comes_from() -> None:
     assert "derived: 0.1 x optimizer.lr" in dfmspec("plan", *words, "--why", "optimizer.min_lr").stdout
     assert ":15:3" in dfmspec("plan", *words, "--why", "optimizer.lr").stdout
     assert dfmspec("plan", *words, "--why", "optimizer.nothing").returncode == 2
+
+
+def test_why_tells_every_layer_that_sets_a_value_lowest_first() -> None:
+    words = [HOWTO, "cluster.nproc_per_node=2", "data.source=mock", "train.global_batch_size=32", "train.global_batch_size=16"]
+    said = dfmspec("plan", *words, "--why", "train.global_batch_size").stdout.splitlines()
+
+    assert said[0].startswith("train.global_batch_size = 16  override") and said[1].startswith("  layers: 64 (spec: ")
+    assert [layer.split(" ")[0] for layer in said[1].removeprefix("  layers: ").split(" < ")] == ["64", "32", "16"]
+
+
+def test_why_knows_the_how_tos_names_and_near_spellings() -> None:
+    words = [HOWTO, "cluster.nproc_per_node=2", "data.source=mock"]
+
+    assert dfmspec("plan", *words, "--why", "checkpoint.checkpoint_dir").stdout.startswith("checkpoint.save = ")
+    assert "did you mean model.num_layers?" in dfmspec("plan", *words, "--why", "model.num_layer").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "ours", "upstream"),
+    [
+        (("mixed_precision.recipe=bf16_with_fp8_delayed_scaling_mixed", "cluster.gpu=h100"), "model.fp8", "null", '"hybrid": mixed_precision.fp8'),
+        ((), "model.num_layers_at_start_in_bf16", "1", "0: mixed_precision.num_layers_at_start_in_bf16"),
+        (("comm_overlap.tp_comm_overlap=false",), "ddp.overlap_grad_reduce", "true", None),
+        (("rng.te_rng_tracker=true",), "model.use_te_rng_tracker", "true", None),
+        ((), "dist.use_megatron_fsdp", "false", None),
+        (("target=dfm_flux", "recipe=flux_schnell", "model.tensor_model_parallel_size=4"), "model.expert_tensor_parallel_size", "null", "4: it fills in"),
+    ],
+)
+def test_why_tells_what_upstream_makes_of_a_value(words: tuple, key: str, ours: str, upstream: str | None, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("target: dfm\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 100, eval_iters: 0}\n")
+    done = dfmspec("plan", "spec.yaml", *words, "--why", key, cwd=tmp_path)
+
+    assert done.stdout.startswith(f"{key} = {ours}  "), done.stderr
+    assert f"upstream has {upstream}" in done.stdout if upstream else "upstream" not in done.stdout
+
+
+def test_a_plan_that_upstream_would_not_keep_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfmspec.targets import dfm
+
+    made = dfm.config
+    monkeypatch.setattr(dfm, "config", lambda values: made(values) | {"ddp": {"use_megatron_fsdp": True, "no_such_key": 1}, "dist": {"use_megatron_fsdp": False}})
+    with pytest.raises(InvalidSpec, match=r"ddp.no_such_key is dropped; .*dist.use_megatron_fsdp false becomes true"):
+        plan(HOWTO, "target=dfm", "cluster.nproc_per_node=2", "train.micro_batch_size=1")
 
 
 ALLOWED = {"dfmspec", "typer", "shellingham", "annotated_doc", "yaml", "jsonschema_rs", "_distutils_hack", "sitecustomize", "__main__", "__mp_main__", "org", "cython_runtime"}

@@ -111,7 +111,7 @@ def _precision(name: str) -> Tree:
 # YAML as OmegaConf reads it: YAML 1.1 with floats that need no point, and no double keys.
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     pass
 
 
