@@ -126,7 +126,10 @@ def _chunks(v: Values) -> bool | None:
 
 
 OVERLAPS: tuple[Derived, ...] = (
-    *(_overlapped("model", name, False) for name in ("tp_comm_overlap", "defer_embedding_wgrad_compute", "overlap_moe_expert_parallel_comm", "delay_wgrad_compute")),
+    _overlapped("model", "tp_comm_overlap", False),
+    _overlapped("model", "defer_embedding_wgrad_compute", False),
+    _overlapped("model", "overlap_moe_expert_parallel_comm", False),
+    _overlapped("model", "delay_wgrad_compute", False),
     _overlapped("model", "wgrad_deferral_limit", 0, lambda v: -1),
     _overlapped("model", "overlap_p2p_comm", False, lambda v: _chunks(v) is True),
     _overlapped("model", "batch_p2p_comm", True, lambda v: _chunks(v) is False),
@@ -150,7 +153,8 @@ _OWN = (
     *(_either(_FSDP, key) for key in _FSDP),
     *(_either(_RNG, key) for key in _RNG),
     _under_fsdp("model.gradient_accumulation_fusion", False, "false with Megatron FSDP"),
-    _under_fsdp("ddp.preserve_fp32_weights", True, "true, but with Megatron FSDP and a precision-aware optimizer", lambda v: bool(v["optimizer.use_precision_aware_optimizer"])),
+    _under_fsdp("ddp.preserve_fp32_weights", True, "true, but with Megatron FSDP and a precision-aware optimizer",
+                lambda v: bool(v["optimizer.use_precision_aware_optimizer"])),
     Derived("ddp.average_in_collective", ("ddp.use_megatron_fsdp", "dist.use_megatron_fsdp"),
             lambda v: not (v["ddp.use_megatron_fsdp"] or v["dist.use_megatron_fsdp"]), "true, but with Megatron FSDP"),
     Derived("model.qk_layernorm", ("model.tensor_model_parallel_size",), lambda v: v["model.tensor_model_parallel_size"] > 1,
