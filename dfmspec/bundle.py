@@ -6,8 +6,9 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from dfmspec.errors import PreflightError, StalePlanError, UsageError
+from dfmspec.errors import StalePlanError, UsageError
 from dfmspec.launch import launcher
 from dfmspec.plan import Plan, config_text
 from dfmspec.resources import resource
@@ -24,7 +25,7 @@ def at(plan: Plan, folder: Path) -> Plan:
 
 def bundle_files(plan: Plan) -> dict[str, str]:
     """name -> text, of a plan at its folder: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
-    return {PLAN: json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n", CONFIG: config_text(plan.config), **programs(plan)}
+    return {PLAN: _json(plan.as_json()), CONFIG: config_text(plan.config), **programs(plan)}
 
 
 def programs(plan: Plan) -> dict[str, str]:
@@ -62,8 +63,11 @@ def read_bundle(folder: Path) -> Plan:
     """The plan of a bundle.
 
     Raises:
-        PreflightError: plan.json is damaged or was edited.
+        UsageError: there is none.
+        StalePlanError: plan.json is damaged, was edited, or is of another version.
     """
+    if not (folder / PLAN).is_file():
+        raise UsageError(f"{folder} is no bundle: it has no {PLAN}; dfmspec plan -o writes one")
     try:
         stored = json.loads((folder / PLAN).read_text())
         plan = Plan(
@@ -71,9 +75,9 @@ def read_bundle(folder: Path) -> Plan:
             stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"], stored["spec_dir"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PreflightError(f"{folder}/{PLAN} cannot be read: {error}; make the plan again") from error
+        raise StalePlanError(f"{folder}/{PLAN} cannot be read: {error}; make the plan again") from error
     if stored.get("plan_id") != f"sha256:{plan.plan_id}" or stored.get("launch") != plan.launch_digest:
-        raise PreflightError(f"{folder}/{PLAN} was edited: its content is not that of its digests; make the plan again")
+        raise StalePlanError(f"{folder}/{PLAN} was edited: its content is not that of its digests; make the plan again")
     return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(os.path.join(os.path.realpath(folder), plan.spec_dir)))
 
 
@@ -96,13 +100,13 @@ def stale_files(plan: Plan, folder: Path) -> list[str]:
 
 def _same(text: str | None, file: Path) -> bool:
     try:
-        found = file.read_text(encoding="utf-8", errors="surrogateescape")
+        found = file.read_bytes()
         if text is not None and file.name == PLAN:
-            return _unguarded(text) == _unguarded(found)
-    except (OSError, ValueError):
+            text = _json({**json.loads(text), "guards": json.loads(found)["guards"]})
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return text == found
+    return text is not None and text.encode("utf-8", "surrogateescape") == found
 
 
-def _unguarded(text: str) -> dict[str, object]:
-    return {key: value for key, value in json.loads(text).items() if key != "guards"}
+def _json(plan: dict[str, Any]) -> str:
+    return json.dumps(plan, indent=2, sort_keys=True) + "\n"

@@ -69,6 +69,8 @@ def check_guards(plan: Plan) -> None:
     path = plan.config.get("dataset", {}).get("path")
     flat = {"dataset.path": path and plan.located(path)}
     current = guards(flat, plan.target)
+    if plan.target == "megatron_core" and "code" not in plan.guards:
+        raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
         if current.get(name) != digest:
             what = "dfmspec's own code" if name == "code" else f"the metadata of dataset {flat['dataset.path']}"

@@ -98,15 +98,14 @@ def _check_golden(made: Plan, golden: Path) -> None:
     """Raises:
     StalePlanError: the bundle is not what the plan would write now.
     """
-    from dfmspec.bundle import read_bundle, stale_files
+    from dfmspec.bundle import PLAN, read_bundle, stale_files
     from dfmspec.difference import described as told
     from dfmspec.difference import differences
 
-    if not golden.is_dir():
-        raise UsageError(f"--check {golden} is not a folder; dfmspec plan -o {golden} writes one")
+    if not (golden / PLAN).is_file():
+        raise UsageError(f"--check {golden} is no bundle: it has no {PLAN}; dfmspec plan -o {golden} writes one")
     if stale := stale_files(made, golden):
-        if (golden / "plan.json").is_file():
-            typer.echo(told(differences(read_bundle(golden), made)))
+        typer.echo(told(differences(read_bundle(golden), made)))
         raise StalePlanError(f"{golden} is stale: {', '.join(stale)} differ; look at the difference, then write it again with -o")
 
 
