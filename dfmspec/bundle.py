@@ -68,17 +68,24 @@ def read_bundle(folder: Path) -> Plan:
     """
     if not (folder / PLAN).is_file():
         raise UsageError(f"{folder} is no bundle: it has no {PLAN}; dfmspec plan -o writes one")
+    return read_plan(folder / PLAN)
+
+
+def read_plan(file: Path) -> Plan:
+    """A plan from its file, whatever the file's name; raises as `read_bundle` does."""
     try:
-        stored = json.loads((folder / PLAN).read_text())
+        stored = json.loads(file.read_text())
         plan = Plan(
             stored["name"], stored["target"], stored["config"], stored["nnodes"], tuple(stored["command"]),
             stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"], stored["spec_dir"],
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StalePlanError(f"{folder}/{PLAN} cannot be read: {error}; make the plan again") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StalePlanError(f"{file} cannot be read: {error}; make the plan again") from error
     if stored.get("plan_id") != f"sha256:{plan.plan_id}" or stored.get("launch") != plan.launch_digest:
-        raise StalePlanError(f"{folder}/{PLAN} was edited: its content is not that of its digests; make the plan again")
-    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(os.path.join(os.path.realpath(folder), plan.spec_dir)))
+        raise StalePlanError(f"{file} was edited: its content is not that of its digests; make the plan again")
+    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(os.path.join(os.path.realpath(file.parent), plan.spec_dir)))
 
 
 def check_files(plan: Plan, folder: Path) -> None:

@@ -13,7 +13,8 @@ NUMBERS, PLACES, TALK = "changes the numbers", "changes where it runs (the same 
 _TALKING = ("logger", "profiling", "launcher", "straggler", "nvrx_straggler", "tokenizer")
 _QUIET_KEYS = {
     "checkpoint.save", "checkpoint.save_interval", "checkpoint.most_recent_k", "checkpoint.async_save", "cluster.master_addr", "cluster.master_port",
-    "dist.distributed_timeout_minutes", "run.output_dir", "run.num_samples", "train.exit_interval", "train.exit_duration_in_mins", "train.manual_gc", "train.manual_gc_interval", "name",
+    "dist.distributed_timeout_minutes", "run.output_dir", "run.num_samples", "train.exit_interval", "train.exit_duration_in_mins", "train.manual_gc",
+    "train.manual_gc_interval", "name",
 }  # fmt: skip
 _ENVIRONMENT = (
     (re.compile(r"NVTE_.*|NCCL_ALGO|.*TF32.*"), NUMBERS),

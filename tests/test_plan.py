@@ -123,6 +123,53 @@ def test_why_tells_where_a_value_comes_from() -> None:
     assert dfmspec("plan", *words, "--why", "optimizer.nothing").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--why", "optimizer.lr", "-o", "out"), ("--ranks", "-o", "out"), ("--check", "out", "-o", "out"), ("--diff", "spec.yaml", "-o", "out"), ("--why", ""),
+     ("--ranks", "--why", "name"), ("--why", "name", "--format", "json"), ("--ranks", "--format", "yaml"), ("-o", "out", "--format", "json"),
+     ("--node", "0", "--format", "json"), ("--node", "0", "-o", "out"), ("--node", "2")],
+)  # fmt: skip
+def test_what_cannot_be_answered_together_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2, nnodes: 2}\n")
+    done = dfmspec("plan", "spec.yaml", *words, cwd=tmp_path)
+
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_one_node_is_its_script(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2, nnodes: 2}\n")
+
+    assert dfmspec("plan", "spec.yaml", "--node", "1", cwd=tmp_path).stdout == dfmspec("plan", "spec.yaml", "--node", "1", "--format", "sh", cwd=tmp_path).stdout
+
+
+def test_a_plan_as_json_can_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2}\n")
+    (tmp_path / "before.json").write_text(dfmspec("plan", "spec.yaml", "--format", "json", cwd=tmp_path).stdout)
+    assert dfmspec("plan", "spec.yaml", "-o", "p1", cwd=tmp_path).returncode == 0
+
+    for other in ("before.json", "p1/plan.json", "p1"):
+        assert dfmspec("plan", "spec.yaml", "optimizer.lr=1e-5", "--diff", other, cwd=tmp_path).stdout.count("optimizer.lr: 9e-05 -> 1e-05") == 1
+    assert dfmspec("plan", "spec.yaml", "--diff", "nowhere.json", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(("target", "kind"), [("megatron_core", "ssh"), ("dfm", "ssh"), ("dfm", "slurm"), ("dfm", "local")])
+def test_a_plan_says_how_it_can_be_started(target: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2, nnodes: 2}\n")
+    hosts = ["launcher.hosts=[a, b]"] if kind == "ssh" else []
+    said = dfmspec("plan", "spec.yaml", f"target={target}", f"launcher.kind={kind}", *hosts, "train.train_iters=10", "train.eval_iters=0", cwd=tmp_path).stdout
+
+    assert f"# launcher {kind}: " in said
+    assert ("dfmspec run" in said) == (target == "megatron_core")
+
+
+def test_many_hosts_are_not_listed_one_by_one(tmp_path: Path) -> None:
+    hosts = ", ".join(f"node{i}" for i in range(4096))
+    (tmp_path / "spec.yaml").write_text(f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: 4096}}\nlauncher: {{kind: ssh, hosts: [{hosts}]}}\n")
+    said = dfmspec("plan", "spec.yaml", cwd=tmp_path).stdout
+
+    assert 'launcher.hosts = ["node0", "node1", ... 4096 in all ..., "node4095"]' in said and max(map(len, said.splitlines())) < 300
+
+
 def test_why_tells_every_layer_that_sets_a_value_lowest_first() -> None:
     words = [HOWTO, "cluster.nproc_per_node=2", "data.source=mock", "train.global_batch_size=32", "train.global_batch_size=16"]
     said = dfmspec("plan", *words, "--why", "train.global_batch_size").stdout.splitlines()
