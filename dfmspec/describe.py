@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.catalogue import catalogue
-from dfmspec.environment import reason
+from dfmspec.environment import reason, shell_line
 from dfmspec.errors import UsageError
 from dfmspec.layout import Layout, Place, crossing, places
 from dfmspec.load import ALIASES, Origin
@@ -137,7 +136,7 @@ def described(resolved: Resolved, made: Plan) -> str:
         lines += ["  set:", *(f"    {key} = {_shortened(resolved.values[key])}  ({origin.span})" for key, origin in set_by_user)]
     for node in [None] if made.nnodes > _SHOWN_ONE_BY_ONE else range(made.nnodes):
         lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}" if node is None else f"\n# node {node}")
-        lines += [f"export {name}={shlex.quote(value)}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
+        lines += [f"{shell_line(name, value)}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
         lines.append(shell_command([word._replace(text=made.seen(word.text)) for word in made.words(node)]))
     how = (_HOW_TO_START if made.target == "megatron_core" else _HOW_TO_START_UPSTREAM).get(made.launcher["kind"])
     return "\n".join([*lines, *([f"\n# launcher {made.launcher['kind']}: {how}"] if how else [])])

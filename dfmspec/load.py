@@ -347,7 +347,7 @@ def _typed_overrides(node: Any, legal: Catalogue, path: tuple[str, ...] = ()) ->
 def _flow(text: str) -> Any:
     """A scalar, or a list or mapping in flow style."""
     if text[:1] in "[{":
-        document = parse_document(f"value: {text}".encode(), COMMAND_LINE)
+        document = parse_document(f"value: {text}".encode(errors="surrogateescape"), COMMAND_LINE)
         return text if document.problems else document.data["value"]
     return read_scalar(text)
 

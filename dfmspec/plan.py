@@ -67,8 +67,8 @@ class Plan:
     """What every node runs, with its rank as $NODE_RANK."""
     gpus_per_node: int
     """0 on the CPU."""
-    env: Mapping[str, str]
-    """Environment variables that the run needs, by rule."""
+    env: Mapping[str, str | None]
+    """Environment variables that the run needs, by rule; None: that it must not have."""
     run: Mapping[str, Any]
     """The `run` section: where the run directory goes, how it resumes. Not part of the identity."""
     launcher: Mapping[str, Any]

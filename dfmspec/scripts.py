@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from dfmspec.environment import shell_line
 from dfmspec.load import SPEC_DIR, is_relative
 from dfmspec.plan import RANK, Plan, Role, Word
 
@@ -57,8 +58,10 @@ def _unless_set(name: str) -> str:
 def node_script(plan: Plan, node: int | None) -> str:
     """The script of a node, or (None) the one for all, which takes the rank: from any working directory, without dfmspec on the launch host."""
     which = f"node {node} of {plan.nnodes}" if node is not None else f"any of {plan.nnodes} nodes"
-    lines = [*heading(f"{plan.name}: {which}; plan {plan.plan_id[:12]}"), *plan.launcher["setup"], "set -u"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in plan.env.items()]  # before what the script sets, which it so cannot undo
+    shebang, comment, strict = heading(f"{plan.name}: {which}; plan {plan.plan_id[:12]}")
+    lines = [shebang, comment, "# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are", strict]
+    lines += [*plan.launcher["setup"], "set -u"]
+    lines += [shell_line(name, value) for name, value in plan.env.items()]  # before what the script sets, which it so cannot undo
     if node is None:
         lines.append(f'{RANK[1:]}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
     lines.append('DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)')
@@ -69,6 +72,8 @@ def node_script(plan: Plan, node: int | None) -> str:
         lines += [f': "${{{name}:?set {name} to that of node 0}}"' for name in ("MASTER_ADDR", "MASTER_PORT") if name not in plan.env]
         if plan.launcher["rendezvous"] == "c10d":
             lines.append(f'DFMSPEC_RDZV_ID="${{DFMSPEC_RDZV_ID:-{plan.plan_id[:12]}}}"')
+    if plan.target != "megatron_core":
+        lines.append('export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout')
     bundle = '"$DFMSPEC_BUNDLE"/'
     places = {Role.SCRIPT: bundle if plan.target == "megatron_core" else '"${DFM_ROOT:-/opt/DFM}"/', Role.CONFIG: bundle}
     return "\n".join([*lines, f"exec {shell_command(plan.words(node), places)}"]) + "\n"

@@ -80,14 +80,21 @@ _VALIDATORS: dict[str, Any] = {}
 def _json_like(data: Any) -> Any:
     """Without what JSON has no word for."""
     if isinstance(data, dict):
-        return {str(key): _json_like(value) for key, value in data.items()}
+        return {_text(str(key)): _json_like(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_json_like(value) for value in data]
+    if isinstance(data, str):
+        return _text(data)
     if isinstance(data, float) and not math.isfinite(data):
         return str(data)  # reported as a string where a number is needed
     if isinstance(data, int) and not isinstance(data, bool) and abs(data) >= 2**63:
         return str(data)
     return data
+
+
+def _text(text: str) -> str:
+    """Without bytes of the command line that are no UTF-8, which the validator cannot show."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) -> Diagnostic:

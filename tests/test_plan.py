@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfmspec.bundle import read_bundle, write_bundle
+from dfmspec.describe import described, rank_table
+from dfmspec.diagnostics import Severity
 from dfmspec.errors import InvalidSpec
 from dfmspec.load import load_spec
 from dfmspec.plan import Plan, config_text, make_plan
 from dfmspec.resolve import resolve_spec
+from dfmspec.rules import check_spec
 from dfmspec.scripts import node_script
-from tests.conftest import HOWTO, ROOT, dfmspec
+from tests.conftest import HOWTO, ROOT, dfmspec, environment
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
 
@@ -123,6 +126,62 @@ def test_why_tells_where_a_value_comes_from() -> None:
     assert dfmspec("plan", *words, "--why", "optimizer.nothing").returncode == 2
 
 
+def test_variables_that_a_mode_needs_are_set_or_removed_by_rule(tmp_path: Path) -> None:
+    """What node 0 of target dfm hands to torchrun, from a shell that has another setting."""
+    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "${NCCL_ALGO:-} ${NVTE_ALLOW_NONDETERMINISTIC_ALGO:-} ${CUDA_DEVICE_MAX_CONNECTIONS-unset} $PYTHONPATH"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONPATH": "/mine", "DFM_ROOT": "/dfm"}
+    base = ["target=dfm", "data.source=mock", "cluster.nproc_per_node=8", "train.train_iters=10", "train.eval_iters=0"]
+    said = []
+    for number, words in enumerate((["model.deterministic_mode=true"], ["ddp.use_megatron_fsdp=true", "checkpoint.ckpt_format=fsdp_dtensor"],
+                                    ["model.deterministic_mode=true", "launcher.env={NCCL_ALGO: Tree}"])):  # fmt: skip
+        resolved = resolve_spec(load_spec(None, [*base, *words]))
+        assert not [finding for finding in check_spec(resolved, levels=("spec",)) if finding.severity is Severity.ERROR]
+        made = make_plan(resolved)
+        (tmp_path / f"{number}.sh").write_text(node_script(made, 0))
+        said.append(subprocess.run(["bash", f"{number}.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip())
+        assert "CUDA_DEVICE_MAX_CONNECTIONS" in described(resolved, made) if number == 1 else "model.deterministic_mode" in described(resolved, made)
+
+    assert said == ["Ring 0 1 /dfm:/mine", "unset /dfm:/mine", "Tree 0 1 /dfm:/mine"]
+
+
+def _calls(file: Path, folder: Path) -> int:
+    """Function calls from the spec to the bundle and the table of ranks: a count of work that no load of the machine changes."""
+    count = 0
+
+    def counted(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counted)
+    try:
+        resolved = resolve_spec(load_spec(file))
+        write_bundle(make_plan(resolved), folder)
+        rank_table(resolved)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_work_and_memory_grow_no_faster_than_the_nodes(tmp_path: Path) -> None:
+    """4,096 nodes of 8 GPUs, each named: a bundle of few files, and at most 500 MB for it and for the table of 32,768 ranks."""
+    for nodes in (512, 1024, 4096):
+        hosts = ", ".join(f"node{i:04}" for i in range(nodes))
+        text = f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: {nodes}}}\nlauncher: {{kind: ssh, hosts: [{hosts}]}}\n"
+        (tmp_path / f"{nodes}.yaml").write_text(text)
+    _calls(tmp_path / "512.yaml", tmp_path / "warm")
+    few, many = (_calls(tmp_path / f"{nodes}.yaml", tmp_path / str(nodes)) for nodes in (1024, 4096))
+    files = [file for file in (tmp_path / "4096").rglob("*") if file.is_file()]
+    peak = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    for words in (["-o", tmp_path / "out"], ["--ranks"]):
+        command = [sys.executable, "-c", peak, sys.executable, "-m", "dfmspec", "plan", tmp_path / "4096.yaml", *words]
+        kilobytes = int(subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=True).stdout)
+        assert kilobytes < 500_000
+
+    assert many < 4.2 * few
+    assert len(files) == 4 and sum(file.stat().st_size for file in files) < 200_000
+
+
 @pytest.mark.parametrize(
     "words",
     [("--why", "optimizer.lr", "-o", "out"), ("--ranks", "-o", "out"), ("--check", "out", "-o", "out"), ("--diff", "spec.yaml", "-o", "out"), ("--why", ""),
@@ -134,6 +193,15 @@ def test_what_cannot_be_answered_together_is_refused(words: tuple[str, ...], tmp
     done = dfmspec("plan", "spec.yaml", *words, cwd=tmp_path)
 
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("word", [b'launcher.env={X: "a\xff"}', b'launcher.setup=["\xff"]', b"dataset.path=/data/\xff", b'launcher.env={X: "\\ud800"}', b'name="\\ud800"'])
+def test_bytes_that_are_no_text_end_no_program(word: bytes, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2}\n")
+    for words in ((), ("-o", "out"), ("--format", "json")):
+        command = [sys.executable, "-m", "dfmspec", "plan", "spec.yaml", word, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, check=False)
+        assert done.returncode in (0, 1) and b"Traceback" not in done.stderr, done.stderr
 
 
 def test_one_node_is_its_script(tmp_path: Path) -> None:

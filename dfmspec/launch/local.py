@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -81,12 +82,12 @@ class LocalRun:
         self._logs: list[IO[bytes]] = []
         self._described: list[tuple[str, list[str], list[str]]] = []
 
-    def start(self, argv: list[str], env: dict[str, str], folder: Path) -> None:
+    def start(self, argv: list[str], env: Mapping[str, str | None], folder: Path) -> None:
         """One node's torchrun; it dies when this process does."""
         log = (folder / "torchrun.log").open("wb")
         process = subprocess.Popen(
             argv,
-            env=os.environ | env,
+            env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -47,7 +47,7 @@ def job_script(plan: Plan) -> str:
     options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{plan.launcher['stop_before']}", *plan.launcher["sbatch_options"]]
     script = 'node$SLURM_NODEID.sh"' if plan.nnodes <= SCRIPT_A_NODE else 'node.sh" "$SLURM_NODEID"'
     ours = plan.target == "megatron_core"
-    again = '[ "$again" = yes ]' + (' && [ "$code" = 0 ] && ! tail -n 1 "$DFMSPEC_RUN_DIR/events.jsonl" | grep -q \'"type": "finished"\'' if ours else "")
+    again = '[ "$again" = yes ] && [ "$code" = 0 ]' + (' && ! tail -n 1 "$DFMSPEC_RUN_DIR/events.jsonl" | grep -q \'"type": "finished"\'' if ours else "")
     shebang, comment, _ = heading(f"{plan.name}: Slurm job; plan {plan.plan_id[:12]}. Submit it where relative paths are relative to: sbatch DIR/{JOB}")
     return "\n".join([
         shebang, comment,
@@ -88,11 +88,9 @@ def job_script(plan: Plan) -> str:
         "' bash \"$DFMSPEC_BUNDLE\" &",
         "step=$!",
         "again=no",
-        "# shellcheck disable=SC2317  # the trap calls it",
+        "# shellcheck disable=SC2317,SC2329  # the trap calls it",
         "on_signal() {",
-        '    echo "the time limit is near: the run saves and stops, and is queued again"',
-        "    again=yes",
-        *(['    echo 10 > "$DFMSPEC_ATTEMPT_DIR/stop"'] if ours else []),  # upstream stops by itself: train.exit_duration_in_mins
+        *_ON_SIGNAL["ours" if ours else "upstream" if plan.launcher["time_limit"] is None else "upstream with a limit"],
         "}",
         "trap on_signal USR1",
         "code=0",
@@ -126,6 +124,18 @@ _ATTEMPT = (
 """Which attempt of the plan's run the job is: none goes on in the folder of another, whose files would speak for it."""
 
 
+_SAVES = ('    echo "the time limit is near: the run saves and stops, and is queued again"', "    again=yes")
+_ON_SIGNAL = {
+    "ours": (*_SAVES, '    echo 10 > "$DFMSPEC_ATTEMPT_DIR/stop"'),
+    "upstream with a limit": _SAVES,  # by itself: train.exit_duration_in_mins
+    "upstream": (
+        '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): it is queued again, from its last checkpoint"',
+        '    scontrol requeue "$SLURM_JOB_ID"',
+    ),
+}
+"""What a job does when Slurm says that it will end it; requeueing ends it at once."""
+
+
 def _option(option: str) -> str:
     """An option of sbatch in a #SBATCH line, where quotes are read as the shell's."""
     name, equals, value = option.partition("=")
@@ -136,7 +146,7 @@ def _gpu_check(plan: Plan) -> list[str]:
     if not plan.gpus_per_node:
         return []
     return [
-        f'if [ "${{SLURM_GPUS_ON_NODE:-{plan.gpus_per_node}}}" != {plan.gpus_per_node} ]; then',
+        f'if [ "${{SLURM_GPUS_ON_NODE:=0}}" != {plan.gpus_per_node} ]; then',
         f'    echo "error: the plan is for {plan.gpus_per_node} GPUs a node, and the job has $SLURM_GPUS_ON_NODE; submit the script as it is" >&2',
         "    exit 4",
         "fi",

@@ -74,6 +74,8 @@ class Launcher(Section):
     """[kubernetes] Namespace; null: kubectl's own."""
     queue: _Label | None = None
     """[kubernetes] Local queue of Kueue that admits the job."""
+    env_from: _Label | None = None
+    """[kubernetes] Secret whose entries every pod has as variables, such as WANDB_API_KEY."""
     volumes: dict[str, _Place] = Field(default={})
     """[kubernetes] Persistent volume claims, and where each is mounted, such as {training-data: /data}."""
 

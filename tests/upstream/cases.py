@@ -17,8 +17,8 @@ from dfmspec.resolve import Resolved, resolve_spec
 from dfmspec.rules import check_spec
 
 HERE = Path(__file__).parent
-MENDING = ("SPC302", "SPC310", "CKP101")
-"""Hints that say what is mended: a derivation written out, a value that needs no quotes, a documented alias."""
+MENDING = ("SPC302", "SPC310", "CKP101", "ENV101")
+"""Hints that say what is mended: a derivation or a variable written out, a value that needs no quotes, a documented alias."""
 
 
 def cases() -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # agreed: node 2 of 4; plan 1fa427662721
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export MASTER_ADDR=gpu-01

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # trial: node 0 of 1; plan baed00a093be
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export OMP_NUM_THREADS=1

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # by_kubernetes: node 3 of 4; plan 4040f0c3aed9
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # one: node 0 of 1; plan cd491efe7c46
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export CUDA_DEVICE_MAX_CONNECTIONS=1

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # stages: node 0 of 2; plan 555095175928
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export CUDA_DEVICE_MAX_CONNECTIONS=1

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # beside: node 0 of 2; plan 6c96354cb1ce
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # by-ssh: node 2 of 3; plan c3fc7a4f6fc2
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 module load cuda/12.8
 source /opt/venv/bin/activate

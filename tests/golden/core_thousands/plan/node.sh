@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # thousands: any of 4096 nodes; plan 2819cc927048
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # dfm-slurm: node 6 of 8; plan b5373f5c21ff
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 export DFM_ROOT=/opt/DFM
 set -u
@@ -12,6 +13,7 @@ mkdir -p "$DFMSPEC_RUN_DIR"
 export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 4 \
     --nnodes 8 \
     --node-rank 6 \

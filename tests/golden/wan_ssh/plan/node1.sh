@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # wan: node 1 of 2; plan 90804b194a76
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export CUDA_DEVICE_MAX_CONNECTIONS=1
@@ -10,6 +11,7 @@ export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --node-rank 1 \
