@@ -199,7 +199,8 @@ def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, 
 
     script = subprocess.run(["bash", str(tmp_path / "plan" / "node0.sh")], cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT=str(free_port())), capture_output=True, text=True, timeout=240, check=False)
     assert script.returncode == 0, script.stderr[-2000:]
-    assert (tmp_path / "checkpoints").is_dir()  # alone, as in the how-to
+    plan_id = json.loads((tmp_path / "plan" / "plan.json").read_text())["plan_id"].removeprefix("sha256:")
+    assert (tmp_path / "runs" / "tiny" / plan_id[:12] / "checkpoints").is_dir()  # where no other plan of this name saves
 
     (copy / ".nv-meta" / "split.yaml").write_text((copy / ".nv-meta" / "split.yaml").read_text() + "\n")
     stale = dfmspec("run", tmp_path / "plan", cwd=tmp_path)
@@ -209,7 +210,7 @@ def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, 
     plan["config"]["optimizer"]["lr"] = 1.0
     (tmp_path / "plan" / "plan.json").write_text(json.dumps(plan))
     edited = dfmspec("run", tmp_path / "plan", cwd=tmp_path)
-    assert edited.returncode == 4 and "was edited" in edited.stderr
+    assert edited.returncode == 3 and "was edited" in edited.stderr
 
 
 @pytest.mark.parametrize(
