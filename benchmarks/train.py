@@ -153,7 +153,7 @@ def experiment(length: int, heads: int, overrides: list[str]) -> Any:
     words = [
         "recipe=dit_xl", "data.source=mock", f"dataset.task_encoder_seq_length={length}", f"model.num_attention_heads={heads}",
         f"cluster.nproc_per_node={world}", "model.max_img_h=160", "model.max_img_w=160", f"train.global_batch_size={world}", "train.train_iters=1000",
-        "data.resolution=512", *overrides,
+        "data.resolution=512", "model.cuda_graph_impl=local", *overrides,
     ]  # fmt: skip
     spec = load_spec(None, words)
     resolved = resolve_spec(spec)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from dfmspec.errors import PreflightError, StalePlanError, UsageError
+from dfmspec.errors import StalePlanError, UsageError
 from dfmspec.launch import launcher
 from dfmspec.plan import Plan, config_text
 from dfmspec.resources import resource
@@ -15,9 +18,14 @@ from dfmspec.targets import CONFIG, target_module
 PLAN = "plan.json"
 
 
+def at(plan: Plan, folder: Path) -> Plan:
+    """A plan as seen from the folder in which it lies."""
+    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(plan.spec_dir, os.path.realpath(folder)))
+
+
 def bundle_files(plan: Plan) -> dict[str, str]:
-    """name -> text: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
-    return {PLAN: json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n", CONFIG: config_text(plan.config), **programs(plan)}
+    """name -> text, of a plan at its folder: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
+    return {PLAN: _json(plan.as_json()), CONFIG: config_text(plan.config), **programs(plan)}
 
 
 def programs(plan: Plan) -> dict[str, str]:
@@ -38,7 +46,7 @@ def write_bundle(plan: Plan, out: Path) -> None:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it")
-    write_files(bundle_files(plan), out)
+    write_files(bundle_files(at(plan, out)), out)
 
 
 def write_files(files: dict[str, str], out: Path) -> None:
@@ -55,19 +63,29 @@ def read_bundle(folder: Path) -> Plan:
     """The plan of a bundle.
 
     Raises:
-        PreflightError: plan.json is damaged or was edited.
+        UsageError: there is none.
+        StalePlanError: plan.json is damaged, was edited, or is of another version.
     """
+    if not (folder / PLAN).is_file():
+        raise UsageError(f"{folder} is no bundle: it has no {PLAN}; dfmspec plan -o writes one")
+    return read_plan(folder / PLAN)
+
+
+def read_plan(file: Path) -> Plan:
+    """A plan from its file, whatever the file's name; raises as `read_bundle` does."""
     try:
-        stored = json.loads((folder / PLAN).read_text())
+        stored = json.loads(file.read_text())
         plan = Plan(
             stored["name"], stored["target"], stored["config"], stored["nnodes"], tuple(stored["command"]),
-            stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"],
+            stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"], stored["spec_dir"],
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PreflightError(f"{folder}/{PLAN} cannot be read: {error}; make the plan again") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StalePlanError(f"{file} cannot be read: {error}; make the plan again") from error
     if stored.get("plan_id") != f"sha256:{plan.plan_id}" or stored.get("launch") != plan.launch_digest:
-        raise PreflightError(f"{folder}/{PLAN} was edited: its content is not that of its digests; make the plan again")
-    return plan
+        raise StalePlanError(f"{file} was edited: its content is not that of its digests; make the plan again")
+    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(os.path.join(os.path.realpath(file.parent), plan.spec_dir)))
 
 
 def check_files(plan: Plan, folder: Path) -> None:
@@ -82,20 +100,20 @@ def check_files(plan: Plan, folder: Path) -> None:
 
 def stale_files(plan: Plan, folder: Path) -> list[str]:
     """The files of a folder that are not what the plan would write; guards aside, which are of a machine and a version."""
-    fresh = bundle_files(plan)
+    fresh = bundle_files(at(plan, folder))
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     return sorted(name for name in fresh.keys() | present if not _same(fresh.get(name), folder / name))
 
 
 def _same(text: str | None, file: Path) -> bool:
     try:
-        found = file.read_text(encoding="utf-8", errors="surrogateescape")
+        found = file.read_bytes()
         if text is not None and file.name == PLAN:
-            return _unguarded(text) == _unguarded(found)
-    except (OSError, ValueError):
+            text = _json({**json.loads(text), "guards": json.loads(found)["guards"]})
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return text == found
+    return text is not None and text.encode("utf-8", "surrogateescape") == found
 
 
-def _unguarded(text: str) -> dict[str, object]:
-    return {key: value for key, value in json.loads(text).items() if key != "guards"}
+def _json(plan: dict[str, Any]) -> str:
+    return json.dumps(plan, indent=2, sort_keys=True) + "\n"

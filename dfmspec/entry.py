@@ -112,7 +112,8 @@ def _resolve(args: argparse.Namespace) -> Resolved:
         environment = {"cluster.nproc_per_node": local, "cluster.nnodes": int(os.environ["WORLD_SIZE"]) // local}
     else:
         environment = {"cluster.nproc_per_node": 1, "cluster.nnodes": 1}
-    spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment, base=os.environ.get("DFMSPEC_BASE"))
+    spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment, base=os.environ.get("DFMSPEC_BASE"),
+                     spec_dir=os.environ.get("DFMSPEC_SPEC_DIR"))  # fmt: skip
     resolved = resolve_spec(spec)
     if spec.target != "megatron_core":
         raise UsageError(f"this script trains target megatron_core, not {spec.target}; dfmspec plan compiles for {spec.target}")

@@ -14,6 +14,7 @@ from dfmspec.errors import UsageError
 from dfmspec.fixes import scalar
 from dfmspec.rules.spec import SECRET_NAME
 from dfmspec.targets import TARGETS, target_module
+from dfmspec.targets.dfm.upstream import Refused, loaded, value_of
 
 _TORCHRUN = {
     "nproc_per_node": "cluster.nproc_per_node", "nnodes": "cluster.nnodes", "master_addr": "cluster.master_addr", "master_port": "cluster.master_port",
@@ -211,13 +212,18 @@ def _readable(name: str) -> Document:
 
 
 def _lay(document: Document, found: Imported) -> None:
-    """An override file's keys; a section that is no mapping is kept as it is."""
+    """An override file's keys, with the values that upstream reads; a section that is no mapping is kept as it is."""
     if not isinstance(document.data, dict):
         raise UsageError(f"{document.file} is no mapping of sections" + (f": {document.problems[0].message}" if document.problems else ""))
-    found.dead += [(f"line {problem.span.line}", problem.message) for problem in document.problems]
-    for section, node in document.data.items():
+    found.dead += [(f"line {problem.span.line}", problem.message) for problem in document.problems if problem.name != "ambiguous-scalar"]
+    try:
+        tree = loaded(document.text)
+    except Refused as error:
+        raise UsageError(f"{document.file}: upstream cannot read it: {error}") from error
+    for section, node in tree.items():
         if isinstance(node, dict):
-            found.values.update({f"{section}.{name}": value for name, value in node.items()})
+            found.values.update({f"{section}.{name}": value for name, value in node.items() if value != "???"})
+            found.dead += [(f"{section}.{name}: ???", "keeps the recipe's value") for name, value in node.items() if value == "???"]
         else:
             _keep(section, str(node), node, found)
 
@@ -234,8 +240,10 @@ def _override(text: str, found: Imported) -> None:
     elif prefix == "+":
         found.dead.append((text, "an added key is dropped in silence, or the command line fails"))
     else:
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        _keep(key, value, value[1:-1] if quoted else _value_of(value), found)
+        try:
+            _keep(key, value, value_of(value), found)
+        except Refused:
+            found.dead.append((text, "Hydra's grammar has no such value unquoted, so the command line fails"))
 
 
 def spec_of(found: Imported, target: str, dead_keys: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from dfmspec.catalogue import SCHEMAS, Catalogue, catalogue, types
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
@@ -25,6 +25,8 @@ PATH_KEYS = frozenset({
     "checkpoint.non_persistent_local_ckpt_dir", "logger.tensorboard_dir", "logger.wandb_save_dir", "model.vae_cache_folder", "run.output_dir",
 })  # fmt: skip
 """Keys whose relative values in a file are relative to that file."""
+SPEC_DIR = "${SPEC_DIR}"
+"""In a plan, the spec's folder, before every path that a person gave relative: a plan does not know from where it was made."""
 PLACES = (*sorted(PATH_KEYS), "run.resume")
 """Keys that may name a place on this machine."""
 
@@ -79,6 +81,10 @@ class Spec(NamedTuple):
     documents: tuple[Document, ...] = ()
     users: tuple[str, ...] = ()
     """The keys that a person set."""
+    folder: str = "."
+    """Of the spec, absolute."""
+    under: Mapping[str, tuple[tuple[Any, Origin], ...]] = {}
+    """Of a key that several layers set, the values that lie under the last one's, lowest first."""
 
 
 def load_spec(
@@ -88,6 +94,7 @@ def load_spec(
     dataset_path: str | None = None,
     environment: Mapping[str, Any] | None = None,
     base: str | None = None,
+    spec_dir: str | None = None,
     text: str | None = None,
 ) -> Spec:
     """Read a spec and everything it builds on.
@@ -97,6 +104,7 @@ def load_spec(
         overrides: `key=value`, as on the command line.
         dataset_path: the how-to's --dataset-path.
         base: the folder to which relative paths in files are relative, instead of each file's own.
+        spec_dir: what ${SPEC_DIR} stands for in a plan's configuration, instead of the file's own folder.
         text: instead of what the file holds.
         environment: values that the launcher's environment fixes, such as the world size under torchrun.
 
@@ -104,7 +112,7 @@ def load_spec(
         OSError: the spec itself cannot be read.
         UsageError: an override names a file to build on.
     """
-    loader = _Loader(base)
+    loader = _Loader(base, spec_dir)
     own = Document("<defaults>", "", data={}) if file is None else read_document(file) if text is None else parse_document(text.encode(), str(file))
     loader.lay_files(own)
     if dataset_path is not None:
@@ -130,8 +138,8 @@ class _Layer(NamedTuple):
 class _Loader:
     """Collects layers; `finish` lays them on one another."""
 
-    def __init__(self, base: str | None) -> None:
-        self.base = base
+    def __init__(self, base: str | None, spec_dir: str | None) -> None:
+        self.base, self.spec_dir = base, spec_dir
         self.layers: list[_Layer] = []
         self.problems: list[Diagnostic] = []
         self.documents: list[Document] = []
@@ -202,8 +210,11 @@ class _Loader:
         start, places = _defaults(target, recipe)
         values, origins = dict(start), dict(places)
         broken: set[str] = set()
+        under: dict[str, tuple[tuple[Any, Origin], ...]] = {}
         for layer in self.layers:
             for key, value, path in self._checked(layer, legal, target, broken):
+                if origins[key].layer != "default":
+                    under[key] = (*under.get(key, ()), (values[key], origins[key]))
                 values[key] = self._located(key, value, layer)
                 origins[key] = Origin(layer.kind, _place(path, layer.document))
                 broken.discard(key)
@@ -212,8 +223,9 @@ class _Loader:
         name = values["name"] or re.sub(r"^[^A-Za-z0-9_]+|[^A-Za-z0-9_.-]", "-", stem).lstrip("-.") or "experiment"
         users = tuple(key for key, origin in origins.items() if origin is not places.get(key))
         return Spec(
-            file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents), users
-        )
+            file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents), users,
+            os.path.realpath(FilePath(file).parent), under,
+        )  # fmt: skip
 
     def _choice(self, key: str, legal: tuple[str, ...], default: str) -> str:
         """`target` or `recipe`: needed before anything can be checked; an illegal one is reported with the rest."""
@@ -228,9 +240,10 @@ class _Loader:
         """A relative path in a file, as seen from the working directory."""
         if key not in PATH_KEYS or layer.kind not in ("spec", "extends", "config file") or not isinstance(value, str):
             return value
-        if not value or value.startswith(("/", "~", "${")) or "://" in value:
-            return value
-        return os.path.relpath(FilePath(self.base or FilePath(layer.document.file).parent) / value)
+        folder = os.path.realpath(FilePath(layer.document.file).parent)
+        if value.startswith(SPEC_DIR):
+            return os.path.relpath((self.spec_dir or folder) + value.removeprefix(SPEC_DIR))
+        return os.path.relpath(os.path.join(self.base or folder, value)) if is_relative(value) else value
 
     def _checked(self, layer: _Layer, legal: Catalogue, target: str, broken: set[str]) -> Iterator[tuple[str, Any, Path]]:
         """The layer's legal entries; what is not legal is reported."""
@@ -299,6 +312,11 @@ def _place(path: Path, document: Document) -> Span:
     return document.span(path if path in document.keys or alias not in document.keys else alias)
 
 
+def is_relative(path: Any) -> TypeGuard[str]:
+    """Whether a value is a path that depends on a folder."""
+    return isinstance(path, str) and path != "" and not path.startswith(("/", "~", "${")) and "://" not in path
+
+
 def split_iteration(path: str) -> tuple[str, int | None]:
     """`ckpts/iter_5000/` as ("ckpts", 5000); any other path as (path, None)."""
     folder, _, last = path.rstrip("/").rpartition("/")
@@ -349,7 +367,7 @@ def _typed_overrides(node: Any, legal: Catalogue, path: tuple[str, ...] = ()) ->
 def _flow(text: str) -> Any:
     """A scalar, or a list or mapping in flow style."""
     if text[:1] in "[{":
-        document = parse_document(f"value: {text}".encode(), COMMAND_LINE)
+        document = parse_document(f"value: {text}".encode(errors="surrogateescape"), COMMAND_LINE)
         return text if document.problems else document.data["value"]
     return read_scalar(text)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 
-from dfmspec.plan import OF_A_NODE, RANK, VARIABLES, Plan
-from dfmspec.targets import CONFIG, target_module
+from dfmspec.environment import shell_line
+from dfmspec.load import SPEC_DIR, is_relative
+from dfmspec.plan import RANK, Plan, Role, Word
 
 SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""
 
 
-def shell_command(argv: tuple[str, ...]) -> str:
-    """A command over several lines, as the how-to writes it; the variables stay variables."""
-    quoted = [f'"{word}"' if word in VARIABLES else shlex.quote(word) for word in argv]
+def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = None) -> str:
+    """A command over several lines, as the how-to writes it; the variables stay variables. places: folders of files, as the shell writes them."""
+    quoted = [_quoted(word, places or {}) for word in words]
     first, rest = quoted[:3], quoted[3:]
     lines, i = [" ".join(first)], 0
     while i < len(rest):
@@ -23,30 +25,58 @@ def shell_command(argv: tuple[str, ...]) -> str:
     return " \\\n    ".join(lines)
 
 
+def _quoted(word: Word, places: Mapping[Role, str]) -> str:
+    if word.role is Role.VARIABLE:
+        return f'"{word.text}"'
+    return shell_path(word.text) if word.role is Role.PATH else places.get(word.role, "") + shlex.quote(word.text)
+
+
+def shell_path(path: str) -> str:
+    """A path of a plan as a script writes it."""
+    start, place = next(((start, place) for start, place in _STARTS if path.startswith(start)), ("", ""))
+    return place + shlex.quote(path.removeprefix(start))
+
+
+_STARTS = ((f"{SPEC_DIR}/", '"$DFMSPEC_SPEC_DIR"/'), ("~/", '"$HOME"/'))
+
+
+def where(plan: Plan, base: str) -> list[str]:
+    """Lines that find the folders of a plan, unless the caller has said them; base: what relative paths that nobody named are relative to."""
+    lines = [f'export DFMSPEC_BASE="${{DFMSPEC_BASE:-{base}}}"']
+    if plan.spec_dir is not None:
+        lines.append(f"{_unless_set('DFMSPEC_SPEC_DIR')}\"$DFMSPEC_BUNDLE\"/{shlex.quote(plan.spec_dir)}  # paths of the spec are relative to this")
+    output_dir = ('"$DFMSPEC_BASE"/' if is_relative(plan.run["output_dir"]) else "") + shell_path(plan.run["output_dir"])
+    lines.append(f"{_unless_set('DFMSPEC_RUN_DIR')}{output_dir}/{plan.name}/{plan.plan_id[:12]}  # checkpoints and logs; the same on every node")
+    return lines
+
+
+def _unless_set(name: str) -> str:
+    """The left side of an assignment; the value may have quotes of its own, which a default inside quotes may not."""
+    return f'[ -n "${{{name}:-}}" ] || export {name}='
+
+
 def node_script(plan: Plan, node: int | None) -> str:
     """The script of a node, or (None) the one for all, which takes the rank: from any working directory, without dfmspec on the launch host."""
     which = f"node {node} of {plan.nnodes}" if node is not None else f"any of {plan.nnodes} nodes"
-    lines = [*heading(f"{plan.name}: {which}; plan {plan.plan_id[:12]}"), *plan.launcher["setup"], "set -u"]
-    if node is None and {*OF_A_NODE} & {*plan.command}:
+    shebang, comment, strict = heading(f"{plan.name}: {which}; plan {plan.plan_id[:12]}")
+    lines = [shebang, comment, "# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are", strict]
+    lines += [*plan.launcher["setup"], "set -u"]
+    lines += [shell_line(name, value) for name, value in plan.env.items()]  # before what the script sets, which it so cannot undo
+    if node is None:
         lines.append(f'{RANK[1:]}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
-    lines.append('here=$(cd "$(dirname "$0")" && pwd)')
-    if plan.target == "megatron_core":
-        lines.append('export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this')
-    else:
-        lines.append(f'export DFMSPEC_RUN_DIR="${{DFMSPEC_RUN_DIR:-$PWD/runs/{plan.name}}}"  # checkpoints and logs; the same on every node')
+    lines.append('DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)')
+    lines += [*where(plan, "$PWD"), 'mkdir -p "$DFMSPEC_RUN_DIR"']
     if "WANDB_RESUME" in plan.env and "WANDB_RUN_ID" not in plan.env:
         lines.append(f'export WANDB_RUN_ID="${{WANDB_RUN_ID:-{plan.name}-{plan.plan_id[:12]}}}"')
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in plan.env.items()]
     if plan.nnodes > 1:
         lines += [f': "${{{name}:?set {name} to that of node 0}}"' for name in ("MASTER_ADDR", "MASTER_PORT") if name not in plan.env]
         if plan.launcher["rendezvous"] == "c10d":
             lines.append(f'DFMSPEC_RDZV_ID="${{DFMSPEC_RDZV_ID:-{plan.plan_id[:12]}}}"')
-    root = '"$here"/' if plan.target == "megatron_core" else '"${DFM_ROOT:-/opt/DFM}"/'
-    entry = target_module(plan.target).ENTRY
-    command = shell_command(plan.command if node is None else plan.argv(node))
-    for word, place in ((entry, root + entry), (CONFIG, '"$here"/' + CONFIG)):
-        command = command.replace(f" {word}", f" {place}")
-    return "\n".join([*lines, f"exec {command}"]) + "\n"
+    if plan.target != "megatron_core":
+        lines.append('export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout')
+    bundle = '"$DFMSPEC_BUNDLE"/'
+    places = {Role.SCRIPT: bundle if plan.target == "megatron_core" else '"${DFM_ROOT:-/opt/DFM}"/', Role.CONFIG: bundle}
+    return "\n".join([*lines, f"exec {shell_command(plan.words(node), places)}"]) + "\n"
 
 
 def heading(words: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,43 @@ def _dit(values: Mapping[str, Any]) -> int:
     patches = (patch + 1) * hidden + (hidden + 1) * patch
     noise = 2 * (hidden + 1) * hidden
     return int(layers * block + patches + noise)
+
+
+def pack(values: Mapping[str, Any]) -> tuple[int, float, str]:
+    """Tokens of a pack, the operations of training on it, and what it was taken to hold; of WAN and FLUX, without text."""
+    target, mock = values["target"], values["data.source"] == "mock"
+    if target == "dfm_wan":
+        sides = [values[f"dataset.{side}_latents"] // values[f"dataset.patch_{kind}"] for side, kind in (("F", "temporal"), ("H", "spatial"), ("W", "spatial"))]
+        sample = math.prod(sides) if mock else values["dataset.seq_length"]
+        samples = values["dataset.number_packed_samples"] if mock else 1
+        return samples * sample, samples * _wan_flops(values, sample), f"samples of {sample:,} tokens" if mock else "one sample a pack, the most it can be"
+    if target == "dfm_flux":
+        sides = [values[f"dataset.image_{side}"] if mock else _PICTURE for side in "HW"]
+        tokens = math.prod(side // (2 * values["dataset.vae_scale_factor"]) for side in sides)
+        return tokens, _flux_flops(values, tokens), f"pictures of {sides[0]} x {sides[1]} pixels"
+    length = values["dataset.task_encoder_seq_length"]
+    if values["data.source"] == "webdataset" or "data.resolution" not in values:
+        return length, flops_per_pack(values, length), "one sample a pack, the most it can be"
+    tokens = min(length, (values["data.resolution"] // 8 // values["model.patch_spatial"]) ** 2)
+    return length, flops_per_pack(values, tokens), f"samples of {tokens} tokens"
+
+
+_PICTURE, _TEXT = 1024, 512
+
+
+def _wan_flops(values: Mapping[str, Any], tokens: int) -> float:
+    """A block: self-attention, attention to the text, MLP; in multiply-adds, forward, and twice as much backward."""
+    hidden, ffn, text = values["model.hidden_size"], values["model.ffn_hidden_size"], values["model.crossattn_emb_size"]
+    linear = tokens * (6 * hidden * hidden + 2 * hidden * ffn) + 2 * _TEXT * hidden * text
+    attention = 2 * hidden * tokens * (tokens + _TEXT)
+    return float(6 * values["model.num_layers"] * (linear + attention))
+
+
+def _flux_flops(values: Mapping[str, Any], tokens: int) -> float:
+    """A block: attention and MLP over picture and text together; the modulation is once a sample, and so left out."""
+    hidden, ffn, both = values["model.hidden_size"], values["model.ffn_hidden_size"], tokens + _TEXT
+    block = both * (4 * hidden * hidden + 2 * hidden * ffn) + 2 * hidden * both * both
+    return float(6 * (values["model.num_joint_layers"] + values["model.num_single_layers"]) * block)
 
 
 def flops_per_pack(values: Mapping[str, Any], sample_tokens: int, text_tokens: int = 512) -> float:

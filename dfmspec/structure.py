@@ -43,6 +43,11 @@ def structural_findings(data: dict[str, Any], document: Document, legal: Catalog
         if kind == "AdditionalProperties":
             for name in error.kind.unexpected:
                 yield _unknown_key((*path, name), document, legal, target)
+        elif kind == "PropertyNames":
+            name = error.kind.error.instance
+            message = f"{dotted(path)}: {name!r} cannot be a name there"
+            hint = "ASCII letters, digits and underscores, and no digit first"
+            yield Diagnostic(document.span((*path, name)), "SPC204", "value-out-of-range", Severity.ERROR, message, hint, (*path, name))
         else:
             yield _bad_value(path, kind, error, data, document, legal)
     yield from _remarks(data, document, legal)
@@ -76,14 +81,21 @@ _VALIDATORS: dict[str, Any] = {}
 def _json_like(data: Any) -> Any:
     """Without what JSON has no word for."""
     if isinstance(data, dict):
-        return {str(key): _json_like(value) for key, value in data.items()}
+        return {_text(str(key)): _json_like(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_json_like(value) for value in data]
+    if isinstance(data, str):
+        return _text(data)
     if isinstance(data, float) and not math.isfinite(data):
         return str(data)  # reported as a string where a number is needed
     if isinstance(data, int) and not isinstance(data, bool) and abs(data) >= 2**63:
         return str(data)
     return data
+
+
+def _text(text: str) -> str:
+    """Without bytes of the command line that are no UTF-8, which the validator cannot show."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) -> Diagnostic:
@@ -95,7 +107,7 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) 
                 document.span(path), "SPC206", "key-of-another-target", Severity.ERROR, message, f"remove it, or set target: {other}", path
             )
     message = f"unknown key {dotted(path)}" if section else f"unknown section or key {name}"
-    meant = _meant(name, section, target)
+    meant = meant_key(name, section, target)
     known = legal.fields(section) if section else legal.top_level
     if not section and "." in name and legal.field(name) is not None:
         hint = f"nest it: {name.split('.')[0]}: {{{name.split('.')[1]}: ...}}; a dotted key is one key to YAML"
@@ -109,7 +121,7 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) 
 
 
 @lru_cache(maxsize=1024)
-def _meant(name: str, section: str, target: str) -> str | None:
+def meant_key(name: str, section: str, target: str) -> str | None:
     """The key that an unknown one was probably meant for: a usual short name, a near spelling here, the same name elsewhere."""
     legal = catalogue(target)
     if (short := SHORT_NAMES.get(name.lower())) and legal.field(short) is not None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmspec.bundle import programs, write_files
+from dfmspec.bundle import at, programs, write_files
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.launch import Handle, Launcher, Place, launcher
 from dfmspec.load import PATH_KEYS, local_path
@@ -52,7 +52,7 @@ def execute(request: Request) -> tuple[int, Path]:
         LockedError: another process runs it.
     """
     plan = request.plan
-    folder = local_path(str(plan.run["output_dir"])).absolute() / plan.name
+    folder = Path(plan.located(plan.run["output_dir"])) / plan.name
     run_dir, manifest = _open(folder, request)
     if manifest.verdict == "succeeded":
         request.talk(f"Run {run_dir} has finished already; nothing to do (run.resume=never starts a new one)")
@@ -66,8 +66,11 @@ def execute(request: Request) -> tuple[int, Path]:
 
 def check_guards(plan: Plan) -> None:
     """Refuse a saved plan whose code or data is no longer what it was made with; raises StalePlanError."""
-    flat = {"dataset.path": plan.config.get("dataset", {}).get("path")}
+    path = plan.config.get("dataset", {}).get("path")
+    flat = {"dataset.path": path and plan.located(path)}
     current = guards(flat, plan.target)
+    if plan.target == "megatron_core" and "code" not in plan.guards:
+        raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
         if current.get(name) != digest:
             what = "dfmspec's own code" if name == "code" else f"the metadata of dataset {flat['dataset.path']}"
@@ -102,7 +105,7 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
     run_dir.mkdir(parents=True)
     if request.spec_text is not None:
         (run_dir / "spec.yaml").write_text(request.spec_text)
-    write_aside(run_dir / "plan.json", json.dumps(plan.as_json(), indent=2, sort_keys=True) + "\n")
+    write_aside(run_dir / "plan.json", json.dumps(at(plan, run_dir).as_json(), indent=2, sort_keys=True) + "\n")
     write_aside(run_dir / CONFIG, config_text(config))
     manifest = Manifest(
         run_id=run_id, name=plan.name, plan_id=f"sha256:{plan.plan_id}", spec_file=request.spec_file,
@@ -137,8 +140,8 @@ def _config_at_launch(plan: Plan) -> dict[str, Any]:
     for key in PATH_KEYS:
         section, _, name = key.partition(".")
         value = located.get(section, {}).get(name)
-        if value and not value.startswith("${"):
-            located[section][name] = os.path.abspath(os.path.expanduser(value))
+        if value and not value.startswith("${RUN_DIR}"):
+            located[section][name] = plan.located(value)
     return located  # type: ignore[no-any-return]
 
 
@@ -184,7 +187,7 @@ class _Supervisor:
     def _launch(self, module: Launcher, place: Place) -> Handle:
         Path(place.attempt_dir).mkdir(parents=True)
         if self.request.plan.launcher["kind"] != "local":
-            write_files(programs(self.request.plan), self.run_dir)
+            write_files(programs(at(self.request.plan, self.run_dir)), self.run_dir)
         return module.launch(self.request.plan, place)
 
     def _begin(self, handle: Handle) -> Attempt:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from dfmspec.difference import NUMBERS, PLACES, TALK, differences
+from dfmspec.load import load_spec
+from dfmspec.plan import make_plan
+from dfmspec.resolve import resolve_spec
 from tests.conftest import dfmspec
 
 SPEC = "name: run\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 1000}\n"
@@ -38,6 +43,61 @@ def test_variables_and_the_launcher_are_told_one_by_one(spec: Path, tmp_path: Pa
 
     assert lines[0] == "does not change the numbers:"
     assert '  env.NCCL_DEBUG: "(absent)" -> "INFO"' in lines and '  launcher.kind: "local" -> "slurm"' in lines and len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("word", "target", "key", "group"),
+    [
+        ("run.resume=5000", "megatron_core", "run.resume", NUMBERS),
+        ("run.output_dir=elsewhere", "megatron_core", "run.output_dir", TALK),
+        ("dataset.num_workers=2", "megatron_core", "dataset.num_workers", TALK),
+        ("dataset.num_workers=2", "dfm", "dataset.num_workers", NUMBERS),
+        ("rerun_state_machine.error_injection_rate=5", "dfm", "rerun_state_machine.error_injection_rate", NUMBERS),
+        ("launcher.env={NVIDIA_TF32_OVERRIDE: '0'}", "megatron_core", "env.NVIDIA_TF32_OVERRIDE", NUMBERS),
+        ("launcher.env={NVTE_FLASH_ATTN: '0'}", "megatron_core", "env.NVTE_FLASH_ATTN", NUMBERS),
+        ("launcher.env={NCCL_ALGO: Ring}", "megatron_core", "env.NCCL_ALGO", NUMBERS),
+        ("launcher.env={CUBLAS_WORKSPACE_CONFIG: ':16:8'}", "megatron_core", "env.CUBLAS_WORKSPACE_CONFIG", PLACES),
+        ("launcher.setup=[module load cuda]", "megatron_core", "launcher.setup", PLACES),
+        ("dist.distributed_timeout_minutes=20", "megatron_core", "dist.distributed_timeout_minutes", TALK),
+    ],
+)
+def test_no_key_that_changes_the_numbers_is_said_not_to(word: str, target: str, key: str, group: str, spec: Path) -> None:
+    one, other = (make_plan(resolve_spec(load_spec(spec, [f"target={target}", *words]))) for words in ((), (word,)))
+
+    assert {found.key: found.group for found in differences(one, other)}[key] == group
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("plan.json", '"name": "run"', '"name": "walk"'), ("plan.json", '"resume": "auto"', '"resume": "never"'), ("plan.json", "{", "["), ("plan.json", "\n", "\r\n"),
+     ("plan.json", '"spec_dir": null', '"spec_dir": ".."'), ("node0.sh", "\n", "\r\n"), ("config.yaml", "1000", "1001"), ("node0.sh", "exec", "echo")],
+)  # fmt: skip
+def test_an_edited_bundle_is_stale_however_it_was_edited(file: str, old: str, new: str, spec: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    assert dfmspec("plan", spec, "-o", golden).returncode == 0
+    text = (golden / file).read_text()
+    assert old in text
+    (golden / file).write_bytes(text.replace(old, new).encode())
+
+    for words in (["plan", spec, "--check", golden], ["run", golden]):
+        done = dfmspec(*words, cwd=tmp_path)
+        assert done.returncode == 3 and "Traceback" not in done.stderr, (words, done.stderr)
+
+
+def test_a_plan_without_guards_is_not_run(spec: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    assert dfmspec("plan", spec, "-o", golden).returncode == 0
+    stored = json.loads((golden / "plan.json").read_text()) | {"guards": {}}
+    (golden / "plan.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    done = dfmspec("run", golden, cwd=tmp_path)
+
+    assert done.returncode == 3 and "no guard" in done.stderr
+
+
+def test_a_folder_that_is_no_bundle_is_said_to_be_none(spec: Path, tmp_path: Path) -> None:
+    for words in (["plan", spec, "--check", tmp_path], ["plan", spec, "--diff", tmp_path], ["run", tmp_path]):
+        done = dfmspec(*words)
+        assert done.returncode == 2 and "no bundle" in done.stderr and "spec.yaml differ" not in done.stderr
 
 
 def test_a_golden_plan_is_checked_and_a_stale_one_is_shown(spec: Path, tmp_path: Path) -> None:

@@ -69,6 +69,29 @@ def test_a_run_ends_with_a_true_manifest_and_is_not_run_twice(spec: Path, datase
     assert "iteration 3 was reached and its checkpoint is whole" in shown.stdout
 
 
+def test_a_spec_with_paths_of_its_own_is_one_run_from_any_working_directory(dataset: Path, tmp_path: Path) -> None:
+    """As a spec, as a bundle, and as the script of a bundle: each finds the data, and the runs, beside the spec."""
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "specs" / "data").symlink_to(dataset)
+    (tmp_path / "specs" / "a.yaml").write_text(SPEC.replace("dataset: {", "dataset: {path: data, ") + "run: {output_dir: out}\n")
+    first = dfmspec("run", "specs/a.yaml", *SMALL, "cluster.nproc_per_node=1", "train.eval_iters=0", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(str(tmp_path / "specs" / "out" / "a"))
+    planned = dfmspec("plan", "a.yaml", *SMALL, "cluster.nproc_per_node=1", "train.eval_iters=0", "-o", "../plans/a", cwd=tmp_path / "specs")
+    assert planned.returncode == 0, planned.stderr
+    again = dfmspec("run", "../plans/a", cwd=tmp_path / "elsewhere")
+    assert again.stdout == first.stdout and "finished already" in again.stderr
+    assert dfmspec("plan", "specs/a.yaml", *SMALL, "cluster.nproc_per_node=1", "train.eval_iters=0", "--diff", first.stdout.strip(), cwd=tmp_path).stdout == "no difference\n"
+
+    env = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT=str(free_port()))
+    by_hand = subprocess.run(["bash", tmp_path / "plans" / "a" / "node0.sh"], cwd=tmp_path / "elsewhere", env=env, capture_output=True, text=True, check=False)
+    assert by_hand.returncode == 0, by_hand.stderr
+    plan_id = json.loads((tmp_path / "plans" / "a" / "plan.json").read_text())["plan_id"].removeprefix("sha256:")
+    assert (tmp_path / "specs" / "out" / "a" / plan_id[:12] / "checkpoints" / "iter_0000003").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
 def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, spec: Path, tmp_path: Path) -> None:
     words = [*map(str, ["run", spec]), "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", f"rng.seed={int(number)}"]
@@ -176,7 +199,8 @@ def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, 
 
     script = subprocess.run(["bash", str(tmp_path / "plan" / "node0.sh")], cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT=str(free_port())), capture_output=True, text=True, timeout=240, check=False)
     assert script.returncode == 0, script.stderr[-2000:]
-    assert (tmp_path / "checkpoints").is_dir()  # alone, as in the how-to
+    plan_id = json.loads((tmp_path / "plan" / "plan.json").read_text())["plan_id"].removeprefix("sha256:")
+    assert (tmp_path / "runs" / "tiny" / plan_id[:12] / "checkpoints").is_dir()  # where no other plan of this name saves
 
     (copy / ".nv-meta" / "split.yaml").write_text((copy / ".nv-meta" / "split.yaml").read_text() + "\n")
     stale = dfmspec("run", tmp_path / "plan", cwd=tmp_path)
@@ -186,7 +210,7 @@ def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, 
     plan["config"]["optimizer"]["lr"] = 1.0
     (tmp_path / "plan" / "plan.json").write_text(json.dumps(plan))
     edited = dfmspec("run", tmp_path / "plan", cwd=tmp_path)
-    assert edited.returncode == 4 and "was edited" in edited.stderr
+    assert edited.returncode == 3 and "was edited" in edited.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dfmspec.bundle import bundle_files  # noqa: E402
+from dfmspec.bundle import at, bundle_files  # noqa: E402
 from dfmspec.catalogue import SCHEMAS, catalogue  # noqa: E402
 from dfmspec.cli.rule import type_words  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
@@ -324,7 +324,7 @@ def goldens() -> dict[Path, str]:
     out: dict[Path, str] = {}
     for spec in sorted((ROOT / "tests" / "golden").glob("*/spec.yaml")):
         made = replace(make_plan(resolve_spec(load_spec(spec))), guards={})  # which change with every line of code
-        out |= {spec.parent / "plan" / name: text for name, text in bundle_files(made).items() if not name.startswith("examples/")}
+        out |= {spec.parent / "plan" / name: text for name, text in bundle_files(at(made, spec.parent / "plan")).items() if not name.startswith("examples/")}
     return out
 
 

@@ -12,7 +12,7 @@ import typer
 from dfmspec.catalogue import SCHEMAS
 from dfmspec.errors import UsageError
 from dfmspec.importing import Imported, import_command, import_file, import_script, spec_of, split_command
-from dfmspec.load import PATH_KEYS, load_spec
+from dfmspec.load import PATH_KEYS, is_relative, load_spec
 from dfmspec.resolve import resolve_spec
 from dfmspec.rules import check_spec
 
@@ -63,9 +63,7 @@ def import_(
 
 def _relative_to(folder: Path, value: object) -> object:
     """A relative path of the command line, as seen from a file in another folder."""
-    if not isinstance(value, str) or not value or value.startswith(("/", "~", "${")) or "://" in value:
-        return value
-    return os.path.relpath(value, folder)
+    return os.path.relpath(value, folder) if is_relative(value) else value
 
 
 def _dead_keys(found: Imported, target: str) -> dict[str, str]:

@@ -24,8 +24,8 @@ def plan(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the bundle into this folder, which must be new or empty.")] = None,
     format_: Annotated[str, typer.Option("--format", help=f"What to print: {', '.join(FORMATS)}.")] = "text",
-    node: Annotated[int | None, typer.Option(help="With --format sh: the script of this node alone.", min=0)] = None,
-    ranks: Annotated[bool, typer.Option("--ranks", help="Print each rank's node, GPU and groups.")] = False,
+    node: Annotated[int | None, typer.Option(help="Print the script of this node alone.", min=0)] = None,
+    ranks: Annotated[bool, typer.Option("--ranks", help="Print each rank's node, GPU and groups; a star marks groups that reach over nodes.")] = False,
     why: Annotated[str | None, typer.Option(help="Print where the value of this key comes from.", metavar="KEY")] = None,
     diff: Annotated[Path | None, typer.Option(help="Print what differs from another plan, run or spec.", metavar="OTHER")] = None,
     check: Annotated[
@@ -39,18 +39,19 @@ def plan(
     """
     from dfmspec.bundle import write_bundle
     from dfmspec.describe import described, explain, rank_table
+    from dfmspec.describe import ranks as every_rank
     from dfmspec.plan import config_text, make_plan
     from dfmspec.scripts import node_script
 
-    form = check_format(format_, FORMATS)
+    form = _form(format_, node, {"--out": out, "--ranks": ranks or None, "--why": why, "--diff": diff, "--check": check})
     file, overrides = one_file(words)
     resolved, findings = load_checked(file, overrides, dataset_path, ("spec",))
     require_valid(resolved, findings)
-    if why:
+    if why is not None:
         typer.echo(explain(resolved, why))
         return
     if ranks:
-        typer.echo(rank_table(resolved))
+        typer.echo(json.dumps(every_rank(resolved)) if form == "json" else rank_table(resolved))
         return
     made = make_plan(resolved)
     if diff is not None:
@@ -82,13 +83,32 @@ def plan(
         typer.echo(described(resolved, made))
 
 
+def _form(form: str, node: int | None, asked: dict[str, object]) -> str:
+    """What to print.
+
+    Raises:
+        UsageError: of two answers that were asked for, one would be left out.
+    """
+    check_format(form, FORMATS)
+    wanted = [name for name, value in asked.items() if value is not None]
+    if len(wanted) > 1:
+        raise UsageError(f"{wanted[0]} and {wanted[1]} are two answers; ask for one at a time")
+    if wanted and form != "text" and (wanted, form) != (["--ranks"], "json"):
+        raise UsageError(f"{wanted[0]} has no --format {form}")
+    if node is not None and (wanted or form not in ("text", "sh")):
+        raise UsageError(f"--node prints a script; leave {wanted[0] if wanted else f'--format {form}'} out")
+    return "sh" if node is not None else form
+
+
 def _other_plan(place: Path) -> Plan:
     """A saved plan, the plan of a run, or what another spec compiles to."""
-    from dfmspec.bundle import read_bundle
+    from dfmspec.bundle import read_bundle, read_plan
     from dfmspec.plan import make_plan
 
     if place.is_dir():
         return read_bundle(place)
+    if place.suffix == ".json":
+        return read_plan(place)
     resolved, findings = load_checked(str(place), [], None, ("spec",))
     require_valid(resolved, findings)
     return make_plan(resolved)
@@ -98,15 +118,14 @@ def _check_golden(made: Plan, golden: Path) -> None:
     """Raises:
     StalePlanError: the bundle is not what the plan would write now.
     """
-    from dfmspec.bundle import read_bundle, stale_files
+    from dfmspec.bundle import PLAN, read_bundle, stale_files
     from dfmspec.difference import described as told
     from dfmspec.difference import differences
 
-    if not golden.is_dir():
-        raise UsageError(f"--check {golden} is not a folder; dfmspec plan -o {golden} writes one")
+    if not (golden / PLAN).is_file():
+        raise UsageError(f"--check {golden} is no bundle: it has no {PLAN}; dfmspec plan -o {golden} writes one")
     if stale := stale_files(made, golden):
-        if (golden / "plan.json").is_file():
-            typer.echo(told(differences(read_bundle(golden), made)))
+        typer.echo(told(differences(read_bundle(golden), made)))
         raise StalePlanError(f"{golden} is stale: {', '.join(stale)} differ; look at the difference, then write it again with -o")
 
 

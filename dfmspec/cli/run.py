@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
 from dfmspec.errors import OK, PreflightError, UsageError
+
+if TYPE_CHECKING:
+    from dfmspec.plan import Plan
 
 
 def run(
@@ -69,7 +70,7 @@ def run(
         raise UsageError(f"--detach: what launcher {kind} starts ends with this command; launcher slurm goes on")
     if kind == "local" and plan.gpus_per_node and not Path("/dev/nvidiactl").exists():
         raise PreflightError("the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU")
-    _prepare(plan.config)
+    _prepare(plan)
     code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr, detach))
     if code == OK and plan.run["num_samples"] and not detach:
         _draw(run_dir, plan.run["num_samples"])
@@ -77,9 +78,9 @@ def run(
     raise typer.Exit(code)
 
 
-def _prepare(config: Mapping[str, Any]) -> None:
+def _prepare(plan: Plan) -> None:
     """Draw the embedded data before anything is launched."""
-    data, path = config["data"], os.path.expanduser(config["dataset"]["path"] or "")
+    data, path = plan.config["data"], plan.located(plan.config["dataset"]["path"] or "")
     if data["source"] == "embedded" and not Path(path).exists():
         arguments = [path, "--resolution", str(data["resolution"]), "--num-samples", str(data["num_samples"]), "--seed", str(data["seed"])]
         if trainer_module("prepare", *arguments, quiet=True):

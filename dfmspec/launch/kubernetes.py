@@ -22,6 +22,8 @@ MANIFEST = "jobset.yaml"
 _PORT = 29500  # a pod has its own address, so the port is always free
 _RESTARTS = 3
 _GRACE_SECONDS = 180
+_RESTART = "jobset.sigs.k8s.io/restart-attempt"
+"""The label in which JobSet counts how often it has started a set again."""
 
 
 def files(plan: Plan) -> dict[str, str]:
@@ -56,7 +58,7 @@ def documents(plan: Plan) -> list[dict[str, Any]]:
     metadata = {"name": name, **({"namespace": plan.launcher["namespace"]} if plan.launcher["namespace"] else {})}
     labels = {"labels": {"kueue.x-k8s.io/queue-name": plan.launcher["queue"]}} if plan.launcher["queue"] else {}
     annotations = {"annotations": {"dfmspec.dev/plan": f"sha256:{plan.plan_id}"}}
-    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "name": f"{name}-plan", **annotations}, "data": data}
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "name": _config_map(plan), **annotations}, "immutable": True, "data": data}
     job = {
         "parallelism": plan.nnodes, "completions": plan.nnodes, "completionMode": "Indexed", "backoffLimit": 0,
         "template": {"spec": _pod(plan, name, items)},
@@ -76,16 +78,22 @@ def _pod(plan: Plan, name: str, items: list[dict[str, str]]) -> dict[str, Any]:
     env = {"DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_BASE": "/", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     if plan.nnodes > 1:
         env |= {"MASTER_ADDR": f"{name}-node-0-0.{name}", "MASTER_PORT": str(_PORT)}
+    attempt: list[dict[str, Any]] = []
+    if plan.nnodes > 1 and plan.launcher["rendezvous"] == "c10d":  # pods of one start of the set meet under an id of its own
+        attempt.append({"name": "DFMSPEC_RESTART", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART}']"}}})
+        env["DFMSPEC_RDZV_ID"] = f"{plan.plan_id[:12]}.$(DFMSPEC_RESTART)"
     claims = sorted(plan.launcher["volumes"].items())
     container: dict[str, Any] = {
         "name": "torchrun", "image": plan.launcher["image"],
         "command": ["bash", "-c", 'mkdir -p "$DFMSPEC_RUN_DIR" && exec bash /plan/node.sh "$JOB_COMPLETION_INDEX"'],
-        "env": [{"name": key, "value": value} for key, value in env.items()],
+        "env": [*attempt, *({"name": key, "value": value} for key, value in env.items())],
         "volumeMounts": [
             {"name": "plan", "mountPath": "/plan", "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"},
             *({"name": f"claim-{i}", "mountPath": path} for i, (_, path) in enumerate(claims)),
         ],
     }  # fmt: skip
+    if plan.launcher["env_from"]:
+        container["envFrom"] = [{"secretRef": {"name": plan.launcher["env_from"]}}]
     if plan.nnodes > 1:
         container["ports"] = [{"containerPort": _PORT, "protocol": "TCP"}]
     if plan.gpus_per_node:
@@ -93,11 +101,16 @@ def _pod(plan: Plan, name: str, items: list[dict[str, str]]) -> dict[str, Any]:
     return {
         "restartPolicy": "Never", "terminationGracePeriodSeconds": _GRACE_SECONDS, "containers": [container],
         "volumes": [
-            {"name": "plan", "configMap": {"name": f"{name}-plan", "items": items}},
+            {"name": "plan", "configMap": {"name": _config_map(plan), "items": items}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},  # the loaders' workers hand batches over in shared memory
             *({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}} for i, (claim, _) in enumerate(claims)),
         ],
     }  # fmt: skip
+
+
+def _config_map(plan: Plan) -> str:
+    """Each plan has its own: a pod that starts again never finds another one's files."""
+    return f"{_name(plan.name)}-{plan.plan_id[:12]}"
 
 
 def _name(name: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -15,7 +16,7 @@ from typing import IO
 
 from dfmspec.errors import PreflightError
 from dfmspec.launch import Place
-from dfmspec.plan import OF_A_NODE, VARIABLES, Plan
+from dfmspec.plan import Plan, Role
 from dfmspec.processes import die_with_parent
 from dfmspec.resources import resource
 from dfmspec.targets import CONFIG, target_module
@@ -50,11 +51,11 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     else:
         env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
     entry = target_module(plan.target).ENTRY
-    places = {entry: str(resource(entry)), CONFIG: os.path.join(place.run_dir, CONFIG), "torchrun": program}
-    places |= {word: Template(word).substitute(env) for word in plan.command if word in VARIABLES and word not in OF_A_NODE}
+    places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: os.path.join(place.run_dir, CONFIG)}
     run = LocalRun(place.attempt)
     for node in range(plan.nnodes):
-        argv = [places.get(word, word) for word in plan.argv(node)]
+        written = {Role.VARIABLE: lambda text: Template(text).substitute(env), Role.PATH: plan.located}
+        argv = [written[role](text) if role in written else places.get(role, text) for text, role in plan.words(node)]
         if plan.launcher["setup"]:
             argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
         folder = Path(place.attempt_dir) / f"node{node}"
@@ -81,12 +82,12 @@ class LocalRun:
         self._logs: list[IO[bytes]] = []
         self._described: list[tuple[str, list[str], list[str]]] = []
 
-    def start(self, argv: list[str], env: dict[str, str], folder: Path) -> None:
+    def start(self, argv: list[str], env: Mapping[str, str | None], folder: Path) -> None:
         """One node's torchrun; it dies when this process does."""
         log = (folder / "torchrun.log").open("wb")
         process = subprocess.Popen(
             argv,
-            env=os.environ | env,
+            env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -19,7 +19,7 @@ from dfmspec.errors import PreflightError
 from dfmspec.launch import Place
 from dfmspec.launch.remote import ask_to_stop, programs_path
 from dfmspec.plan import Plan
-from dfmspec.scripts import SCRIPT_A_NODE, heading
+from dfmspec.scripts import SCRIPT_A_NODE, heading, where
 
 OUTLIVES = True
 JOB = "job.sbatch"
@@ -47,24 +47,21 @@ def job_script(plan: Plan) -> str:
     options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{plan.launcher['stop_before']}", *plan.launcher["sbatch_options"]]
     script = 'node$SLURM_NODEID.sh"' if plan.nnodes <= SCRIPT_A_NODE else 'node.sh" "$SLURM_NODEID"'
     ours = plan.target == "megatron_core"
-    again = '[ "$again" = yes ]' + (' && [ "$code" = 0 ] && ! tail -n 1 "$DFMSPEC_RUN_DIR/events.jsonl" | grep -q \'"type": "finished"\'' if ours else "")
+    again = '[ "$again" = yes ] && [ "$code" = 0 ]' + (' && ! tail -n 1 "$DFMSPEC_RUN_DIR/events.jsonl" | grep -q \'"type": "finished"\'' if ours else "")
     shebang, comment, _ = heading(f"{plan.name}: Slurm job; plan {plan.plan_id[:12]}. Submit it where relative paths are relative to: sbatch DIR/{JOB}")
     return "\n".join([
         shebang, comment,
         *(f"#SBATCH {_option(option)}" for option in options),
         "set -euo pipefail",
-        'bundle="${DFMSPEC_BUNDLE:-$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n \'s/^ *Command=//p\')")}"',
+        'DFMSPEC_BUNDLE="${DFMSPEC_BUNDLE:-$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n \'s/^ *Command=//p\')")}"',
         'mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         f'if [ "${{#hosts[@]}}" != {plan.nnodes} ]; then',
         f'    echo "error: the plan is for {plan.nnodes} nodes, and the job has ${{#hosts[@]}}; submit the script as it is" >&2',
         "    exit 4",
         "fi",
         *_gpu_check(plan),
-        'export DFMSPEC_BASE="${DFMSPEC_BASE:-$SLURM_SUBMIT_DIR}"',
-        f"output_dir={shlex.quote(str(plan.run['output_dir']))}",
-        'case "$output_dir" in /*) ;; *) output_dir="$DFMSPEC_BASE/$output_dir" ;; esac',
-        f'export DFMSPEC_RUN_DIR="${{DFMSPEC_RUN_DIR:-$output_dir/{plan.name}/slurm-$SLURM_JOB_ID}}"',
-        "attempt=$((${DFMSPEC_ATTEMPT:-1} + ${SLURM_RESTART_COUNT:-0}))",
+        *where(plan, "$SLURM_SUBMIT_DIR"),
+        *_ATTEMPT,
         'export DFMSPEC_ATTEMPT_DIR="$DFMSPEC_RUN_DIR/attempts/$attempt" DFMSPEC_RDZV_ID="$SLURM_JOB_ID.$attempt" TQDM_DISABLE=1',
         "port=$((20000 + (SLURM_JOB_ID + attempt) % 10000))",
         *(
@@ -88,14 +85,12 @@ def job_script(plan: Plan) -> str:
         f'    bash "$1/{script} > "$node/torchrun.log" 2>&1 || code=$?',
         '    echo "$code" > "$node/exit_code"',
         '    exit "$code"',
-        "' bash \"$bundle\" &",
+        "' bash \"$DFMSPEC_BUNDLE\" &",
         "step=$!",
         "again=no",
-        "# shellcheck disable=SC2317  # the trap calls it",
+        "# shellcheck disable=SC2317,SC2329  # the trap calls it",
         "on_signal() {",
-        '    echo "the time limit is near: the run saves and stops, and is queued again"',
-        "    again=yes",
-        *(['    echo 10 > "$DFMSPEC_ATTEMPT_DIR/stop"'] if ours else []),  # upstream stops by itself: train.exit_duration_in_mins
+        *_ON_SIGNAL["ours" if ours else "upstream" if plan.launcher["time_limit"] is None else "upstream with a limit"],
         "}",
         "trap on_signal USR1",
         "code=0",
@@ -111,6 +106,36 @@ def job_script(plan: Plan) -> str:
     ]) + "\n"  # fmt: skip
 
 
+_ATTEMPT = (
+    'if [ -n "${DFMSPEC_ATTEMPT:-}" ]; then',
+    "    attempt=$((DFMSPEC_ATTEMPT + ${SLURM_RESTART_COUNT:-0}))",
+    "else  # nobody watches: the next attempt of this plan, unless another job is at it",
+    '    owner="$(cat "$DFMSPEC_RUN_DIR/slurm_job" 2> /dev/null || true)"',
+    '    if [ "${owner:-$SLURM_JOB_ID}" != "$SLURM_JOB_ID" ] && squeue --noheader --jobs="$owner" 2> /dev/null | grep -q .; then',
+    '        echo "error: $DFMSPEC_RUN_DIR belongs to job $owner, which has not ended; wait for it, or cancel it" >&2',
+    "        exit 5",
+    "    fi",
+    "    attempt=1",
+    '    while [ -e "$DFMSPEC_RUN_DIR/attempts/$attempt" ]; do attempt=$((attempt + 1)); done',
+    '    mkdir -p "$DFMSPEC_RUN_DIR"',
+    '    echo "$SLURM_JOB_ID" > "$DFMSPEC_RUN_DIR/slurm_job"',
+    "fi",
+)  # fmt: skip
+"""Which attempt of the plan's run the job is: none goes on in the folder of another, whose files would speak for it."""
+
+
+_SAVES = ('    echo "the time limit is near: the run saves and stops, and is queued again"', "    again=yes")
+_ON_SIGNAL = {
+    "ours": (*_SAVES, '    echo 10 > "$DFMSPEC_ATTEMPT_DIR/stop"'),
+    "upstream with a limit": _SAVES,  # by itself: train.exit_duration_in_mins
+    "upstream": (
+        '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): it is queued again, from its last checkpoint"',
+        '    scontrol requeue "$SLURM_JOB_ID"',
+    ),
+}
+"""What a job does when Slurm says that it will end it; requeueing ends it at once."""
+
+
 def _option(option: str) -> str:
     """An option of sbatch in a #SBATCH line, where quotes are read as the shell's."""
     name, equals, value = option.partition("=")
@@ -121,7 +146,7 @@ def _gpu_check(plan: Plan) -> list[str]:
     if not plan.gpus_per_node:
         return []
     return [
-        f'if [ "${{SLURM_GPUS_ON_NODE:-{plan.gpus_per_node}}}" != {plan.gpus_per_node} ]; then',
+        f'if [ "${{SLURM_GPUS_ON_NODE:=0}}" != {plan.gpus_per_node} ]; then',
         f'    echo "error: the plan is for {plan.gpus_per_node} GPUs a node, and the job has $SLURM_GPUS_ON_NODE; submit the script as it is" >&2',
         "    exit 4",
         "fi",

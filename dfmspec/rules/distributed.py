@@ -17,7 +17,7 @@ def uses_fsdp(view: View) -> bool:
 
 
 def _fsdp_key(view: View) -> str:
-    return FSDP[0] if view[FSDP[0]] else FSDP[1]
+    return next((key for key in FSDP if view.is_users(key) and view[key]), FSDP[0])
 
 
 def _fsdp(view: View) -> Iterator[Finding]:

@@ -59,10 +59,12 @@ def _deterministic(view: View) -> Iterator[Finding]:
     if not view[key]:
         return
     env, legal = view["launcher.env"], ("Tree", "Ring", "CollnetDirect", "CollnetChain", "^NVLS")
-    if env.get("NCCL_ALGO") not in legal:
-        yield Finding(path(key), f"deterministic_mode needs the environment variable NCCL_ALGO, one of {', '.join(legal)}; it is {env.get('NCCL_ALGO', 'not set')}", "set launcher.env.NCCL_ALGO to Ring")
-    if env.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1") != "0":
-        yield Finding(path(key), "deterministic_mode needs NVTE_ALLOW_NONDETERMINISTIC_ALGO=0 for Transformer Engine", "set launcher.env.NVTE_ALLOW_NONDETERMINISTIC_ALGO to '0'")
+    if missing := [name for name in ("NCCL_ALGO", "NVTE_ALLOW_NONDETERMINISTIC_ALGO") if name not in env]:
+        yield Finding(path(key), f"deterministic_mode needs the environment variables NCCL_ALGO and NVTE_ALLOW_NONDETERMINISTIC_ALGO; the plan sets {' and '.join(missing)}", "launcher.env sets others", HINT)
+    if env.get("NCCL_ALGO", "Ring") not in legal:
+        yield Finding(path(key), f"deterministic_mode needs the environment variable NCCL_ALGO, one of {', '.join(legal)}; it is {env['NCCL_ALGO']}", "remove launcher.env.NCCL_ALGO: the plan sets it to Ring")
+    if env.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0") != "0":
+        yield Finding(path(key), "deterministic_mode needs NVTE_ALLOW_NONDETERMINISTIC_ALGO=0 for Transformer Engine", "remove it from launcher.env: the plan sets it to 0")
     if view["model.cross_entropy_loss_fusion"]:
         yield Finding(path("model.cross_entropy_loss_fusion"), "the fused cross-entropy is not deterministic", "set it to false; the DiT has no cross-entropy")
 
@@ -153,8 +155,8 @@ RULES = (
     ),
     Rule(
         "RUN114", "wandb-key-needed", HINT,
-        excludes(lambda v: v["logger.wandb_project"] and not {"WANDB_MODE", "WANDB_API_KEY"} & {*v["launcher.env"]}, at="logger.wandb_project",
-                 message="Weights & Biases logs from the last rank: its node needs WANDB_API_KEY, or WANDB_MODE=offline", hint="export it there, or set launcher.env.WANDB_MODE to offline"),
+        excludes(lambda v: v["logger.wandb_project"] and not v["launcher.env_from"] and not {"WANDB_MODE", "WANDB_API_KEY"} & {*v["launcher.env"]}, at="logger.wandb_project",
+                 message="Weights & Biases logs from the last rank: its node needs WANDB_API_KEY, or WANDB_MODE=offline", hint="export it there (in pods, launcher.env_from names a Secret that has it), or set launcher.env.WANDB_MODE to offline"),
         "The last rank fails when it logs first, and the others wait for it until the timeout.", "Megatron-Bridge training/state.py", DFM,
     ),
     Rule(
@@ -178,7 +180,7 @@ RULES = (
     Rule(
         "ENV104", "connections-with-fsdp", WARNING,
         excludes(_connections, at="launcher.env", message="launcher.env sets CUDA_DEVICE_MAX_CONNECTIONS to 1, and Megatron FSDP needs more to overlap",
-                 hint="remove it: the plan leaves it unset with FSDP; or set it to '8'"),
+                 hint="remove it: the plan unsets it with FSDP; or set it to '8'"),
         "Gathers wait behind the kernels they should hide under, in silence: the run is slow.", "megatron-core tensor_parallel/layers.py", DFM,
     ),
 )  # fmt: skip

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import ALL, ERROR, WARNING, Rule, View, excludes, path
+from dfmspec.load import PATH_KEYS, is_relative
+from dfmspec.rules.base import ALL, DFM, ERROR, WARNING, Rule, View, excludes, path
 from dfmspec.targets import minutes_of
 
 _KEYS = {
     "ssh": ("hosts", "ssh_options"),
     "slurm": ("partition", "account", "qos", "time_limit", "stop_before", "sbatch_options"),
-    "kubernetes": ("image", "namespace", "queue", "volumes"),
+    "kubernetes": ("image", "namespace", "queue", "env_from", "volumes"),
 }
 _PLANS_OWN = ("--nodes", "--ntasks", "--ntasks-per-node", "--gpus", "--gpus-per-node", "--gres", "--time", "--signal", "--requeue", "--no-requeue", "--open-mode",
-              "--partition", "--account", "--qos", "--job-name", "--array", "--output", "--export")  # fmt: skip
-"""Options of sbatch that the plan gives, or that would change what it is."""
+              "--partition", "--account", "--qos", "--job-name", "--array", "--output", "--export", "--wrap", "--test-only", "--gpus-per-task", "--ntasks-per-gpu",
+              "--ntasks-per-core", "--ntasks-per-socket", "--chdir")  # fmt: skip
+"""Options of sbatch that the plan gives, or that would change what it is; sbatch takes the first letters of one for it."""
 _INSTEAD = {"--nodes": "cluster.nnodes", "--time": "launcher.time_limit", "--signal": "launcher.stop_before", "--job-name": "name", "--export": "launcher.env",
             "--output": "run.output_dir"}  # fmt: skip
 _OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -48,8 +50,9 @@ def _time(view: View) -> Iterator[Finding]:
 def _options(view: View) -> Iterator[Finding]:
     for index, option in enumerate(view["launcher.sbatch_options"]):
         name = option.partition("=")[0]
-        if view["launcher.kind"] == "slurm" and name in _PLANS_OWN:
-            there = _INSTEAD.get(name, f"launcher.{name[2:]}" if name[2:] in _KEYS["slurm"] else None)
+        own = name if name in _PLANS_OWN else next((own for own in _PLANS_OWN if own.startswith(name)), None)
+        if view["launcher.kind"] == "slurm" and own is not None:
+            there = _INSTEAD.get(own, f"launcher.{own[2:]}" if own[2:] in _KEYS["slurm"] else None)
             yield Finding(("launcher", "sbatch_options", index), f"{name} is the plan's to give: the job would not be what was checked", f"set {there} instead" if there else "remove it")
 
 
@@ -59,9 +62,10 @@ def _kubernetes(view: View) -> Iterator[Finding]:
     if view["launcher.image"] is None:
         yield Finding(path("launcher.kind"), "launcher kubernetes needs launcher.image: what the pods run", "an image with dfmspec[train], or NVIDIA DFM's for target dfm")
     mounts = [mount.rstrip("/") for mount in view["launcher.volumes"].values()]
-    places = {"run.output_dir": view["run.output_dir"], "dataset.path": None if view.is_mock else view["dataset.path"]}
+    kept = {"run.output_dir", "checkpoint.save", *(() if view.is_mock else ("dataset.path",))}
+    places = {key: value for key in sorted(PATH_KEYS) if (value := view.resolved.values.get(key)) and not value.startswith("${") and (key in kept or is_relative(value))}
     for key, place in places.items():
-        if place is not None and not any(place == mount or place.startswith(f"{mount}/") for mount in mounts):
+        if not any(place == mount or place.startswith(f"{mount}/") for mount in mounts):
             where = f"mounted: {', '.join(mounts)}" if mounts else "launcher.volumes mounts none"
             yield Finding(path(key), f"{key} {place} is on no volume of the pods ({where}): it would be lost with them, or is not there", "mount a claim with launcher.volumes, and name a folder in it")
 
@@ -80,6 +84,10 @@ def _own_disk(view: View) -> bool:
     return view["launcher.kind"] in ("ssh", "slurm") and view["cluster.nnodes"] > 1 and any(place == root or place.startswith(f"{root}/") for root in _OF_ONE_MACHINE)
 
 
+def _never_saves(view: View) -> bool:
+    return view["launcher.kind"] == "slurm" and view["launcher.time_limit"] is None and view["train.exit_duration_in_mins"] is None
+
+
 RULES = (
     Rule(
         "RUN111", "head-address-local", ERROR, _local_head,
@@ -90,6 +98,15 @@ RULES = (
     Rule("RUN118", "no-time-to-save", ERROR, _time, "Slurm would ask the run to save as soon as it starts, and queue it again and again.", "sbatch --signal", ALL),
     Rule("RUN119", "option-of-the-plan", ERROR, _options, "The job script would ask for another job than the plan that was checked.", "sbatch", ALL),
     Rule("RUN120", "pods-lack-something", ERROR, _kubernetes, "A pod's own disk ends with the pod; a path that is not mounted is not there.", "Kubernetes volumes", ALL),
+    Rule(
+        "RUN123", "no-time-to-save-at", WARNING,
+        excludes(_never_saves, at="launcher.kind",
+                 message="NVIDIA DFM's scripts save before the end only at a time that they are given, and launcher.time_limit gives none: "
+                 "each time the partition's limit comes, the iterations since the last checkpoint are lost",
+                 hint="set launcher.time_limit, to the partition's limit at most"),
+        "Slurm's notice reaches the job, which can only queue itself again: what was done since the last checkpoint is lost, in silence.",
+        "Megatron-Bridge training/train.py, checkpoint_and_decide_exit", DFM,
+    ),
     Rule(
         "RUN121", "output-not-shared", WARNING,
         excludes(_own_disk, at="run.output_dir",

@@ -9,6 +9,7 @@ from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Edit, Finding, Severity
 from dfmspec.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, excludes, path, shown
 from dfmspec.targets import target_module
+from dfmspec.targets.dfm import OVERLAPS
 
 
 def _stale_derived(view: View) -> Iterator[Finding]:
@@ -65,7 +66,7 @@ _TOLD_ELSEWHERE = ("model.sigma_data", "model.init_method_std")  # SPC305 and SP
 
 def _without_effect(view: View) -> Iterator[Finding]:
     for key, field in _marked(view):
-        harmless = (field.get("default"), view.resolved.derived.get(key))
+        harmless = (field.get("x-upstream", field.get("default")), view.resolved.derived.get(key))
         if (reason := field.get("x-no-effect")) and view[key] not in harmless and key not in _TOLD_ELSEWHERE:
             yield Finding(path(key), f"{key} has no effect: {reason}", "remove it")
 
@@ -79,20 +80,11 @@ def _overwritten(view: View) -> Iterator[Finding]:
                 yield Finding(path(key), f"{key} {shown(view[key])} is overwritten at start by {source} {shown(kept)}", f"set {source} instead")
 
 
-_OVERLAPS = (
-    "ddp.overlap_grad_reduce", "ddp.overlap_param_gather", "ddp.bucket_size", "ddp.align_param_gather", "optimizer.overlap_param_gather",
-    "model.overlap_p2p_comm", "model.batch_p2p_comm", "model.tp_comm_overlap", "model.defer_embedding_wgrad_compute", "model.wgrad_deferral_limit",
-)  # fmt: skip
-
-
 def _overwritten_by_overlap(view: View) -> Iterator[Finding]:
-    if not view.section("comm_overlap"):
-        return
-    for key in view.users(*_OVERLAPS):
-        name = key.split(".")[1]
-        if view[key] == view.resolved.values.get(f"comm_overlap.{name}"):
-            continue
-        yield Finding(path(key), f"with a comm_overlap section, {key} is overwritten by comm_overlap.{name} or by its default", f"set comm_overlap.{name} instead")
+    for key in view.users(*(derivation.key for derivation in OVERLAPS)):
+        name, kept = key.split(".")[1], view.resolved.derived.get(key, view[key])
+        if view[key] != kept:
+            yield Finding(path(key), f"with a comm_overlap section, {key} {shown(view[key])} is overwritten: upstream has {shown(kept)}", f"set comm_overlap.{name} instead")
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -180,7 +172,7 @@ RULES = (
         "NVIDIA DFM model/dit/dit_step.py and inference_dit_model.py", DFM_DIT,
     ),
     Rule(
-        "SPC306", "overlap-overwritten", WARNING, _overwritten_by_overlap,
+        "SPC306", "overlap-overwritten", ERROR, _overwritten_by_overlap,
         "comm_overlap writes its own values, or its defaults, over model, ddp and optimizer; what stands there is lost in silence.",
         "Megatron-Bridge training/comm_overlap.py, setup", DFM,
     ),

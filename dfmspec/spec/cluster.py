@@ -48,7 +48,7 @@ class Launcher(Section):
     """local: torchrun on this machine; every node of the plan on this machine, for trials. ssh, slurm: one torchrun on each node. kubernetes: a JobSet."""
     rendezvous: Literal["static", "c10d"] = "static"
     """How several nodes meet: static, by node rank, address and port, as in the how-to; or c10d, by address and an id of the attempt."""
-    env: dict[str, str] = Field(default={})
+    env: dict[str, str] = Field(default={}, json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}})
     """Environment variables of every process, such as NCCL_ALGO; never secrets."""
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""
@@ -74,6 +74,8 @@ class Launcher(Section):
     """[kubernetes] Namespace; null: kubectl's own."""
     queue: _Label | None = None
     """[kubernetes] Local queue of Kueue that admits the job."""
+    env_from: _Label | None = None
+    """[kubernetes] Secret whose entries every pod has as variables, such as WANDB_API_KEY."""
     volumes: dict[str, _Place] = Field(default={})
     """[kubernetes] Persistent volume claims, and where each is mounted, such as {training-data: /data}."""
 
@@ -82,7 +84,7 @@ class Run(Section):
     """The run directory and what happens around training."""
 
     output_dir: str = "runs"
-    """Folder of the run directories: <output_dir>/<name>/<run-id>."""
+    """Folder of the run directories: <output_dir>/<name>/<run-id>; unless named, in the directory where the run is started."""
     resume: str | int = "auto"
     """auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. Or an iteration, or a folder: from there."""
     num_samples: NonNegativeInt = 0

@@ -11,6 +11,18 @@ from dfmspec.diagnostics import Severity
 Values = Mapping[str, Any]
 
 
+class Reading(Protocol):
+    """A configuration as a script sees it."""
+
+    tree: dict[str, Any]
+    """Section -> field -> value."""
+    skipped: list[str]
+    """Keys that it dropped."""
+
+    def __getitem__(self, key: str) -> Any:
+        """A value by its dotted key."""
+
+
 class Derived(NamedTuple):
     """A value that follows from others, unless the user sets it."""
 
@@ -35,9 +47,14 @@ class Target(Protocol):
     def arguments(self, values: Values, origins: Mapping[str, Any]) -> list[str]:
         """The script's arguments, with CONFIG for the configuration's file."""
 
+    def read_back(self, values: Values, text: str) -> Reading | None:
+        """What the script makes of the text of config.yaml, where it has a reader of its own."""
+
 
 CONFIG = "config.yaml"
 """The configuration's file in a bundle."""
+SPEC_DIR_UPSTREAM = "${oc.env:DFMSPEC_SPEC_DIR}"
+"""The spec's folder, as OmegaConf fills it in on every rank."""
 TARGETS = {
     "megatron_core": "dfmspec.targets.megatron_core", "dfm": "dfmspec.targets.dfm",
     "dfm_wan": "dfmspec.targets.dfm.wan", "dfm_flux": "dfmspec.targets.dfm.flux",

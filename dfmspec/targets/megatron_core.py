@@ -114,6 +114,11 @@ def config(values: Values) -> dict[str, Any]:
     return nested
 
 
+def read_back(values: Values, text: str) -> None:
+    """By the loader that made it."""
+    return
+
+
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     """`--dataset-path P` when a spec sets nothing else that the script must know; else the config file."""
     told = {key for key, origin in origins.items() if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS)}

@@ -12,10 +12,12 @@ import pytest
 from dfmspec.cli.arguments import complete_code, complete_key, complete_override
 from dfmspec.cli.init import spec_text
 from dfmspec.diagnostics import Severity
+from dfmspec.importing import import_command, import_file
 from dfmspec.load import load_spec
 from dfmspec.recipes import RECIPES
 from dfmspec.resolve import resolve_spec
 from dfmspec.rules import RULES, check_spec
+from dfmspec.targets.dfm.upstream import read
 from tests.conftest import HOWTO, dfmspec, environment
 
 
@@ -83,6 +85,24 @@ def test_the_how_tos_file_is_imported_and_checked_like_the_original() -> None:
              for source, words in ((text, ["cluster.nproc_per_node=2"]), (HOWTO.read_text(), ["cluster.nproc_per_node=2", "target=dfm"]))]  # fmt: skip
 
     assert codes[0] == codes[1]
+
+
+ODD = "model: {num_layers: 010, sequence_parallel: n, ffn_hidden_size: 1_000}\ntrain: {train_iters: 1:30, manual_gc: on}\noptimizer: {lr: 1e-4}\nddp: {bucket_size: \"???\"}\n"
+
+
+def test_an_imported_value_is_the_one_that_upstream_reads(tmp_path: Path) -> None:
+    """From a file, and from a command line, whose grammar is another."""
+    (tmp_path / "odd.yaml").write_text(ODD)
+    (tmp_path / "spec.yaml").write_text(dfmspec("import", tmp_path / "odd.yaml").stdout)
+    words = ["model.num_layers=010", "model.sequence_parallel=n", "model.ffn_hidden_size=1_000", "train.train_iters=1:30", "train.manual_gc=True", "optimizer.lr=1e-4"]
+    imported = import_command(["torchrun", "x.py", *words]).values
+    file, line = load_spec(tmp_path / "spec.yaml"), read(None, words, world_size=1)
+
+    assert import_file(tmp_path / "odd.yaml").values == {
+        "model.num_layers": 8, "model.sequence_parallel": "n", "model.ffn_hidden_size": 1000, "train.train_iters": 90, "train.manual_gc": True, "optimizer.lr": 1e-4,
+    }  # fmt: skip
+    assert all(read(ODD, [], world_size=1)[key] == file.values[key] for key in ("model.num_layers", "model.ffn_hidden_size", "train.train_iters", "train.manual_gc"))
+    assert imported == {key: line[key] for key in imported} and len(imported) == len(words)
 
 
 @pytest.mark.parametrize("words", [["import", "ls -l"], ["import", "torchrun 'pretrain_dit_model.py"], ["import", "torchrun pretrain_dit_model.py --config-file /no/such.yaml"]])

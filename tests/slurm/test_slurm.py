@@ -156,7 +156,8 @@ def test_a_bundle_stands_alone_and_refuses_another_allocation(spec: Path, tmp_pa
         return done.returncode, log.read_text()
 
     assert submit()[0] == 0
-    (events,) = tmp_path.glob("run's/job/slurm-*/events.jsonl")
+    (events,) = tmp_path.glob("run's/job/*/events.jsonl")
+    assert submit("--comment=again", "--quiet")[0] == 0 and (events.parent / "attempts" / "2").is_dir()
     assert '"finished"' in events.read_text()
     code, said = submit("--nodes=1")
     assert code == 4 and "the plan is for 2 nodes, and the job has 1" in said

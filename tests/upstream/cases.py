@@ -13,12 +13,12 @@ import yaml
 
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.load import load_spec
-from dfmspec.resolve import resolve_spec
+from dfmspec.resolve import Resolved, resolve_spec
 from dfmspec.rules import check_spec
 
 HERE = Path(__file__).parent
-MENDING = ("SPC302", "SPC310", "CKP101")
-"""Hints that say what is mended: a derivation written out, a value that needs no quotes, a documented alias."""
+MENDING = ("SPC302", "SPC310", "CKP101", "ENV101")
+"""Hints that say what is mended: a derivation or a variable written out, a value that needs no quotes, a documented alias."""
 
 
 def cases() -> Iterator[dict[str, Any]]:
@@ -28,13 +28,18 @@ def cases() -> Iterator[dict[str, Any]]:
 
 def answer(case: dict[str, Any]) -> tuple[Diagnostic, ...]:
     """dfmspec's findings for target dfm, without looking at files."""
+    return check_spec(compiled(case, "dfm"), levels=("spec",))
+
+
+def compiled(case: dict[str, Any], target: str) -> Resolved:
+    """The case as a spec for a target."""
     text = case.get("yaml_text")
     if text is None:
         text = yaml.safe_dump(case["yaml"]) if case.get("yaml") is not None else "{}\n"
-    words = [*case.get("cli", ()), "target=dfm", f"cluster.nproc_per_node={case['world_size'] or 1}"]
+    words = [*case.get("cli", ()), f"target={target}", f"cluster.nproc_per_node={case['world_size'] or 1}"]
     words += ["data.source=mock"] if case.get("mock") else []
     words += [f"launcher.env={json.dumps(case['env'])}"] if case.get("env") else []
-    return check_spec(resolve_spec(load_spec("override.yaml", words, text=text)), levels=("spec",))
+    return resolve_spec(load_spec("override.yaml", words, text=text))
 
 
 def outcome(case: dict[str, Any], findings: tuple[Diagnostic, ...]) -> str:

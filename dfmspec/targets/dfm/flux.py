@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.targets import Derived, Values, dfm
-from dfmspec.targets.dfm import NO_EVALUATION, config
+from dfmspec.targets.dfm import NO_EVALUATION, config, read_back
 
-__all__ = ["DERIVED", "ENTRY", "arguments", "config"]
+__all__ = ["DERIVED", "ENTRY", "arguments", "config", "read_back"]
 ENTRY = "examples/megatron/recipes/flux/pretrain_flux.py"
 DERIVED: tuple[Derived, ...] = (*dfm.DERIVED, NO_EVALUATION)
 

@@ -66,7 +66,7 @@ def read(text: str | None, overrides: Sequence[str], *, world_size: int, mock: b
     tree = recipe(target, mock=mock, dataset_path=dataset_path)
     merged = copy.deepcopy(tree)
     if text is not None:
-        _merge(merged, _load(text))
+        _merge(merged, loaded(text))
     for override in overrides:
         _override(merged, override)
     merged = _interpolated(merged, os.environ if environment is None else environment)
@@ -111,7 +111,7 @@ def _precision(name: str) -> Tree:
 # YAML as OmegaConf reads it: YAML 1.1 with floats that need no point, and no double keys.
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     pass
 
 
@@ -129,8 +129,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _load(text: str) -> Tree:
-    """The file's tree."""
+def loaded(text: str) -> Tree:
+    """An override file's tree, with the scalars that OmegaConf sees.
+
+    Raises:
+        Refused: it is no mapping, or no YAML.
+    """
     try:
         data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -176,13 +180,22 @@ def _override(tree: Tree, text: str) -> None:
     if prefix == "~":
         del node[parts[-1]]
     else:
-        value = _Value(match[3]).parsed()
+        value = value_of(match[3])
         if isinstance(value, dict) and isinstance(node.get(parts[-1]), dict):
             _merge(node[parts[-1]], value)
         elif isinstance(value, list) and isinstance(node.get(parts[-1]), dict):
             raise Refused(f"{text!r}: a list cannot replace a section")
         else:
             node[parts[-1]] = value
+
+
+def value_of(text: str) -> Any:
+    """The value of an override, as Hydra reads it.
+
+    Raises:
+        Refused: its grammar has no such value.
+    """
+    return _Value(text).parsed()
 
 
 class _Value:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.targets import Derived, Values, dfm
-from dfmspec.targets.dfm import NO_EVALUATION, config
+from dfmspec.targets.dfm import NO_EVALUATION, config, read_back
 
-__all__ = ["DERIVED", "ENTRY", "arguments", "config"]
+__all__ = ["DERIVED", "ENTRY", "arguments", "config", "read_back"]
 ENTRY = "examples/megatron/recipes/wan/pretrain_wan.py"
 DERIVED: tuple[Derived, ...] = (
     *(derivation for derivation in dfm.DERIVED if derivation.key != "model.qk_layernorm"),

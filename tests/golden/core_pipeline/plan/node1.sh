@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# stages: node 1 of 2; plan 138b6b1d7c4d
+# stages: node 1 of 2; plan 4bc0d5e8dec0
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/stages/4bc0d5e8dec0  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 4 \
@@ -13,5 +16,5 @@ exec torchrun --nproc-per-node 4 \
     --node-rank 1 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

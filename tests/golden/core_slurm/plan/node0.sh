@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# by-slurm: node 0 of 2; plan e3a37a51e09f
+# by-slurm: node 0 of 2; plan cfba30f2c045
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/by-slurm/cfba30f2c045  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 8 \
@@ -12,5 +15,5 @@ exec torchrun --nproc-per-node 8 \
     --node-rank 0 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

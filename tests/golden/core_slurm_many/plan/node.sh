@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# many: any of 64 nodes; plan 22bf8424c808
+# many: any of 64 nodes; plan ceaac62cd9fe
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-NODE_RANK="${1:?give the rank of this node, 0 to 63}"
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+NODE_RANK="${1:?give the rank of this node, 0 to 63}"
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/many/ceaac62cd9fe  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
-DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-22bf8424c808}"
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-ceaac62cd9fe}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 64 \
     --rdzv-backend c10d \
     --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
     --rdzv-id "$DFMSPEC_RDZV_ID" \
     --rdzv-conf "is_host=$((NODE_RANK == 0))" \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# by-ssh: node 0 of 3; plan 59eee0de69c6
+# by-ssh: node 0 of 3; plan 5040f3b28631
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 module load cuda/12.8
 source /opt/venv/bin/activate
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export A_FIRST=2
 export Z_LAST=1
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/by-ssh/5040f3b28631  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 4 \
@@ -16,5 +19,5 @@ exec torchrun --nproc-per-node 4 \
     --node-rank 0 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

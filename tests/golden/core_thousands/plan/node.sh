@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# thousands: any of 4096 nodes; plan 1807a3483686
+# thousands: any of 4096 nodes; plan 721ef6e70dc8
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-NODE_RANK="${1:?give the rank of this node, 0 to 4095}"
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"  # relative paths of the plan are relative to this
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+NODE_RANK="${1:?give the rank of this node, 0 to 4095}"
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/thousands/721ef6e70dc8  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 exec torchrun --nproc-per-node 8 \
@@ -13,5 +16,5 @@ exec torchrun --nproc-per-node 8 \
     --node-rank "$NODE_RANK" \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
-    "$here"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
-# dfm-pods: node 0 of 2; plan 55de89b927fa
+# dfm-pods: node 0 of 2; plan 2e95b9cea503
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-pods}"  # checkpoints and logs; the same on every node
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/dfm-pods/2e95b9cea503  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-2e95b9cea503}"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
-    --node-rank 0 \
-    --master-addr "$MASTER_ADDR" \
-    --master-port "$MASTER_PORT" \
+    --rdzv-backend c10d \
+    --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
+    --rdzv-id "$DFMSPEC_RDZV_ID" \
+    --rdzv-conf is_host=1 \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# dfm-one: node 0 of 1; plan 6c0815b18b0d
+# dfm-one: node 0 of 1; plan d89e499eaade
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-one}"  # checkpoints and logs; the same on every node
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-one/d89e499eaade  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 8 \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

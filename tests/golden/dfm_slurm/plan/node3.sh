@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # dfm-slurm: node 3 of 8; plan b5373f5c21ff
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 export DFM_ROOT=/opt/DFM
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/dfm-slurm}"  # checkpoints and logs; the same on every node
-export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export WANDB_RESUME=allow
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-slurm/b5373f5c21ff  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
+export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 4 \
     --nnodes 8 \
     --node-rank 3 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
-    --config-file "$here"/config.yaml \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml \
     --mock

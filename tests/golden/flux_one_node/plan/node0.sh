@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # flux: node 0 of 1; plan 1e937a050f2f
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/flux}"  # checkpoints and logs; the same on every node
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/flux/1e937a050f2f  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 8 \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/flux/pretrain_flux.py \
-    --config-file "$here"/config.yaml \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml \
     --mock \
     --guidance-scale 4.0

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # wan: node 0 of 2; plan 90804b194a76
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
-here=$(cd "$(dirname "$0")" && pwd)
-export DFMSPEC_RUN_DIR="${DFMSPEC_RUN_DIR:-$PWD/runs/wan}"  # checkpoints and logs; the same on every node
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/wan/90804b194a76  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --node-rank 0 \
@@ -15,4 +19,4 @@ exec torchrun --nproc-per-node 8 \
     --master-port "$MASTER_PORT" \
     "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/wan/pretrain_wan.py \
     --training-mode pretrain \
-    --config-file "$here"/config.yaml
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml

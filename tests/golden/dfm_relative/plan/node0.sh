@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# dfm-beside: node 0 of 1; plan 71e87c2bc91b
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
+set -eo pipefail
+set -u
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_SPEC_DIR:-}" ] || export DFMSPEC_SPEC_DIR="$DFMSPEC_BUNDLE"/..  # paths of the spec are relative to this
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-beside/71e87c2bc91b  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
+export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+exec torchrun --nproc-per-node 8 \
+    "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml
