@@ -18,7 +18,7 @@ from dfmspec.errors import INTERNAL, PREFLIGHT, DfmspecError  # noqa: E402
 
 COMMANDS = {
     "validate": "validate", "fix": "fix", "plan": "plan", "run": "run", "runs": "runs", "show": "runs", "sample": "sample", "data": "data",
-    "init": "init", "import": "importing", "rule": "rule", "explain": "rule", "schema": "schema",
+    "export": "export", "init": "init", "import": "importing", "rule": "rule", "explain": "rule", "schema": "schema",
 }  # fmt: skip
 """Each command and its module in this package; the function has the command's name. Only the one that is called is imported."""
 

@@ -264,6 +264,6 @@ RULES = (
         "CKP120", "pretrained-checkpoint-missing", ERROR,
         excludes(lambda v: (folder := _folder(v, "checkpoint.pretrained_checkpoint")) is not None and not folder.exists(), at="checkpoint.pretrained_checkpoint",
                  message=lambda v: f"checkpoint.pretrained_checkpoint {v['checkpoint.pretrained_checkpoint']} does not exist", hint="check the path"),
-        "The run fails after the model is built.", _CK, DFM, "paths",
+        "The run fails after the model is built.", _CK, ALL, "paths",
     ),
 )  # fmt: skip

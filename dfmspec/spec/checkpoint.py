@@ -16,6 +16,8 @@ class Checkpoint(Section):
     """Folder of the checkpoints; derived: ${RUN_DIR}/checkpoints."""
     load: str | None = None
     """Folder to resume from; derived: checkpoint.save."""
+    pretrained_checkpoint: str | None = None
+    """safetensors file (dfmspec export) whose weights a new run starts from; a run that resumes has its own."""
     ckpt_step: Count | None = None
     """Iteration to resume from; null: the newest whole checkpoint."""
     save_interval: Count = 1000

@@ -40,14 +40,16 @@ def train(
     """
     stop, train = StopSignal(attempt_dir / "stop" if attempt_dir else None), experiment.train
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
-    trainer = build_trainer(experiment)
+    start_from, pretrained = _agreed(resume, report), experiment.checkpoint.pretrained_checkpoint
+    trainer = build_trainer(experiment, Path(pretrained) if pretrained and not start_from else None)
     trainer.graphs = graphed(trainer)
-    start_from = _agreed(resume, report)
     iteration = checkpoint.stored_iteration(start_from) if start_from else 0
     streams = _streams(experiment, "train", consumed=iteration * train.global_batch_size)
     if start_from:
         checkpoint.load(trainer, streams, start_from)
         report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
+    elif pretrained:
+        report.say(f"[INFO] Weights from {pretrained}")
     save = _Saver(trainer, config, digest, report)
     _refuse_newer(Path(experiment.checkpoint.save), iteration)
     report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=int(attempt_dir.name) if attempt_dir else None)

@@ -6,6 +6,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,9 +88,17 @@ class Trainer:
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
 
-def build_trainer(experiment: Experiment) -> Trainer:
-    """Model, DDP, distributed optimizer, schedule and averaged weights, from one configuration."""
+def build_trainer(experiment: Experiment, pretrained: Path | None = None) -> Trainer:
+    """Model, DDP, distributed optimizer, schedule and averaged weights, from one configuration; `pretrained`: weights to start from.
+
+    Raises:
+        CheckpointError: they are of another network.
+    """
     chunks = build_model(experiment)
+    if pretrained:
+        from dfmspec.trainer.weights import load_pretrained
+
+        load_pretrained(chunks, pretrained)
     config, ddp = chunks[0].config, experiment.ddp
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=ddp.use_distributed_optimizer,

@@ -95,7 +95,7 @@ def test_an_imported_value_is_the_one_that_upstream_reads(tmp_path: Path) -> Non
     (tmp_path / "odd.yaml").write_text(ODD)
     (tmp_path / "spec.yaml").write_text(dfmspec("import", tmp_path / "odd.yaml").stdout)
     words = ["model.num_layers=010", "model.sequence_parallel=n", "model.ffn_hidden_size=1_000", "train.train_iters=1:30", "train.manual_gc=True", "optimizer.lr=1e-4"]
-    imported = import_command(["torchrun", "x.py", *words]).values
+    imported = import_command(["torchrun", "pretrain_dit_model.py", *words]).values
     file, line = load_spec(tmp_path / "spec.yaml"), read(None, words, world_size=1)
 
     assert import_file(tmp_path / "odd.yaml").values == {

@@ -1,0 +1,38 @@
+"""dfmspec export: a checkpoint's weights as one safetensors file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfmspec.cli.arguments import trainer_module
+from dfmspec.errors import UsageError
+
+
+class Names(StrEnum):
+    """Whose names the tensors have."""
+
+    dfmspec = "dfmspec"
+    dfm = "dfm"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="An iter_N folder, a folder of checkpoints, or a run directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; it must not exist.")],
+    names: Annotated[Names, typer.Option(help="Names of the tensors: dfmspec's, or those of NVIDIA DFM's DiT.")] = Names.dfmspec,
+    raw: Annotated[bool, typer.Option("--raw", help="The trained weights instead of the averaged ones.")] = False,
+) -> None:
+    """Write a checkpoint's weights, whole, as one safetensors file, whatever layout they were trained in.
+
+    checkpoint.pretrained_checkpoint starts a run from such a file, of either naming.
+
+    Example: dfmspec export runs/butterfly_tiny_cpu/latest -o butterfly.safetensors --names dfm
+    """
+    if not checkpoint.is_dir():
+        raise UsageError(f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory")
+    if out.exists() or not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: {'it exists already' if out.exists() else 'its folder does not exist'}; name another file")
+    raise typer.Exit(trainer_module("weights", str(checkpoint), str(out), "--names", names.value, *(["--raw"] if raw else [])))
