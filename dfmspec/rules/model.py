@@ -217,7 +217,7 @@ RULES = (
         together(
             excludes(lambda v: v.target == "dfm" and v["model.vocab_size"] is not None, at="model.vocab_size",
                      message=lambda v: f"model.vocab_size {v['model.vocab_size']}: the DiT has no vocabulary", hint="remove it"),
-            excludes(lambda v: v.target != "dfm" and v["model.vocab_size"] is not None and v["model.vocab_size"] < v["tokenizer.vocab_size"], at="model.vocab_size",
+            excludes(lambda v: v.target != "dfm" and v["model.vocab_size"] is not None and v["model.vocab_size"] < (v["tokenizer.vocab_size"] or 0), at="model.vocab_size",
                      message=lambda v: f"model.vocab_size {v['model.vocab_size']} is less than the tokenizer's {v['tokenizer.vocab_size']}", hint="remove it"),
         ),
         "A size below the tokenizer's stops the run; any other is padded and never used, in silence.", "Megatron-Bridge training/setup.py", DFM,
