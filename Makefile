@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SETUP = $(VENV)/.complete
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test test-all slurm-test check fix generate bench clean
+.PHONY: demo test test-all gpu-test slurm-test check fix generate bench clean
 
 demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 	@echo "== dfmspec run specs/butterfly_tiny_cpu.yaml: draws its data, trains, saves, evaluates and samples (about 4 minutes on 2 cores)"
@@ -21,7 +21,7 @@ test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
 
 gpu-test: $(SETUP)  ## parity of layouts, kernels, resume on the GPUs of this machine (extra gpu; GPUS=N: on the first N)
 	@echo "== tests on GPUs"
-	$(BIN)/python -m pytest -m gpu -n 6 tests/gpu tests/trainer
+	$(if $(GPUS),CUDA_VISIBLE_DEVICES=$$(seq -s, 0 $$(($(GPUS) - 1)))) $(BIN)/python -m pytest -m gpu -n 6 --dist loadgroup tests/gpu tests/trainer
 
 slurm-test: $(SETUP)  ## runs of two nodes under a real Slurm on this machine (Debian's slurm-wlm and munge; needs root)
 	@echo "== tests under Slurm: it is installed when absent; what the tests start, they stop"
