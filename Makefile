@@ -19,7 +19,7 @@ test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 c
 test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
 	$(BIN)/python -m pytest -m "not slurm and not gpu" -n 2 --dist loadgroup
 
-gpu-test: $(SETUP)  ## parity of layouts, kernels, resume on the GPUs of this machine (extra gpu; GPUS=N: on the first N)
+gpu-test: $(SETUP)  ## parity of layouts, kernels, steps on the GPUs of this machine (extra gpu; GPUS=N: on the first N)
 	@echo "== tests on GPUs"
 	$(if $(GPUS),CUDA_VISIBLE_DEVICES=$$(seq -s, 0 $$(($(GPUS) - 1)))) $(BIN)/python -m pytest -m gpu -n 6 --dist loadgroup tests/gpu tests/trainer
 

@@ -72,7 +72,7 @@ class Ddp(Section):
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
     overlap_param_gather: bool = False
-    """Gather updated parameters while the next forward pass runs."""
+    """Gather updated parameters in buckets; they are waited for at once, because averages, evaluations and checkpoints read them."""
     grad_reduce_in_fp32: bool = True
     """Sum gradients in fp32."""
     bucket_size: Count | None = None

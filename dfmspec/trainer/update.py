@@ -30,6 +30,9 @@ def update_of(optimizer: MegatronOptimizer) -> Update:
     def plain() -> Tensor:
         _, norm, _ = optimizer.step()
         optimizer.zero_grad()
+        for single in singles:
+            if isinstance(single, DistributedOptimizer) and single.ddp_config.overlap_param_gather:
+                _gather(single)
         return torch.tensor(norm, dtype=torch.float64)
 
     return plain
@@ -38,6 +41,12 @@ def update_of(optimizer: MegatronOptimizer) -> Update:
 def single_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
     """Those that megatron-core chains, or the one that it has."""
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _gather(optimizer: DistributedOptimizer) -> None:
+    """The parameters whole on every rank, now: averages, evaluations and checkpoints read them before a next forward pass would gather them."""
+    for chunk in optimizer.model_chunks:
+        chunk.start_param_sync(force_sync=optimizer.ddp_config.overlap_param_gather)
 
 
 class _Launch(NamedTuple):
@@ -70,9 +79,7 @@ class FusedUpdate:
                 betas=group["betas"], eps=group["eps"], step=group["step"], write=writes,
             )  # fmt: skip
         for single in self._optimizers:
-            if not single.ddp_config.overlap_param_gather:
-                for chunk in single.model_chunks:
-                    chunk.start_param_sync()
+            _gather(single)
         return norm
 
     def _norm(self) -> Tensor:

@@ -25,6 +25,15 @@ def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str,
     assert difference.agrees(), difference
 
 
+def test_overlapped_reduction_and_gathering_agree_too(reference: list[dict[str, Any]], tmp_path: Path) -> None:
+    """And leave the parameters whole after each step: averages and checkpoints read them. A rank has the gradients of its share alone."""
+    made = parity.experiment(parity.LAYOUTS["dp2"])
+    made["ddp"] |= {"overlap_grad_reduce": True, "overlap_param_gather": True}
+    difference = parity.compare(reference, parity.run("dp2", tmp_path / "dp2", "", made))
+
+    assert difference.loss <= parity.FP32.loss and difference.grad_norm <= parity.FP32.grad_norm and difference.replicas == 0, difference
+
+
 FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
 
 
