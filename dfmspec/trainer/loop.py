@@ -23,6 +23,8 @@ from dfmspec.trainer.step import Outcome, evaluate, graphed, microbatches, train
 from dfmspec.trainer.streams import RankStreams
 
 _MAX_FAILED_SAVES = 3
+_NO_WAIT = 1e-3
+"""Seconds in which a value is read that is there."""
 
 
 def train(
@@ -118,7 +120,7 @@ class _Log:
 
     def __init__(self, report: Reporter, experiment: Experiment, first: int) -> None:
         self._report, self._experiment, self._first = report, experiment, first
-        self._waiting: tuple[int, Outcome, float] | None = None
+        self._waiting: tuple[int, Outcome, float, float] | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -126,19 +128,21 @@ class _Log:
         self._since = time.perf_counter()
 
     def add(self, iteration: int, outcome: Outcome, lr: float) -> None:
-        """An iteration that is on its way."""
+        """An iteration that is on its way, or on a CPU done."""
+        given = time.perf_counter()
         self.flush()
-        self._waiting = iteration, outcome, lr
+        self._waiting = iteration, outcome, lr, given
 
     def flush(self) -> None:
         """Wait for the iteration on its way, and report it."""
         if self._waiting is None:
             return
-        iteration, outcome, lr = self._waiting
-        self._waiting, train, since = None, self._experiment.train, self._since
+        iteration, outcome, lr, given = self._waiting
+        self._waiting, train, asked = None, self._experiment.train, time.perf_counter()
         loss, grad_norm = outcome.values(iteration)
-        self.restart()
-        seconds = self._since - since
+        now = time.perf_counter()
+        done = max(self._since, now if now - asked > _NO_WAIT else given)  # what had not to be waited for was done before
+        self._since, seconds = done, max(done - self._since, 1e-9)
         self._report.iteration(
             iteration,
             console=iteration in (self._first, train.train_iters) or iteration % self._experiment.logger.log_interval == 0,

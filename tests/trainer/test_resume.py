@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dfmspec import checkpoints
+from dfmspec.events import read_events
 from tests.conftest import environment
 from tests.trainer.training import ENTRY, SHORT, finish, kill_tree, losses, place, start, train, wait_for
 
@@ -59,6 +60,13 @@ def test_the_directories_are_the_how_tos(whole: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["iter_0000002", "iter_0000004", "iter_0000006", checkpoints.TRACKER]
     assert (folder / checkpoints.TRACKER).read_text() == "6\n"
     assert all(checkpoints.problem(path) is None for path in checkpoints.committed(folder))
+
+
+def test_each_iteration_has_the_time_that_it_took(whole: Path) -> None:
+    """The last one too, whose loss is read at once."""
+    seconds = [event["seconds"] for event in read_events(whole / "events.jsonl") if event["type"] == "iteration"]
+
+    assert min(seconds) > 0.1 * sorted(seconds)[len(seconds) // 2]
 
 
 @pytest.mark.parametrize("last", [2, 4])
