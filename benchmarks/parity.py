@@ -13,14 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.trainer import parity
 
-FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
-
 
 def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="parity-"))
     reference = parity.run("one", base / "one")
     print("| layout | loss | gradient norm | worst gradient | replicas | agrees |\n|---|---|---|---|---|---|")
-    for layout, fault in [*((name, "") for name in parity.LAYOUTS if name != "one"), *FAULTS]:
+    for layout, fault in [*((name, "") for name in parity.LAYOUTS if name != "one"), *parity.FAULTS]:
         d = parity.compare(reference, parity.run(layout, base / f"{layout}{fault}", fault))
         name = f"{layout}, {fault}" if fault else layout
         print(f"| {name} | {d.loss:.1e} | {d.grad_norm:.1e} | {d.gradient:.1e} | {d.replicas:.1e} | {'yes' if d.agrees() else 'no'} |", flush=True)

@@ -62,8 +62,8 @@ class _HostMemory:
     """Where the state is copied to, from save to save; pinned, so that a GPU writes to it at full speed."""
 
     def __init__(self, trainer: Trainer) -> None:
-        parameters = sum(weight.numel() * (weight.element_size() + 16) for chunk in trainer.chunks for weight in chunk.parameters())
-        self._memory = torch.empty(parameters, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
+        size = sum(weight.numel() * (weight.element_size() + 16) for chunk in trainer.chunks for weight in chunk.parameters())
+        self._memory = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
         self._used = 0
 
     def restart(self) -> None:
@@ -179,7 +179,8 @@ class Writer:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         beside, on_gpu = trainer.experiment.checkpoint.async_save, trainer.experiment.cluster.device == "cuda"
-        self._memory = self._thread.submit(_HostMemory, trainer) if beside or on_gpu else None  # pinning it takes seconds
+        writes = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0  # the others hold copies of the same
+        self._memory = self._thread.submit(_HostMemory, trainer) if writes and (beside or on_gpu) else None  # pinning it takes seconds
 
     def save(self, streams: dict[int, Any], iteration: int) -> Future[Path]:
         """Commit the whole state after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.

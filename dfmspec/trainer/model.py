@@ -137,7 +137,6 @@ def initialize(model: DiT, *, seed: int, std: float) -> None:
     Matrices ~ N(0, std^2); q/k norms 1; biases 0; and zero, as in adaLN-Zero (DiT, arXiv 2212.09748), the modulation
     and the final projection, so that an untrained network is F = 0 and its loss 1 at every noise level.
     """
-    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     for local_name, weight in model.named_parameters():
         name = global_name(model, local_name)
         if weight.is_meta:  # built for its shapes alone
@@ -147,11 +146,25 @@ def initialize(model: DiT, *, seed: int, std: float) -> None:
         elif name.endswith("bias") or name.startswith("final_linear") or "adaln.up" in name:
             weight.zero_()
         else:
-            cut = weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None
-            shape = [length * size if axis == cut else length for axis, length in enumerate(weight.shape)]
             generator = torch.Generator().manual_seed(counter_seed(seed, "weights", name))
-            whole = torch.randn(shape, generator=generator) * std
-            weight.copy_(whole if cut is None else whole.chunk(size, dim=cut)[rank])
+            weight.copy_(own_slice(weight, torch.randn(whole_shape(weight), generator=generator) * std))
+
+
+def cut_axis(weight: Tensor) -> int | None:
+    """The axis along which tensor parallelism cuts a parameter; None: every rank has it whole."""
+    return weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None
+
+
+def whole_shape(weight: Tensor) -> list[int]:
+    """The shape of a parameter over all tensor-parallel ranks."""
+    size, cut = parallel_state.get_tensor_model_parallel_world_size(), cut_axis(weight)
+    return [length * size if axis == cut else length for axis, length in enumerate(weight.shape)]
+
+
+def own_slice(weight: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a whole parameter."""
+    size, rank, cut = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank(), cut_axis(weight)
+    return whole if cut is None else whole.chunk(size, dim=cut)[rank]
 
 
 def global_name(model: DiT, name: str) -> str:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dfmspec import checkpoints
+from dfmspec.errors import CheckpointError
 from dfmspec.events import read_events
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
@@ -34,22 +35,24 @@ _UNSEEN_SEED = 1_000_003
 """Captions come from a series of butterflies that no dataset is drawn from (their words are those of any series)."""
 
 
-def locate(place: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest whole one of a folder or a run directory.
+def locate(place: Path) -> tuple[Path, dict]:
+    """The checkpoint that a path means, with its manifest: itself, or the newest whole one of a folder or a run directory.
 
     Raises:
-        FileNotFoundError: there is none.
+        CheckpointError: there is none, or it is not whole.
     """
     if (place / checkpoints.MANIFEST).exists() and place.name.startswith("iter_"):
-        return place
+        if fault := checkpoints.problem(place):
+            raise CheckpointError(f"checkpoint {place} is not whole: {fault}")
+        return place, json.loads((place / checkpoints.MANIFEST).read_text())
     folders = [place, place / "checkpoints"]
     if (place / "events.jsonl").exists():  # a run that saves elsewhere says where
         folders += [Path(event["path"]).parent for event in reversed(read_events(place / "events.jsonl")) if event["type"] == "checkpoint"][:1]
     for folder in folders:
         for found in checkpoints.committed(folder):
             if checkpoints.problem(found) is None:
-                return found
-    raise FileNotFoundError(f"{place} has no whole checkpoint (iter_N with {checkpoints.MANIFEST})")
+                return found, json.loads((found / checkpoints.MANIFEST).read_text())
+    raise CheckpointError(f"{place} has no whole checkpoint (iter_N with {checkpoints.MANIFEST})")
 
 
 def one_process(config: dict) -> Experiment:
@@ -179,15 +182,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     try:
-        checkpoint = locate(args.checkpoint)
-    except FileNotFoundError as error:
+        checkpoint, manifest = locate(args.checkpoint)
+    except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if fault := checkpoints.problem(checkpoint):
-        print(f"error: checkpoint {checkpoint} is not whole: {fault}", file=sys.stderr)
-        return 1
-    config = json.loads((checkpoint / checkpoints.MANIFEST).read_text())["config"]
-    experiment = one_process(config)
+    experiment = one_process(manifest["config"])
     captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in range(args.num_samples)]
     text = NgramTextEncoder()
     side = (args.resolution or experiment.data.resolution) // 8

@@ -8,7 +8,6 @@ rate, which is the constant 30 there and so adds a constant vector to the embedd
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import sys
@@ -16,14 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dfmspec import checkpoints
 from dfmspec.errors import CheckpointError
-from dfmspec.trainer.model import DiT, global_name
+from dfmspec.trainer.model import DiT, global_name, own_slice, whole_shape
 
 _NAMES = (
     ("noise_embedding.", "t_embedder.1."), ("final_linear.", "final_layer_linear."), (".self_attention.", ".full_self_attention."),
@@ -85,17 +82,14 @@ def load_pretrained(chunks: list[DiT], path: Path) -> None:
         raise CheckpointError(f"checkpoint.pretrained_checkpoint {path} cannot be read: {str(error).splitlines()[0]}; it must be a safetensors file") from error
     if any("t_embedder." in name for name in stored):
         stored = from_dfm(stored)
-    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     for chunk in chunks:
         for local_name, weight in chunk.named_parameters():
             name = global_name(chunk, local_name)
             if name not in stored:
                 raise CheckpointError(f"checkpoint.pretrained_checkpoint {path} has no {name}, which this model needs; it holds {len(stored)} other tensors")
-            cut = weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None
-            shape = [length * size if axis == cut else length for axis, length in enumerate(weight.shape)]
-            if list(stored[name].shape) != shape:
+            if list(stored[name].shape) != (shape := whole_shape(weight)):
                 raise CheckpointError(f"checkpoint.pretrained_checkpoint {path}: {name} is {list(stored[name].shape)} there and {shape} in this model")
-            weight.copy_(stored[name] if cut is None else stored[name].chunk(size, dim=cut)[rank])
+            weight.copy_(own_slice(weight, stored[name]))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,14 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     try:
-        checkpoint = locate(args.checkpoint)
-    except FileNotFoundError as error:
+        checkpoint, manifest = locate(args.checkpoint)
+    except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if fault := checkpoints.problem(checkpoint):
-        print(f"error: checkpoint {checkpoint} is not whole: {fault}", file=sys.stderr)
-        return 1
-    manifest = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
     model = load_model(checkpoint, one_process(manifest["config"]), raw=args.raw)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
     facts = {"iteration": str(manifest["iteration"]), "weights": "trained" if args.raw else "averaged", "config_digest": manifest["config_digest"]}

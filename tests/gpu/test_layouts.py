@@ -12,7 +12,6 @@ import torch
 from filelock import FileLock
 
 from tests.trainer import parity
-from tests.trainer.test_parity import FAULTS
 
 pytestmark = pytest.mark.gpu
 
@@ -63,7 +62,7 @@ def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, t
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize(("layout", "fault"), FAULTS)
+@pytest.mark.parametrize(("layout", "fault"), parity.FAULTS)
 def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, base: Path, tmp_path: Path) -> None:
     checkpoint, one = reference(base, "fp32")
     other = parity.run(layout, tmp_path / layout, fault, made(layout, "fp32", START + 4), "--from", str(checkpoint))

@@ -41,6 +41,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 PROCESSES = {"one": 1, "pp2_dp2": 4, "tp2_sp_cp2": 4, "tp2_sp_pp2": 4}
 """Ranks of a layout, where they are not two."""
+FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
+"""A layout, and a fault of the upstream's that shows in it."""
 
 
 def experiment(layout: dict[str, Any], **train: Any) -> dict[str, Any]:

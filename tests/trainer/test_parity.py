@@ -34,10 +34,7 @@ def test_overlapped_reduction_and_gathering_agree_too(reference: list[dict[str, 
     assert difference.loss <= parity.FP32.loss and difference.grad_norm <= parity.FP32.grad_norm and difference.replicas == 0, difference
 
 
-FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
-
-
-@pytest.mark.parametrize(("layout", "fault"), FAULTS)
+@pytest.mark.parametrize(("layout", "fault"), parity.FAULTS)
 def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, reference: list[dict[str, Any]], tmp_path: Path) -> None:
     """DFM's own faults, injected: the loss alone would pass two of the three."""
     difference = parity.compare(reference, parity.run(layout, tmp_path / layout, fault))
