@@ -5,6 +5,7 @@ usage: torchrun --nproc-per-node N benchmarks/checkpoint.py FOLDER [key=value ..
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ def main() -> None:
     ours = Ours(8192, 16, ["checkpoint.async_save=true", *overrides])
     batch = ours.batch([(1, 32, 32)] * 8)
     streams = RankStreams(ours.experiment, "train", rank=dist.get_rank() % ours.replicas, size=ours.replicas)
+    gc.freeze()  # as a run does
     for beside in (False, True):
         save = ours.experiment.checkpoint.model_copy(update={"async_save": beside})
         ours.trainer.experiment = ours.experiment.model_copy(update={"checkpoint": save})

@@ -7,48 +7,53 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
+from collections.abc import Callable
+from itertools import cycle, pairwise
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.train import Ours
+from dfmspec.trainer.clock import Mark
 from dfmspec.trainer.prefetch import Prefetch
 from dfmspec.trainer.step import train_step
 from dfmspec.trainer.streams import RankStreams
 
-STEPS, WARM = 30, 10
+STEPS, KEPT = 30, 24
 
 
 def main() -> None:
-    """Steps in turns of STEPS, three times."""
-    overrides = ["data.source=webdataset", f"dataset.path={Path(sys.argv[1]).absolute()}", "dataset.num_workers=4", *sys.argv[2:]]
+    """Steps in turns of STEPS, three times, after one turn that does not count."""
+    overrides = [
+        "data.source=webdataset", f"dataset.path={Path(sys.argv[1]).absolute()}", "dataset.num_workers=4", "dataset.packing_buffer_size=256", *sys.argv[2:],
+    ]  # fmt: skip
     ours = Ours(8192, 16, overrides)
     streams = RankStreams(ours.experiment, "train", rank=dist.get_rank() % ours.replicas, size=ours.replicas)
     batches = Prefetch(ours.experiment, streams, 0, is_saved=lambda _: False)
-    first, _ = batches.take(more=True)
-    seconds: dict[str, list[float]] = {"on the GPU": [], "from the data set": []}
+    kept = cycle([batches.take(more=True)[0] for _ in range(KEPT)])
+    sources: dict[str, Callable[[], Any]] = {"kept on the GPU": lambda: next(kept), "from the data set": lambda: batches.take(more=True)[0]}
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
     iteration = useful = 0
     for turn in range(4):
-        for name, each in seconds.items():
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            for _ in range(STEPS if turn else WARM):
+        for name, take in sources.items():
+            marks = [Mark("cuda")]
+            for _ in range(STEPS):
                 iteration += 1
-                ready = first if name == "on the GPU" else batches.take(more=True)[0]
-                train_step(ours.trainer, iter(ready), iteration).values(iteration)
-                now = time.perf_counter()
-                if turn:
-                    each.append(now - began)
-                    useful += int(ready[0].num_tokens) if name == "from the data set" else 0
-                began = now
+                ready = take()
+                useful += int(ready[0].num_tokens) if turn and name == "from the data set" else 0
+                marks.append(train_step(ours.trainer, iter(ready), iteration).done)
+                marks[-2].wait()  # as a run does: it reads the iteration before
+            marks[-1].wait()
+            if turn:
+                seconds[name] += [after.seconds_since(before) for before, after in pairwise(marks)]
     if dist.get_rank() == 0:
         one, other = (statistics.median(each) for each in seconds.values())
         padding = 1 - useful / len(seconds["from the data set"]) / ours.experiment.model.seq_length
         for name, each in seconds.items():
-            print(f"{name}: median {statistics.median(each) * 1e3:.1f} ms, p95 {sorted(each)[int(0.95 * len(each))] * 1e3:.1f} ms")
+            median, mean, p95 = (1e3 * value for value in (statistics.median(each), statistics.mean(each), sorted(each)[int(0.95 * len(each))]))
+            print(f"{name}: median {median:.1f} ms, mean {mean:.1f}, p95 {p95:.1f}")
         print(f"ratio {other / one:.3f}; padding {padding:.1%}", flush=True)
     batches.take(more=False)
     dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Training throughput on this machine's GPUs, beside a compiled plain PyTorch DiT of the same shape, in the same process.
 
-usage: torchrun --nproc-per-node N benchmarks/train.py [W1 W2 W3 W4 ...] [key=value ...] [--profile DIR] [--json FILE]
+usage: torchrun --nproc-per-node N benchmarks/train.py [W1 W2 W3 W4 L32 L128 ...] [key=value ...] [--profile DIR] [--json FILE]
 
 Ours is the trainer's own `train_step` (megatron-core's DDP and distributed optimizer, fp32 main weights, clipping, averaged
 weights) on microbatches that lie on the GPU. The peer has bf16 weights and fused AdamW, and neither clipping nor an average.
@@ -153,7 +153,7 @@ def experiment(length: int, heads: int, overrides: list[str]) -> Any:
     words = [
         "recipe=dit_xl", "data.source=mock", f"dataset.task_encoder_seq_length={length}", f"model.num_attention_heads={heads}",
         f"cluster.nproc_per_node={world}", "model.max_img_h=160", "model.max_img_w=160", f"train.global_batch_size={world}", "train.train_iters=1000",
-        "data.resolution=512", "model.cuda_graph_impl=local", *overrides,
+        "data.resolution=512", *overrides,
     ]  # fmt: skip
     spec = load_spec(None, words)
     resolved = resolve_spec(spec)
@@ -185,6 +185,8 @@ class Ours:
         self.trainer.graphs = step.graphed(self.trainer)
         self._iteration, self._ordinal = 0, 0
         self.replicas = parallel_state.get_data_parallel_world_size()
+        self.share = self.replicas / torch.distributed.get_world_size()
+        """Of a replica's work that a GPU does."""
         torch.manual_seed(parallel_state.get_data_parallel_rank())
 
     def batch(self, shapes: list[tuple[int, int, int]]) -> Any:
@@ -257,7 +259,9 @@ def flops(shapes: Shapes) -> float:
     return 3 * (LAYERS * layer + 4 * tokens * WIDTH * PATCH + 4 * n * WIDTH**2)
 
 
-WORKLOADS: dict[str, list[Shapes]] = {"W1": [[(1, 32, 32)] * 8], "W2": [[(1, 32, 32)] * 32], "W3": [[(8, 32, 32)]]}
+WORKLOADS: dict[str, list[Shapes]] = {
+    "W1": [[(1, 32, 32)] * 8], "W2": [[(1, 32, 32)] * 32], "W3": [[(8, 32, 32)]], "L32": [[(8, 64, 64)]], "L128": [[(32, 64, 64)]],
+}  # fmt: skip
 """The samples of each pack, (frames, height, width) in patches."""
 PACK = 16384
 """Tokens of a pack of W4."""
@@ -335,7 +339,7 @@ def measure(args: argparse.Namespace, workload: str, overrides: list[str]) -> li
             "p95_ms": sorted(each)[int(0.95 * len(each))] * 1e3, "overrides": overrides, "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,
         }  # fmt: skip
         if workload != "W4":
-            row["mfu"] = flops(packs[0]) / statistics.median(each) / PEAK
+            row["mfu"] = flops(packs[0]) * ours.share / statistics.median(each) / PEAK
         elif name == "ours":
             row |= {"padding": 1 - sum(map(tokens_of, packs)) / len(packs) / PACK, "mfu": sum(map(flops, packs)) / len(packs) / statistics.mean(each) / PEAK}
         rows.append(row)

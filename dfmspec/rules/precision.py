@@ -80,6 +80,18 @@ def _shared_tokens(view: View) -> Iterator[Finding]:
         yield Finding(path(CP if cp > 1 else TP), f"fp8 matrix products need tokens in multiples of {step}, and a sample's 64 over {words} are {64 // (tp * cp)}", f"at most {most}, or no fp8", WARNING)
 
 
+def _own_alignment(view: View) -> Iterator[Finding]:
+    if not view[f"{M}fp8"]:
+        return
+    tp, cp, length = view[TP], view[CP], view["model.seq_length"]
+    tokens = "a pack's length" + (f" / CP {cp}" if cp > 1 else "")
+    for key, words, side in ((HIDDEN, f"{HIDDEN} / TP {tp}", view[HIDDEN] // tp), (FFN, f"{FFN} / TP {tp}", view[FFN] // tp),
+                             ("model.crossattn_emb_size", "model.crossattn_emb_size", view["model.crossattn_emb_size"]),
+                             ("dataset.task_encoder_seq_length", tokens, length * view["train.micro_batch_size"] // cp)):  # fmt: skip
+        if side % 16:
+            yield Finding(path(key), f"FP8 matrix products need sides in multiples of 16, and {words.removesuffix(' / TP 1')} is {side}", f"a multiple of {16 * (cp if key.startswith('dataset') else tp if 'TP' in words else 1)}, or no {M}fp8")
+
+
 _SINCE = {"a100": 80, "h100": 90, "h200": 90, "b200": 100, "b300": 103, "gb200": 100, "gb300": 103}
 
 
@@ -132,6 +144,17 @@ RULES = (
     Rule(
         "PRE108", "fp8-sizes-not-aligned", ERROR, together(_alignment, _shared_tokens),
         "Accepted at start; Transformer Engine refuses the first matrix product whose size does not fit.", "megatron-core fp8_utils.py", DFM_DIT,
+    ),
+    Rule(
+        "PRE114", "fp8-sizes-of-the-trainer", ERROR, _own_alignment,
+        "cuBLAS refuses the first product with a side that is no multiple of 16. Texts are padded to it; a pack is not.", "cuBLAS, Using the cublasLt API: FP8; dfmspec/trainer/fp8.py", OURS,
+    ),
+    Rule(
+        "PRE115", "fp8-without-bf16", ERROR,
+        excludes(lambda v: v[f"{M}fp8"] and (v["cluster.device"] == "cpu" or not v[f"{M}bf16"]), at=f"{M}fp8",
+                 message=lambda v: "FP8 matrix products are for GPUs, and cluster.device is cpu" if v["cluster.device"] == "cpu" else "FP8 matrix products take bf16 activations, and bf16 is off",
+                 hint=f"remove {M}fp8"),
+        "The first product fails.", "dfmspec/trainer/fp8.py", OURS,
     ),
     Rule("PRE109", "precision-unsupported-by-gpu", ERROR, _hardware, "Accepted at start; Transformer Engine refuses it in the first iteration.", "NVIDIA's compute capabilities", DFM),
     Rule(

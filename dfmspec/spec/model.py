@@ -58,8 +58,9 @@ class Model(Section):
     """RMSNorm over each head of q and k; DFM's network always has it."""
     transformer_impl: Literal["transformer_engine", "local"] | None = None
     """Attention back end; derived: transformer_engine on cuda, local (scaled_dot_product_attention) on cpu."""
-    cuda_graph_impl: Literal["none", "local"] = "none"
-    """local: on a GPU, replay forward and backward of a microbatch as one CUDA graph where shapes repeat; none: launch each kernel."""
+    cuda_graph_impl: Literal["none", "local"] = "local"
+    """local: on a GPU, replay forward and backward of a microbatch as one CUDA graph where its shape comes again (not with pipeline stages, recomputation
+    or overlap_grad_reduce); none: launch each kernel."""
     deterministic_mode: bool = False
     """On a GPU, the same bits from run to run and after a resume, with slower attention."""
     recompute_granularity: Literal["full"] | None = None

@@ -86,6 +86,10 @@ class MixedPrecision(Section):
 
     bf16: bool | None = None
     """bf16 weights and activations with fp32 main parameters; derived: true on cuda, false on cpu."""
+    fp8: Literal["hybrid"] | None = None
+    """hybrid: the matrix products of the blocks in FP8 on a GPU, E4M3 forward and E5M2 for gradients; null: in bf16."""
+    fp8_recipe: Literal["tensorwise"] = "tensorwise"
+    """tensorwise: current scaling, each tensor by its own largest value."""
 
 
 class Rng(Section):

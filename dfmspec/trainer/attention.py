@@ -99,9 +99,9 @@ def heads(projection: Tensor, norms: list[RMSNorm], parts: int) -> list[Tensor]:
     """[t, 1, h parts d] -> `parts` tensors [t, h, d], the first of them normed over their channels."""
     x, width, eps = projection.squeeze(1), norms[0].weight.size(0), norms[0].eps
     if x.is_cuda:
-        from dfmspec.trainer import kernels
+        from dfmspec.trainer.kernels.heads import heads as fused
 
-        outputs: list[Tensor] = kernels.heads(x, [norm.weight for norm in norms], parts, width, eps)
+        outputs: list[Tensor] = fused(x, [norm.weight for norm in norms], parts, width, eps)
         return outputs
     pieces = x.view(len(x), -1, parts, width).unbind(2)
     return [F.rms_norm(piece, (width,), norm.weight, eps) for piece, norm in zip(pieces, norms, strict=False)] + list(pieces[len(norms) :])

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
+from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
 
 
@@ -99,9 +100,9 @@ class _RowParallelLinear(RowParallelLinear):
         return output
 
 
-def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int) -> ModuleSpec:
-    """The parts of one block."""
-    column, row = ColumnParallelLinear, _RowParallelLinear
+def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int, fp8: bool) -> ModuleSpec:
+    """The parts of one block; `fp8`: the products of its attentions and its MLP."""
+    column, row = (Fp8ColumnParallelLinear, Fp8RowParallelLinear) if fp8 else (ColumnParallelLinear, _RowParallelLinear)
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,

@@ -131,10 +131,10 @@ class _State:
     this process is as fast as the disk, and tells the others.
     """
 
-    def __init__(self, trainer: Trainer, memory: _HostMemory | None) -> None:
-        """`memory`: what is held are copies there, and the training may go on."""
+    def __init__(self, trainer: Trainer, memory: _HostMemory | None, *, check: bool) -> None:
+        """`memory`: what is held are copies there, and the training may go on. `check`, with the other ranks, that every value is written by exactly one."""
         state = sharded_state(trainer, is_loading=False, memory=memory) | {_CONTENT_METADATA_KEY: _METADATA}
-        sharded, self._common = save_preprocess(state)
+        sharded, self._common = save_preprocess(state, validate_access_integrity=check)
         if memory:
             _copied(sharded, memory)
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
@@ -178,6 +178,8 @@ class Writer:
         # What the thread says to other ranks must not meet the training's collectives.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._checked = False
+        """Who writes what has been looked at, and stays as it is."""
         beside, on_gpu = trainer.experiment.checkpoint.async_save, trainer.experiment.cluster.device == "cuda"
         writes = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0  # the others hold copies of the same
         self._memory = self._thread.submit(_HostMemory, trainer) if writes and (beside or on_gpu) else None  # pinning it takes seconds
@@ -200,7 +202,7 @@ class Writer:
             memory = self._memory.result() if self._memory else None
             if memory:
                 memory.restart()
-            state = _State(self._trainer, memory)
+            state, self._checked = _State(self._trainer, memory, check=not self._checked), True
         except OSError as error:
             failed: Future[Path] = Future()
             failed.set_exception(self._abandoned(self._folder / names[0], error) if names[0] else error)

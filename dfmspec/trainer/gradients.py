@@ -21,12 +21,12 @@ def accumulate_fused(model: list[Any]) -> torch.Tensor:
 
     Returns a flag [1] on the device: while it is not 0, a gradient replaces what its buffer holds.
     """
-    from dfmspec.trainer import kernels
+    from dfmspec.trainer.kernels.optimizer import accumulate
 
     fresh = torch.zeros(1, dtype=torch.int32, device="cuda")
 
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        kernels.accumulate(weight.main_grad, gradient, fresh)
+        accumulate(weight.main_grad, gradient, fresh)
         weight.grad_added_to_main_grad = True
 
     for chunk in model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from dfmspec import checkpoints
 from dfmspec.errors import CheckpointError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import checkpoint
+from dfmspec.trainer.clock import Mark
 from dfmspec.trainer.prefetch import Prefetch
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer
@@ -23,8 +25,6 @@ from dfmspec.trainer.step import Outcome, evaluate, graphed, microbatches, train
 from dfmspec.trainer.streams import RankStreams
 
 _MAX_FAILED_SAVES = 3
-_NO_WAIT = 1e-3
-"""Seconds in which a value is read that is there."""
 
 
 def train(
@@ -62,6 +62,7 @@ def train(
     if iteration < last:
         batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
     log = _Log(report, experiment, first)
+    gc.freeze()  # what is there by now stays: a collection need not go through it, in an iteration or in a save
     while iteration < last:
         iteration += 1
         ready, states = batches.take(more=iteration < last)
@@ -120,29 +121,27 @@ class _Log:
 
     def __init__(self, report: Reporter, experiment: Experiment, first: int) -> None:
         self._report, self._experiment, self._first = report, experiment, first
-        self._waiting: tuple[int, Outcome, float, float] | None = None
+        self._waiting: tuple[int, Outcome, float] | None = None
         self.restart()
 
     def restart(self) -> None:
         """The time of the next iteration counts from now."""
-        self._since = time.perf_counter()
+        self._since = Mark(self._experiment.cluster.device)
 
     def add(self, iteration: int, outcome: Outcome, lr: float) -> None:
         """An iteration that is on its way, or on a CPU done."""
-        given = time.perf_counter()
         self.flush()
-        self._waiting = iteration, outcome, lr, given
+        self._waiting = iteration, outcome, lr
 
     def flush(self) -> None:
         """Wait for the iteration on its way, and report it."""
         if self._waiting is None:
             return
-        iteration, outcome, lr, given = self._waiting
-        self._waiting, train, asked = None, self._experiment.train, time.perf_counter()
+        iteration, outcome, lr = self._waiting
+        self._waiting, train = None, self._experiment.train
         loss, grad_norm = outcome.values(iteration)
-        now = time.perf_counter()
-        done = max(self._since, now if now - asked > _NO_WAIT else given)  # what had not to be waited for was done before
-        self._since, seconds = done, max(done - self._since, 1e-9)
+        seconds = outcome.done.seconds_since(self._since)
+        self._since = outcome.done
         self._report.iteration(
             iteration,
             console=iteration in (self._first, train.train_iters) or iteration % self._experiment.logger.log_interval == 0,

@@ -75,7 +75,9 @@ class DiT(MegatronModule):
         self.noise_embedding = NoiseEmbedding(config)  # one on every pipeline stage, kept equal: see gradients.py
         self.decoder = TransformerBlock(
             config,
-            layer_spec(config, adaln_lora_rank=model.adaln_lora_rank, crossattn_emb_size=model.crossattn_emb_size),
+            layer_spec(
+                config, adaln_lora_rank=model.adaln_lora_rank, crossattn_emb_size=model.crossattn_emb_size, fp8=bool(experiment.mixed_precision.fp8)
+            ),
             pre_process=pre_process,
             post_process=False,
             vp_stage=vp_stage,

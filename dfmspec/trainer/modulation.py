@@ -25,21 +25,19 @@ class Rows:
     """[s] int32 segment of each row."""
     chunks: Tensor
     """[k, 3] int32 first row, end, segment."""
-    members: Tensor
-    """[n, k] fp32: 1 where the chunk belongs to the segment."""
+    starts: Tensor
+    """[n + 1] int32 first chunk of each segment, and the end."""
 
 
 def rows_of(of_token: Tensor, segments: int) -> Rows:
     """The rows of tokens whose segments are `of_token` [s], ascending, on the CPU; k depends on s and n alone."""
-    chunks, start = [], 0
+    chunks, starts, row = [], [0], 0
     for segment, count in enumerate(torch.bincount(of_token, minlength=segments).tolist()):
-        chunks += [(first, min(first + CHUNK, start + count), segment) for first in range(start, start + count, CHUNK)]
-        start += count
+        chunks += [(first, min(first + CHUNK, row + count), segment) for first in range(row, row + count, CHUNK)]
+        starts.append(len(chunks))
+        row += count
     chunks += [(0, 0, 0)] * (-(-len(of_token) // CHUNK) + segments - len(chunks))
-    table = torch.tensor(chunks, dtype=torch.int32)
-    members = torch.zeros(segments, len(chunks))
-    members[table[:, 2].long(), torch.arange(len(chunks))] = 1.0
-    return Rows(of_token.int(), table, members)
+    return Rows(of_token.int(), torch.tensor(chunks, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float) -> Tensor:
@@ -66,7 +64,7 @@ def gated_modulate(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Ten
 
 
 def _kernel(x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
-    from dfmspec.trainer.kernels import adaln
+    from dfmspec.trainer.kernels.adaln import adaln
 
-    x_out, z, _mean, _rstd = adaln(x, y, gate, shift, scale, rows.of_token, rows.chunks, rows.members, eps)
+    x_out, z, _mean, _rstd = adaln(x, y, gate, shift, scale, rows.of_token, rows.chunks, rows.starts, eps)
     return x_out, z

@@ -21,6 +21,7 @@ from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.attention import Pairs
 from dfmspec.trainer.block import Segments
+from dfmspec.trainer.fp8 import ALIGNMENT
 from dfmspec.trainer.modulation import rows_of
 from dfmspec.trainer.noise import Draw
 from dfmspec.trainer.patches import patch_positions, patchify
@@ -96,9 +97,9 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     used = sum(counts)
     texts = [len(sample.context) for sample in samples]
     sigmas = [sample.draw.sigma for sample in samples]
-    text = sum(texts)
-    if length > used or text % model.tensor_model_parallel_size:
-        counts, texts, sigmas = _padded(counts, texts, sigmas, length, model.tensor_model_parallel_size)
+    multiple = math.lcm(model.tensor_model_parallel_size, ALIGNMENT if experiment.mixed_precision.fp8 else 1)
+    if length > used or sum(texts) % multiple:
+        counts, texts, sigmas = _padded(counts, texts, sigmas, length, multiple)
 
     sigma = torch.tensor(sigmas)
     of_token = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -127,7 +128,7 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
 def _padded(counts: list[int], texts: list[int], sigmas: list[float], length: int, multiple: int) -> tuple[list[int], list[int], list[float]]:
     """With a segment of padding, then empty ones, so that few different shapes come up: each is compiled and captured once.
 
-    Sequence parallelism cuts the text tokens over TP too, so their number is a multiple of it.
+    Sequence parallelism cuts the text tokens over TP too, and FP8 products have their own measure, so their number is a multiple of both.
     """
     used, text = sum(counts), sum(texts)
     empty = [0] * (_rounded(len(counts) + 1, 1) - len(counts) - 1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor
 from dfmspec.errors import TrainingError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import gradients
+from dfmspec.trainer.clock import Mark
 from dfmspec.trainer.graph import Graphs
 from dfmspec.trainer.pack import Microbatch, Pack, collate, loss_sum, on_device
 from dfmspec.trainer.setup import Trainer
@@ -84,11 +85,10 @@ def _replayed(trainer: Trainer, ready: list[Microbatch], tokens: Tensor) -> Iter
 
 def graphed(trainer: Trainer) -> Graphs | None:
     """Forward and backward of one microbatch, replayed where shapes repeat; None where a graph could not hold what happens in them:
-    other ranks' part of the model, gradients that are reduced as they come, a second forward pass."""
+    other ranks' layers, gradients that are reduced as they come, a second forward pass."""
     model, ddp = trainer.experiment.model, trainer.experiment.ddp
-    ranks = (model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.context_parallel_size)
     wanted = trainer.experiment.cluster.device == "cuda" and model.cuda_graph_impl == "local"
-    if not wanted or ranks != (1, 1, 1) or ddp.overlap_grad_reduce or model.recompute_granularity:
+    if not wanted or model.pipeline_model_parallel_size > 1 or ddp.overlap_grad_reduce or model.recompute_granularity:
         return None
 
     def work(batch: Microbatch, tokens: Tensor) -> Tensor:
@@ -100,20 +100,23 @@ def graphed(trainer: Trainer) -> Graphs | None:
     return Graphs(work)
 
 
-class Outcome(NamedTuple):
-    """What an iteration gave, as tensors: reading a value waits for the GPU."""
+class Outcome:
+    """What an iteration gave. Reading it waits for this iteration alone: its values are on their way to the host when the next one is given to the GPU."""
 
-    loss: Tensor
-    grad_norm: Tensor
-    """Before clipping."""
+    def __init__(self, loss: Tensor, grad_norm: Tensor, device: str) -> None:
+        """loss [] and grad_norm [], before clipping."""
+        values = torch.stack([loss.double(), grad_norm.to(loss.device, torch.float64)])
+        self._values = torch.empty(2, dtype=torch.float64, device="cpu", pin_memory=device == "cuda").copy_(values, non_blocking=True)
+        self.done = Mark(device)
 
     def values(self, iteration: int) -> tuple[float, float]:
-        """Loss and gradient norm.
+        """Loss and gradient norm before clipping.
 
         Raises:
             TrainingError: one is not finite; on a GPU, the weights were left as they were.
         """
-        loss, grad_norm = float(self.loss), float(self.grad_norm)
+        self.done.wait()
+        loss, grad_norm = self._values.tolist()
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise TrainingError(f"iteration {iteration}: loss {loss} and gradient norm {grad_norm} must be finite; lower optimizer.lr, or look at the data")
         return loss, grad_norm
@@ -130,7 +133,7 @@ def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) 
     grad_norm = trainer.update()
     trainer.scheduler.step(increment=1)
     trainer.ema.update(iteration)
-    return Outcome(loss, grad_norm)
+    return Outcome(loss, grad_norm, trainer.experiment.cluster.device)
 
 
 @torch.no_grad()

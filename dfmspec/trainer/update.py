@@ -70,11 +70,11 @@ class FusedUpdate:
         if not self._launches:
             self._prepare()
         norm = self._norm()
-        from dfmspec.trainer import kernels
+        from dfmspec.trainer.kernels.optimizer import update
 
         for group, blocks, writes in self._launches:
             group["step"] = group.get("step", 0) + 1
-            kernels.update(
+            update(
                 blocks, norm, clip=self._optimizers[0].config.clip_grad or float("inf"), lr=group["lr"], weight_decay=group["weight_decay"],
                 betas=group["betas"], eps=group["eps"], step=group["step"], write=writes,
             )  # fmt: skip
@@ -104,8 +104,8 @@ class FusedUpdate:
 
 
 def _rows(adam: Any, weight: Tensor, copy: Tensor | None) -> Iterator[tuple[int, ...]]:
-    """The rows of `kernels.update`'s table for one shard of a parameter."""
-    from dfmspec.trainer.kernels import UPDATE_BLOCK
+    """The rows of `kernels.optimizer.update`'s table for one shard of a parameter."""
+    from dfmspec.trainer.kernels.optimizer import UPDATE_BLOCK
 
     if not adam.state[weight]:
         adam.initialize_state(weight, store_param_remainders=False)

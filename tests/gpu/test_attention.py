@@ -61,7 +61,7 @@ def test_a_back_end_agrees_with_plain_attention(implementation: str, dtype: torc
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize(("parts", "normed"), [(3, 2), (2, 1), (1, 1)])
 def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype) -> None:
-    from dfmspec.trainer import kernels
+    from dfmspec.trainer.kernels import heads
 
     tokens, count, width = 70, 3, 72
     generator = torch.Generator().manual_seed(0)
@@ -75,9 +75,24 @@ def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype) -
     expected_grads = torch.autograd.grad(expected, exact, [g.to(dtype).double() for g in grads])
 
     leaves = [t.to("cuda", dtype).requires_grad_() for t in (x, *weights)]
-    got = kernels.heads(leaves[0], leaves[1:], parts, width, 1e-6)
+    got = heads.heads(leaves[0], leaves[1:], parts, width, 1e-6)
     got_grads = torch.autograd.grad(got, leaves, [g.to("cuda", dtype) for g in grads])
 
     limit = 1e-6 if dtype == torch.float32 else 1e-2
     for mine, theirs in zip((*got, *got_grads), (*expected, *expected_grads), strict=True):
         assert (mine.cpu().double() - theirs).norm() <= limit * theirs.norm()
+
+
+@pytest.mark.parametrize("e5m2", [False, True])
+@pytest.mark.parametrize("shape", [(32, 48), (200, 1152), (4096, 72)])
+def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
+    from dfmspec.trainer.kernels.fp8 import cast
+
+    kind = torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16) * 100
+    scale = torch.tensor(17.3, device="cuda")
+    rows, columns = cast(x, scale, e5m2)
+    most = torch.finfo(kind).max
+
+    assert torch.equal(rows.float(), (x.float() * scale).clamp(-most, most).to(kind).float())
+    assert torch.equal(columns.float(), rows.float().t())

@@ -16,12 +16,13 @@ from tests.trainer import parity
 pytestmark = pytest.mark.gpu
 
 START, LAST = 2, 52
-LAYOUTS = [name for name in parity.LAYOUTS if name != "one" and parity.PROCESSES.get(name, 2) <= torch.cuda.device_count()]
+CUTS = parity.LAYOUTS | parity.LARGE
+LAYOUTS = [name for name in CUTS if name != "one" and parity.PROCESSES.get(name, 2) <= torch.cuda.device_count()]
 PRECISIONS = {"fp32": parity.FP32, "bf16": parity.BF16}
 
 
 def made(layout: str, precision: str, last: int) -> dict[str, Any]:
-    experiment = parity.gpu_experiment(parity.LAYOUTS[layout], bf16=precision == "bf16", iterations=LAST)
+    experiment = parity.gpu_experiment(CUTS[layout], bf16=precision == "bf16", iterations=LAST)
     return experiment | {"train": experiment["train"] | {"train_iters": last}}
 
 

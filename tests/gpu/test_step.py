@@ -23,8 +23,11 @@ def build() -> Iterator[Any]:
 
     setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
 
-    def make(bf16: bool = True, length: int = 344, resolution: int = 128, **model: Any) -> tuple[Any, Any]:
-        made = parity.gpu_experiment(model, bf16=bf16, iterations=8)
+    def make(
+        bf16: bool = True, length: int = 344, resolution: int = 128, iterations: int = 8, fp8: str | None = None, **model: Any
+    ) -> tuple[Any, Any]:
+        made = parity.gpu_experiment(model, bf16=bf16, iterations=iterations)
+        made["mixed_precision"]["fp8"] = fp8
         made["data"]["resolution"] = resolution
         made["model"]["seq_length"] = made["dataset"]["task_encoder_seq_length"] = length
         experiment = Experiment.model_validate(made)
@@ -108,3 +111,14 @@ def test_recomputing_blocks_changes_no_gradient(build: Any) -> None:
     recomputing, packs = build(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
 
     assert_close(expected, run(recomputing, packs), 2e-3)
+
+
+def test_fp8_stays_near_bf16(build: Any) -> None:
+    """As near as bf16 stays to fp32, by the loss; the weights move alike."""
+    losses = {}
+    for name, options in (("fp32", {"bf16": False}), ("bf16", {}), ("fp8", {"fp8": "hybrid"})):
+        trainer, packs = build(length=352, iterations=40, **options)
+        losses[name] = torch.tensor([loss for loss, _ in run(trainer, packs, 40)[0]])
+    band, off = ((losses[one] / losses[other] - 1).abs() for one, other in (("bf16", "fp32"), ("fp8", "bf16")))
+
+    assert off.max() <= max(2e-3, float(band.max())), (off, band)

@@ -27,19 +27,19 @@ class Limits:
 
 FP32, BF16 = Limits(1e-6, 1e-5, 1e-5), Limits(2e-3, 5e-3, 5e-2)
 
+_TP2, _SP, _PP2, _CP2 = {"tensor_model_parallel_size": 2}, {"sequence_parallel": True}, {"pipeline_model_parallel_size": 2}, {"context_parallel_size": 2}
+_VPP2, _TP4_SP = {"virtual_pipeline_model_parallel_size": 2}, {"tensor_model_parallel_size": 4} | _SP
+_PP4_VPP2 = {"pipeline_model_parallel_size": 4} | _VPP2
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "one": {},
-    "tp2": {"tensor_model_parallel_size": 2},
-    "tp2_sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-    "pp2": {"pipeline_model_parallel_size": 2},
-    "pp2_vpp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
-    "dp2": {},
-    "cp2": {"context_parallel_size": 2},
-    "pp2_dp2": {"pipeline_model_parallel_size": 2},
-    "tp2_sp_cp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2},
-    "tp2_sp_pp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2},
-}
-PROCESSES = {"one": 1, "pp2_dp2": 4, "tp2_sp_cp2": 4, "tp2_sp_pp2": 4}
+    "one": {}, "tp2": _TP2, "tp2_sp": _TP2 | _SP, "pp2": _PP2, "pp2_vpp2": _PP2 | _VPP2, "dp2": {}, "cp2": _CP2,
+    "pp2_dp2": _PP2, "tp2_sp_cp2": _TP2 | _SP | _CP2, "tp2_sp_pp2": _TP2 | _SP | _PP2,
+}  # fmt: skip
+LARGE = {
+    "dp4": {}, "tp2_sp_dp2": _TP2 | _SP, "tp4_sp": _TP4_SP, "pp2_vpp2_dp2": _PP2 | _VPP2, "pp4_vpp2": _PP4_VPP2, "dp8": {},
+    "tp2_pp2_dp2": _TP2 | _PP2, "tp2_sp_cp2_dp2": _TP2 | _SP | _CP2, "tp4_sp_dp2": _TP4_SP, "pp4_vpp2_dp2": _PP4_VPP2,
+}  # fmt: skip
+"""Those of four and eight ranks, some of which need eight layers."""
+PROCESSES = dict.fromkeys(("pp2_dp2", "tp2_sp_cp2", "tp2_sp_pp2", *list(LARGE)[:5]), 4) | dict.fromkeys(list(LARGE)[5:], 8) | {"one": 1}
 """Ranks of a layout, where they are not two."""
 FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
 """A layout, and a fault of the upstream's that shows in it."""
@@ -72,7 +72,7 @@ def gpu_experiment(layout: dict[str, Any], *, bf16: bool, iterations: int) -> di
         "cluster": {"device": "cuda"},
         "data": {"source": "mock", "num_streams": 8, "resolution": 128},
         "dataset": {"task_encoder_seq_length": 344},
-        "model": small["model"] | heads | {"transformer_impl": "transformer_engine"},
+        "model": small["model"] | heads | {"num_layers": 8, "transformer_impl": "transformer_engine"},
         "train": small["train"] | {"global_batch_size": 8},
         "optimizer": {"lr": 1e-4, "min_lr": 1e-5},
         "scheduler": small["scheduler"] | {"lr_decay_iters": iterations},

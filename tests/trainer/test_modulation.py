@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows
 def made(lengths: list[int], width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, modulation.Rows]:
     of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     rows = rows_of(of_token, len(lengths))
-    rows = modulation.Rows(rows.of_token.to(device), rows.chunks.to(device), rows.members.to(device))
+    rows = modulation.Rows(rows.of_token.to(device), rows.chunks.to(device), rows.starts.to(device))
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(lengths), width), (sum(lengths), width), (len(lengths), 3 * width)]
     x, y, m = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
@@ -38,7 +40,9 @@ def test_chunks_cover_each_row_once_and_stay_in_their_segment(lengths: list[int]
     rows = rows_of(torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)), len(lengths))
     covered = [(row, int(segment)) for first, end, segment in rows.chunks for row in range(first, end)]
     assert covered == list(enumerate(rows.of_token.tolist()))
-    assert (rows.members.sum(0) == 1).all() and len(rows.chunks) == -(-sum(lengths) // modulation.CHUNK) + len(lengths)
+    of_chunks = [[int(rows.chunks[at, 2]) for at in range(first, end)] for first, end in pairwise(rows.starts.tolist())]
+    assert of_chunks == [[segment] * -(-count // modulation.CHUNK) for segment, count in enumerate(lengths)]
+    assert len(rows.chunks) == -(-sum(lengths) // modulation.CHUNK) + len(lengths)
 
 
 @pytest.mark.gpu

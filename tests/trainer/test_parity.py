@@ -25,6 +25,21 @@ def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str,
     assert difference.agrees(), difference
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", parity.LARGE)
+def test_a_layout_of_many_ranks_agrees_too(layout: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    def made(name: str) -> dict[str, Any]:
+        few = parity.experiment((parity.LAYOUTS | parity.LARGE)[name] | {"num_layers": 8})
+        return few | {"train": few["train"] | {"global_batch_size": 8}, "data": few["data"] | {"num_streams": 8}}
+
+    one = tmp_path_factory.getbasetemp() / "one of many"
+    if not one.exists():
+        parity.run("one", one, "", made("one"))
+    difference = parity.compare(parity.records(one), parity.run(layout, tmp_path / layout, "", made(layout)))
+
+    assert difference.agrees(), difference
+
+
 def test_overlapped_reduction_and_gathering_agree_too(reference: list[dict[str, Any]], tmp_path: Path) -> None:
     """And leave the parameters whole after each step: averages and checkpoints read them. A rank has the gradients of its share alone."""
     made = parity.experiment(parity.LAYOUTS["dp2"])

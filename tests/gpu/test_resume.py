@@ -1,0 +1,70 @@
+"""A run on GPUs that was stopped goes on as if it had not been: to the bit in its own layout, to rounding in another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.test_resume import assert_continues, cut
+from tests.trainer.training import SHORT, kill_tree, losses, start, train, wait_for
+
+pytestmark = pytest.mark.gpu
+
+GPUS = torch.cuda.device_count()
+WORDS = ["cluster.device=cuda", "train.train_iters=8", "data.num_streams=8", "train.global_batch_size=8", "checkpoint.most_recent_k=-1"]
+FP32 = "mixed_precision.bf16=false"
+TP2 = "model.tensor_model_parallel_size=2"
+LAYOUTS = {
+    "dp2": (2, []), "tp2_sp": (2, [TP2, "model.sequence_parallel=true"]), "cp2": (2, ["model.context_parallel_size=2"]),
+    "pp2": (2, ["model.pipeline_model_parallel_size=2"]), "tp2_dp2": (4, [TP2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("beside", ["true", "false"])
+@pytest.mark.parametrize("graphs", ["local", "none"])
+def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(graphs: str, beside: str, dataset: Path, tmp_path: Path) -> None:
+    """In bf16, wherever it stopped, with checkpoints written beside the training or not."""
+    words = [*WORDS, f"dataset.path={dataset}", "model.deterministic_mode=true", f"model.cuda_graph_impl={graphs}", f"checkpoint.async_save={beside}"]
+    train(tmp_path / "whole", *words, "checkpoint.save_interval=1")
+    for last in (1, 4, 7):
+        resumed = cut(tmp_path / "whole", tmp_path / f"from{last}", last)
+        train(resumed, *words)
+
+        assert sorted(losses(resumed)) == list(range(last + 1, 9))
+        assert_continues(resumed, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("layout", [name for name, (gpus, _) in LAYOUTS.items() if gpus <= GPUS])
+def test_a_run_continues_in_another_layout_and_back(layout: str, dataset: Path, tmp_path: Path) -> None:
+    gpus, cuts = LAYOUTS[layout]
+    words = [*WORDS, FP32, f"dataset.path={dataset}"]
+    train(tmp_path / "one", *words)
+    train(tmp_path / layout, *words, *cuts, processes=gpus)
+    for before, other, processes in (("one", cuts, gpus), (layout, [], 1)):
+        resumed = cut(tmp_path / before, tmp_path / f"from_{before}", 4)
+        train(resumed, *words, *other, processes=processes)
+
+        assert sorted(losses(resumed)) == [5, 6, 7, 8]
+        assert_continues(resumed, tmp_path / "one", exact=False)
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_a_killed_run_goes_on_in_another_layout(dataset: Path, tmp_path: Path) -> None:
+    """SIGKILL to every process of TP2 x DP; then all GPUs as replicas."""
+    words = [*WORDS, FP32, f"dataset.path={dataset}", "train.train_iters=24"]
+    train(tmp_path / "whole", *words, processes=GPUS)
+    run_dir = tmp_path / "killed"
+    run_dir.mkdir()
+    doomed = start(run_dir, *SHORT, *words, TP2, processes=GPUS, DFMSPEC_RUN_DIR=str(run_dir))
+    wait_for(run_dir / "checkpoints/iter_0000004/manifest.json", 120)
+    kill_tree(doomed)
+    reached = max(losses(run_dir))
+    said = train(run_dir, *words, processes=GPUS)
+
+    assert reached < 24 and "Resumed from iteration" in said
+    assert sorted(losses(run_dir)) == list(range(1, 25))
+    for iteration, values in losses(run_dir).items():
+        ((expected, _),) = losses(tmp_path / "whole")[iteration]
+        assert all(loss == pytest.approx(expected, rel=1e-6) for loss, _ in values)

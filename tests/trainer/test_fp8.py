@@ -1,0 +1,43 @@
+"""FP8 products: near those they stand for, in both directions; and numbers that are not finite do not pass for some."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dfmspec.trainer import fp8
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e5], ids=str)
+def test_a_product_and_its_gradients_are_near_the_exact_ones(size: float) -> None:
+    """The scales follow the values: a tensor a million times smaller loses no more."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 48, generator=generator) * size, torch.randn(32, 48, generator=generator) * 0.02
+    grad = torch.randn(64, 32, generator=generator) * size
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    got = fp8.linear(*leaves)
+    got.backward(grad)
+
+    assert relative(got, x @ weight.t()) < 0.05  # E4M3 keeps 3 bits after the point, E5M2 2
+    assert relative(leaves[0].grad, grad @ weight) < 0.08
+    assert relative(leaves[1].grad, grad.t() @ x) < 0.08
+
+
+def test_zeros_stay_zeros_and_the_largest_value_is_met_exactly() -> None:
+    assert not fp8.linear(torch.zeros(16, 16), torch.zeros(16, 16)).any()
+    quantized = fp8.Quantized(torch.tensor([[3.7, 0.0], [0.0, -1.0]]), fp8.E4M3)
+
+    assert quantized.rows[0, 0].float() * quantized.inverse == pytest.approx(3.7)
+    assert torch.equal(quantized.rows.t().float(), quantized.columns.float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_come_through(value: float) -> None:
+    x = torch.ones(16, 16)
+    x[3, 5] = value
+
+    assert not fp8.linear(x, torch.ones(16, 16)).isfinite().all()
