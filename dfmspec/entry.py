@@ -166,20 +166,25 @@ def run(experiment: Any, *, config: dict[str, Any]) -> int:
     import torch.distributed as dist
 
     from dfmspec.trainer import loop, setup
+    from dfmspec.trainer.clock import Stages
     from dfmspec.trainer.prepare import ensure_dataset
 
+    stages = Stages()
+    stages.end("imports")
     die_with_parent()
     if _rank() == 0:
         ensure_dataset(experiment)
+    stages.end("data set")
     setup.initialize_distributed(experiment)
     try:
         dist.barrier()
+        stages.end("process groups")
         run_dir = os.environ.get("DFMSPEC_RUN_DIR")
         events = os.path.join(run_dir, "events.jsonl") if run_dir else None
         attempt = os.environ.get("DFMSPEC_ATTEMPT_DIR")
         loop.train(
             experiment, config=config, digest=config_digest(config), resume=resume_from(experiment), events=events,
-            attempt_dir=Path(attempt) if attempt else None,
+            attempt_dir=Path(attempt) if attempt else None, stages=stages,
         )  # fmt: skip
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _DIT = ("dit_tiny", "dit_s", "dit_b", "dit_l", "dit_xl")
-RECIPES = {"megatron_core": _DIT, "dfm": _DIT, "dfm_wan": ("wan_1_3b", "wan_14b"), "dfm_flux": ("flux_schnell", "flux_dev")}
+RECIPES = {"megatron_core": (*_DIT, "dit_xl_h128"), "dfm": _DIT, "dfm_wan": ("wan_1_3b", "wan_14b"), "dfm_flux": ("flux_schnell", "flux_dev")}
 """The recipes of each target."""
 DEFAULT_RECIPE = {"megatron_core": "dit_xl", "dfm": "dit_xl", "dfm_wan": "wan_1_3b", "dfm_flux": "flux_schnell"}
 """What a spec starts from when it names no recipe."""

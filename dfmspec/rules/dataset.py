@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
@@ -261,6 +262,35 @@ def _too_long(view: View) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _half_empty(view: View) -> Iterator[Finding]:
+    found, length, buffer = _scan(view), view[LENGTH], view["dataset.packing_buffer_size"]
+    tokens = [n for n in (_tokens(s, view) for s in found.whole) if n <= length] if found else []
+    if tokens and (lost := _padding(tokens, buffer, length)) > _MOST_PADDING:
+        better = next((size for size in (buffer * 2**i for i in range(1, 6)) if _padding(tokens, size, length) <= _MOST_PADDING), None)
+        key = "dataset.packing_buffer_size"
+        yield Finding(
+            path(key if view.is_users(key) or not view.is_users(LENGTH) else LENGTH),
+            f"packs of {length} tokens, chosen from {buffer} samples such as those that were read, are to {lost:.0%} padding",
+            f"{key}={better}" if better else f"a {LENGTH} that samples fill: they have up to {max(tokens)} tokens",
+        )  # fmt: skip
+
+
+_MOST_PADDING = 0.15
+
+
+def _padding(tokens: list[int], buffer: int, length: int) -> float:
+    """The share of padding in packs made as the trainer makes them (`TaskEncoder.select_samples_to_pack`), of `buffer` samples like these."""
+    free: list[int] = []
+    sizes = sorted(islice(cycle(tokens), buffer), reverse=True)
+    for size in sizes:
+        place = next((i for i, left in enumerate(free) if size <= left), None)
+        if place is None:
+            free.append(length - size)
+        else:
+            free[place] -= size
+    return sum(free) / (len(free) * length)
+
+
 def _dropped(view: View) -> Iterator[Finding]:
     found = _scan(view)
     need = view[TP] if view[CP] == 1 else 2 * view[TP] * view[CP]
@@ -327,5 +357,6 @@ RULES = (
     Rule("DAT209", "latents-not-of-unit-variance", WARNING, _spread, "Noise levels would mean something else than in EDM's paper, and the loss would not start at 1.", "Karras et al. 2022, table 1", DIT, "data"),
     Rule("DAT211", "samples-counted-differently", ERROR, _counted_differently, "Energon deals samples out by these counts: some are never read, in silence, or a worker reads beyond the end.", "megatron-energon flavors/webdataset/sharder.py", ALL, "data"),
     Rule("DAT212", "loader-memory", WARNING, _memory, "The system ends a worker, or the run, when the buffers are full, which is minutes to hours after the start.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM_DIT, "data"),
+    Rule("DAT213", "packs-half-empty", WARNING, _half_empty, "Every iteration computes on padding, which costs as much as tokens.", "dfmspec/trainer/samples.py, TaskEncoder", OURS, "data"),
     Rule("DAT210", "sizes-without-packing", ERROR, _one_shape, "The first two samples of different size cannot be stacked.", _LOADER, DFM_DIT, "data"),
 )  # fmt: skip,

@@ -16,8 +16,8 @@ class Dataset(Section):
     """Folder of shards with Energon's .nv-meta; the how-to's --dataset-path."""
     task_encoder_seq_length: Count = 8192
     """Tokens of one packed sequence."""
-    packing_buffer_size: Count = 40
-    """Samples from which packs are chosen."""
+    packing_buffer_size: Count | None = None
+    """Samples from which packs are chosen; derived: 40, and of drawn samples, whose size is known, as many more as make whole packs."""
     shuffle_buffer_size: Count = 100
     """Samples from which the next one is drawn."""
     num_workers: NonNegativeInt = 4

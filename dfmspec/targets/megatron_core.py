@@ -81,6 +81,17 @@ SHARED: tuple[Derived, ...] = (
 """What both targets derive alike."""
 
 
+def _packing_buffer(values: Values) -> int:
+    if values["data.source"] != "embedded":
+        return _BUFFER
+    in_a_pack: int = max(1, values["dataset.task_encoder_seq_length"] // (values["data.resolution"] // 8 // values["model.patch_spatial"]) ** 2)
+    return -(-_BUFFER // in_a_pack) * in_a_pack
+
+
+_BUFFER = 40
+"""DFM's own."""
+
+
 def _embedded_path(values: Values) -> str | None:
     if values["data.source"] != "embedded":
         return None
@@ -96,6 +107,8 @@ DERIVED: tuple[Derived, ...] = (
     Derived("mixed_precision.bf16", ("cluster.device",), lambda v: v["cluster.device"] == "cuda", "cluster.device"),
     Derived("data.num_streams", ("dataset.num_workers", *_LAYOUT),
             lambda v: _data_parallel(v) * max(1, v["dataset.num_workers"]), "the data-parallel size x max(1, num_workers)"),
+    Derived("dataset.packing_buffer_size", ("data.source", "data.resolution", "model.patch_spatial", "dataset.task_encoder_seq_length"), _packing_buffer,
+            "40, or as many more as make whole packs"),
     Derived("dataset.path", ("data.source", "data.resolution", "data.num_samples", "data.seed"), _embedded_path, "the embedded data"),
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
-from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear
+from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8Mlp, Fp8RowParallelLinear
 from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
 
 
@@ -102,7 +102,7 @@ class _RowParallelLinear(RowParallelLinear):
 
 def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int, fp8: bool) -> ModuleSpec:
     """The parts of one block; `fp8`: the products of its attentions and its MLP."""
-    column, row = (Fp8ColumnParallelLinear, Fp8RowParallelLinear) if fp8 else (ColumnParallelLinear, _RowParallelLinear)
+    column, row, mlp = (Fp8ColumnParallelLinear, Fp8RowParallelLinear, Fp8Mlp) if fp8 else (ColumnParallelLinear, _RowParallelLinear, MLP)
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
@@ -123,6 +123,6 @@ def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb
             self_attn_bda=IdentityOp,
             cross_attn_bda=IdentityOp,
             mlp_bda=IdentityOp,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp=ModuleSpec(module=mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
         ),
     )

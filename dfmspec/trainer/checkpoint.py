@@ -159,12 +159,12 @@ def sharded_state(trainer: Trainer, *, is_loading: bool, memory: _HostMemory | N
         if isinstance(single, DistributedOptimizer):
             single.get_parameter_state_dp_zero = partial(_whole_state, single, memory)
     model: ShardedStateDict = {
-        f"chunk{index}": chunk.sharded_state_dict(metadata=_METADATA) for index, chunk in enumerate(trainer.chunks)
+        f"chunk{index}": chunk.sharded_state_dict(metadata=dict(_METADATA)) for index, chunk in enumerate(trainer.chunks)
     }
     return {
         "model": model,
         "ema": trainer.ema.sharded_state_dict(),
-        "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_METADATA),
+        "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(_METADATA)),
         "scheduler": trainer.scheduler.state_dict(),
     }
 

@@ -1,8 +1,10 @@
-"""Points in a device's work: when it got there, learnt without holding up what it was given since."""
+"""Where time goes: points in a device's work, learnt without holding up what it was given since, and the stages of a start."""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -27,3 +29,25 @@ class Mark:
         if self._event and earlier._event:
             return earlier._event.elapsed_time(self._event) / 1e3
         return self._time - earlier._time
+
+
+class Stages:
+    """Seconds of each stage of a start, from the start of this process on."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter() - _age()
+        self.seconds: dict[str, float] = {}
+
+    def end(self, name: str) -> None:
+        """The stage that has just ended."""
+        now = time.perf_counter()
+        self.seconds[name], self._since = round(now - self._since, 2), now
+
+
+def _age() -> float:
+    """Seconds since this process was started; 0 where the system does not say."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, ValueError, IndexError):
+        return 0.0

@@ -2,20 +2,24 @@
 
 E4M3 forward and E5M2 for gradients ("hybrid"; Micikevicius et al. 2022, arXiv 2209.05433). Weights, their gradients, sums
 and everything outside the products stay as they are. Hopper multiplies FP8 rows by rows only, so a tensor is cast once
-and laid down twice, as it is and transposed. Shapes: t tokens, k and n the widths of a layer's input and output.
+and laid down twice, as it is and transposed. Shapes: t tokens, k, f and n the widths of a layer's input, middle and output.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
+from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -23,28 +27,35 @@ ALIGNMENT = 16
 """Every side of an FP8 product is a multiple of it."""
 
 
-class Quantized:
-    """A matrix in FP8: `rows` as it is, `columns` its transpose, and what to multiply both by to have the values back."""
+class Quantized(NamedTuple):
+    """A matrix in FP8."""
 
-    def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
-        largest, most = x.abs().amax().float(), torch.finfo(dtype).max
-        scale = torch.where(largest > 0, most / largest, 1.0)  # not finite: the products are not either, and the update leaves the weights alone
-        self.rows, self.columns = _cast(x, scale, dtype)
-        self.inverse = scale.reciprocal()
+    rows: Tensor
+    """[t, k] as it is."""
+    columns: Tensor
+    """[k, t] its transpose."""
+    inverse: Tensor
+    """[] what to multiply both by to have the values back."""
 
 
-def _cast(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """[t, k] -> [t, k] and [k, t] of x scale."""
+def quantized(x: Tensor, dtype: torch.dtype, *, gelu: bool = False, through_gelu_of: Tensor | None = None) -> Quantized:
+    """x [t, k], or gelu(x), or the gradient x through gelu(h), in FP8; what is not finite makes all of it so."""
     if x.is_cuda:
-        from dfmspec.trainer.kernels.fp8 import cast
+        from dfmspec.trainer.kernels.fp8 import GELU, GELU_BACKWARD, PLAIN, quantize
 
-        return cast(x, scale, dtype == E5M2)
-    most = torch.finfo(dtype).max
+        how = GELU if gelu else PLAIN if through_gelu_of is None else GELU_BACKWARD
+        return Quantized(*quantize(x, through_gelu_of, how, dtype == E5M2))
+    if gelu:
+        x = F.gelu(x, approximate="tanh")
+    if through_gelu_of is not None:
+        x = torch.ops.aten.gelu_backward(x, through_gelu_of, approximate="tanh")
+    largest, most = x.abs().amax().float(), torch.finfo(dtype).max
+    scale = torch.where(largest == 0, 1.0, most / largest)
     rows = (x.float() * scale).clamp(-most, most).to(dtype)
-    return rows, rows.t().contiguous()
+    return Quantized(rows, rows.t().contiguous(), scale.reciprocal())
 
 
-def _product(a: Tensor, b: Tensor, a_inverse: Tensor, b_inverse: Tensor, dtype: torch.dtype, *, fast: bool) -> Tensor:
+def _product(a: Tensor, b: Tensor, a_inverse: Tensor, b_inverse: Tensor, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
     """[m, k], [n, k] -> a b^T, [m, n]. `fast` sums within the tensor cores' own precision, which is enough for activations."""
     if a.is_cuda:
         return torch._scaled_mm(a, b.t(), a_inverse, b_inverse, out_dtype=dtype, use_fast_accum=fast)
@@ -52,35 +63,69 @@ def _product(a: Tensor, b: Tensor, a_inverse: Tensor, b_inverse: Tensor, dtype: 
 
 
 class _Linear(torch.autograd.Function):
+    """x weight^T"""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        q, w = Quantized(x, E4M3), Quantized(weight, E4M3)
+        q, w = quantized(x, E4M3), quantized(weight, E4M3)
         ctx.save_for_backward(q.columns, q.inverse, w.columns, w.inverse)
         return _product(q.rows, w.rows, q.inverse, w.inverse, x.dtype, fast=True)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
         x, x_inverse, weight, weight_inverse = ctx.saved_tensors
-        d, wanted = Quantized(d_out, E5M2), ctx.needs_input_grad[0]
-        d_x = _product(d.rows, weight, d.inverse, weight_inverse, d_out.dtype, fast=False) if wanted else None
-        return d_x, _product(d.columns, x, d.inverse, x_inverse, d_out.dtype, fast=False)
+        d, wanted = quantized(d_out, E5M2), ctx.needs_input_grad[0]
+        d_x = _product(d.rows, weight, d.inverse, weight_inverse, d_out.dtype) if wanted else None
+        return d_x, _product(d.columns, x, d.inverse, x_inverse, d_out.dtype)
+
+
+class _Mlp(torch.autograd.Function):
+    """gelu(x first^T) second^T; neither the GELU nor the gradient through it is ever written down in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        q, w1, w2 = quantized(x, E4M3), quantized(first, E4M3), quantized(second, E4M3)
+        h = _product(q.rows, w1.rows, q.inverse, w1.inverse, x.dtype, fast=True)  # [t, f]
+        a = quantized(h, E4M3, gelu=True)
+        ctx.save_for_backward(q.columns, q.inverse, w1.columns, w1.inverse, h, a.columns, a.inverse, w2.columns, w2.inverse)
+        return _product(a.rows, w2.rows, a.inverse, w2.inverse, x.dtype, fast=True)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, x_inverse, w1, w1_inverse, h, a, a_inverse, w2, w2_inverse = ctx.saved_tensors
+        kind, d = d_out.dtype, quantized(d_out, E5M2)
+        d_h = quantized(_product(d.rows, w2, d.inverse, w2_inverse, kind), E5M2, through_gelu_of=h)
+        return (
+            _product(d_h.rows, w1, d_h.inverse, w1_inverse, kind),
+            _product(d_h.columns, x, d_h.inverse, x_inverse, kind),
+            _product(d.columns, a, d.inverse, a_inverse, kind),
+        )
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., k], [n, k] -> x weight^T, [..., n], of the types of x; all sides multiples of ALIGNMENT."""
+    """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of ALIGNMENT."""
     output: Tensor = _Linear.apply(x.reshape(-1, x.size(-1)), weight)
     return output.view(*x.shape[:-1], -1)
 
 
-class Fp8ColumnParallelLinear(ColumnParallelLinear):
-    """Megatron's, without bias, its product in FP8; each rank scales what it multiplies."""
+def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; all sides multiples of ALIGNMENT."""
+    output: Tensor = _Mlp.apply(x.reshape(-1, x.size(-1)), first, second)
+    return output.view(*x.shape[:-1], -1)
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, *, allreduce_dgrad: bool, sequence_parallel: bool, **_: Any) -> Tensor:
-        if sequence_parallel:
-            input = gather_from_sequence_parallel_region(input, group=self.tp_group)
-        elif allreduce_dgrad:
-            input = copy_to_tensor_model_parallel_region(input, group=self.tp_group)
-        return linear(input, weight)
+
+def _entered(layer: ColumnParallelLinear, x: Tensor) -> Tensor:
+    """What this tensor-parallel rank multiplies; each scales it for itself."""
+    if layer.sequence_parallel:
+        return gather_from_sequence_parallel_region(x, group=layer.tp_group)
+    return copy_to_tensor_model_parallel_region(x, group=layer.tp_group) if layer.allreduce_dgrad else x
+
+
+class Fp8ColumnParallelLinear(ColumnParallelLinear):
+    """Megatron's, without bias, its product in FP8."""
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
+        return linear(_entered(self, input), weight)
 
 
 class Fp8RowParallelLinear(RowParallelLinear):
@@ -88,3 +133,14 @@ class Fp8RowParallelLinear(RowParallelLinear):
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(input, weight)
+
+
+class Fp8Mlp(MLP):
+    """Megatron's, of the two layers above and a GELU."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """[s, 1, D] -> [s, 1, D], and no bias."""
+        row = self.linear_fc2
+        parts = mlp(_entered(self.linear_fc1, hidden_states), self.linear_fc1.weight, row.weight)
+        left = reduce_scatter_to_sequence_parallel_region if row.sequence_parallel else reduce_from_tensor_model_parallel_region
+        return left(parts, group=row.tp_group), None

@@ -16,7 +16,7 @@ from dfmspec import checkpoints
 from dfmspec.errors import CheckpointError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import checkpoint
-from dfmspec.trainer.clock import Mark
+from dfmspec.trainer.clock import Mark, Stages
 from dfmspec.trainer.prefetch import Prefetch
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer
@@ -28,12 +28,13 @@ _MAX_FAILED_SAVES = 3
 
 
 def train(
-    experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None, attempt_dir: Path | None
-) -> None:
+    experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None, attempt_dir: Path | None,
+    stages: Stages,
+) -> None:  # fmt: skip
     """Train to `train.train_iters`.
 
     `config` and `digest` are stored in the checkpoints; `resume` finds the checkpoint to start from, if any; `attempt_dir` is the
-    folder of this start of the run, named by its number.
+    folder of this start of the run, named by its number; `stages` are those of the start so far.
 
     Raises:
         CheckpointError: nothing that exists can be loaded.
@@ -45,6 +46,7 @@ def train(
     start_from, pretrained = _agreed(resume, report), experiment.checkpoint.pretrained_checkpoint
     trainer = build_trainer(experiment, Path(pretrained) if pretrained and not start_from else None)
     trainer.graphs = graphed(trainer)
+    stages.end("model")
     iteration = checkpoint.stored_iteration(start_from) if start_from else 0
     streams = _streams(experiment, "train", consumed=iteration * train.global_batch_size)
     if start_from:
@@ -54,7 +56,10 @@ def train(
         report.say(f"[INFO] Weights from {pretrained}")
     save = _Saver(trainer, config, digest, report)
     _refuse_newer(Path(experiment.checkpoint.save), iteration)
-    report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=int(attempt_dir.name) if attempt_dir else None)
+    stages.end("checkpoint and streams")
+    report.event(
+        "started", iteration=iteration, train_iters=train.train_iters, attempt=int(attempt_dir.name) if attempt_dir else None, seconds=stages.seconds
+    )
     report.say("[INFO] Starting pretraining...")
 
     first, last, stopped_by = iteration + 1, train.train_iters, 0

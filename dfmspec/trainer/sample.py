@@ -204,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         num_steps=args.num_steps or experiment.diffusion.num_steps,
         guidance=experiment.diffusion.guidance if args.guidance is None else args.guidance,
     )  # fmt: skip
+    torch.distributed.destroy_process_group()
     out = args.out or checkpoint.parent.parent / "samples"
     out.mkdir(parents=True, exist_ok=True)
     codec = DctCodec()

@@ -49,6 +49,8 @@ def initialize_distributed(experiment: Experiment) -> None:
         context_parallel_size=model.context_parallel_size,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(experiment.rng.seed)
+    # Nothing is drawn in a block (no dropout), and to change the generator's state there is not possible in a CUDA graph.
+    tensor_parallel.get_cuda_rng_tracker().fork = nullcontext  # type: ignore[method-assign]
 
 
 def build_model(experiment: Experiment) -> list[DiT]:

@@ -86,13 +86,16 @@ def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype) -
 @pytest.mark.parametrize("e5m2", [False, True])
 @pytest.mark.parametrize("shape", [(32, 48), (200, 1152), (4096, 72)])
 def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
-    from dfmspec.trainer.kernels.fp8 import cast
+    from dfmspec.trainer import fp8
 
     kind = torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16) * 100
-    scale = torch.tensor(17.3, device="cuda")
-    rows, columns = cast(x, scale, e5m2)
-    most = torch.finfo(kind).max
+    h = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to("cuda", torch.bfloat16) * 2
+    for how in ({}, {"gelu": True}, {"through_gelu_of": h}):
+        got = fp8.quantized(x, kind, **how)
+        expected = fp8.quantized(x.float().cpu(), kind, **{key: value.float().cpu() if key == "through_gelu_of" else value for key, value in how.items()})
 
-    assert torch.equal(rows.float(), (x.float() * scale).clamp(-most, most).to(kind).float())
-    assert torch.equal(columns.float(), rows.float().t())
+        assert torch.allclose(got.inverse.cpu(), expected.inverse, rtol=1e-5)
+        values = [each.rows.float().cpu() * each.inverse.cpu() for each in (got, expected)]
+        assert (values[0] - values[1]).norm() <= (1e-2 if how else 1e-3) * values[1].norm()  # a value on the edge may round the other way
+        assert torch.equal(got.columns.float(), got.rows.float().t())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dfmspec.trainer import fp8
 
@@ -27,9 +28,33 @@ def test_a_product_and_its_gradients_are_near_the_exact_ones(size: float) -> Non
     assert relative(leaves[1].grad, grad.t() @ x) < 0.08
 
 
+def test_an_mlp_is_near_the_exact_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator) for shape in ((64, 48), (96, 48), (32, 96))]
+    grad = torch.randn(64, 32, generator=generator)
+    exact = [x.clone().requires_grad_() for x in inputs]
+    expected = F.gelu(exact[0] @ exact[1].t(), approximate="tanh") @ exact[2].t()
+    expected.backward(grad)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    got = fp8.mlp(*leaves)
+    got.backward(grad)
+
+    assert relative(got, expected) < 0.08
+    assert all(relative(mine.grad, theirs.grad) < 0.12 for mine, theirs in zip(leaves, exact, strict=True))
+
+
+def test_the_compiler_sees_through_it() -> None:
+    """A product that broke its graph would cost more than it saves."""
+    weights = [torch.randn(shape, requires_grad=True) for shape in ((48, 32), (96, 48), (32, 96))]
+    work = torch.compile(lambda x: fp8.mlp(fp8.linear(x, weights[0]), *weights[1:]).sum(), fullgraph=True, backend="aot_eager")
+
+    work(torch.randn(16, 32, requires_grad=True)).backward()
+    assert all(weight.grad.any() for weight in weights)
+
+
 def test_zeros_stay_zeros_and_the_largest_value_is_met_exactly() -> None:
     assert not fp8.linear(torch.zeros(16, 16), torch.zeros(16, 16)).any()
-    quantized = fp8.Quantized(torch.tensor([[3.7, 0.0], [0.0, -1.0]]), fp8.E4M3)
+    quantized = fp8.quantized(torch.tensor([[3.7, 0.0], [0.0, -1.0]]), fp8.E4M3)
 
     assert quantized.rows[0, 0].float() * quantized.inverse == pytest.approx(3.7)
     assert torch.equal(quantized.rows.t().float(), quantized.columns.float())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfmspec.trainer.modulation import CHUNK
 
-_WARPS = 4
+_FORWARD_WARPS, _WARPS = 4, 4
 _ROWS = 2
 """Rows of a chunk that are held at a time."""
 _SUMMED = 128
@@ -131,7 +131,7 @@ def adaln(
     block = triton.next_power_of_2(width)
     _forward_kernel[(s,)](
         x, y, gate, shift, scale, of_token, x_out, z, mean, rstd, width, _stride(gate), _stride(shift), _stride(scale), eps,
-        RESIDUAL=residual, NORM=norm, BLOCK=block, num_warps=_WARPS,
+        RESIDUAL=residual, NORM=norm, BLOCK=block, num_warps=_FORWARD_WARPS,
     )  # fmt: skip
     return x_out, z, mean, rstd
 

@@ -1,4 +1,4 @@
-"""Casts to FP8 (`trainer/fp8.py`)."""
+"""Into FP8 (`trainer/fp8.py`): the largest value, then the cast and its transpose, of a matrix, of its GELU or of a gradient through one."""
 
 # ruff: noqa: N803 (constants of a kernel are in capitals, as Triton has them)
 from __future__ import annotations
@@ -8,34 +8,71 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 64
+PLAIN, GELU, GELU_BACKWARD = range(3)
+"""What is cast: x; gelu(x); the gradient x through gelu(h)."""
+_BLOCK = 8192
+"""Values of one program that looks for the largest."""
 
 
 @triton.jit
-def _cast_kernel(x, scale, rows, columns, T, K, x_stride, E5M2: tl.constexpr, TILE: tl.constexpr):
+def _value(x, h, HOW: tl.constexpr):
+    """fp32; GELU by tanh, as its users have it."""
+    if HOW == 0:
+        return x
+    at = x if HOW == 1 else h
+    inner = 0.7978845608028654 * (at + 0.044715 * at * at * at)
+    tanh = 1 - 2 / (tl.exp(2 * inner) + 1)
+    if HOW == 1:
+        return 0.5 * at * (1 + tanh)
+    return x * (0.5 * (1 + tanh) + 0.5 * at * (1 - tanh * tanh) * 0.7978845608028654 * (1 + 3 * 0.044715 * at * at))
+
+
+@triton.jit
+def _largest_kernel(x, h, largest, size, HOW: tl.constexpr, BLOCK: tl.constexpr):
+    """The bits of numbers that are not negative have the order of the numbers, NaN above all."""
+    found = tl.zeros([BLOCK // 8], tl.int32)
+    for part in tl.static_range(8):
+        at = tl.program_id(0).to(tl.int64) * BLOCK + part * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+        live = at < size
+        value = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
+        value = _value(value, tl.load(h + at, mask=live, other=0.0).to(tl.float32) if HOW == 2 else value, HOW)
+        found = tl.maximum(found, tl.abs(value).to(tl.int32, bitcast=True))
+    tl.atomic_max(largest, tl.max(found, 0))
+
+
+@triton.jit
+def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
     most: tl.constexpr = 57344.0 if E5M2 else 448.0
     kind: tl.constexpr = tl.float8e5 if E5M2 else tl.float8e4nv
     t = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
     k = (tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE))[None, :]
     live = (t < T) & (k < K)
-    value = tl.load(x + t * x_stride + k, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
-    value = tl.clamp(value, -most, most, propagate_nan=tl.PropagateNan.ALL).to(kind)
+    bound = tl.load(largest).to(tl.float32, bitcast=True)
+    scale = tl.where(bound == 0, 1.0, most / bound)
+    value = tl.load(x + t * K + k, mask=live, other=0.0).to(tl.float32)
+    value = _value(value, tl.load(h + t * K + k, mask=live, other=0.0).to(tl.float32) if HOW == 2 else value, HOW)
+    value = tl.clamp(value * scale, -most, most, propagate_nan=tl.PropagateNan.ALL).to(kind)
     tl.store(rows + t * K + k, value, mask=live)
     tl.store(columns + tl.trans(k) * T + tl.trans(t), tl.trans(value), mask=tl.trans(live))
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        tl.store(inverse, 1 / scale)
 
 
-@torch.library.custom_op("dfmspec::cast_fp8", mutates_args=())
-def cast(x: Tensor, scale: Tensor, e5m2: bool) -> tuple[Tensor, Tensor]:
-    """x [t, k], scale [] fp32 -> x scale in FP8 (E5M2, or E4M3) [t, k], and its transpose [k, t]."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+@torch.library.custom_op("dfmspec::quantize", mutates_args=())
+def quantize(x: Tensor, h: Tensor | None, how: int, e5m2: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x and, for GELU_BACKWARD, h [t, k] -> in FP8 (E5M2, or E4M3) [t, k], its transpose [k, t], and [] fp32: what to multiply both by."""
+    x, h = x.contiguous(), None if h is None else h.contiguous()
     (t, k), dtype = x.shape, torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     rows, columns = x.new_empty(t, k, dtype=dtype), x.new_empty(k, t, dtype=dtype)
-    grid = (triton.cdiv(t, _TILE), triton.cdiv(k, _TILE))
-    _cast_kernel[grid](x, scale, rows, columns, t, k, x.stride(0), E5M2=e5m2, TILE=_TILE, num_warps=4)
-    return rows, columns
+    largest, inverse = x.new_zeros((), dtype=torch.int32), x.new_empty((), dtype=torch.float32)
+    _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, largest, t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
+    tile = 128 if how == PLAIN else 64
+    grid = (triton.cdiv(t, tile), triton.cdiv(k, tile))
+    _cast_kernel[grid](x, h, largest, rows, columns, inverse, t, k, HOW=how, E5M2=e5m2, TILE=tile, num_warps=tile // 16)
+    return rows, columns, inverse
 
 
-@cast.register_fake
-def _(x, scale, e5m2):  # type: ignore[no-untyped-def]
+@quantize.register_fake
+def _(x, h, how, e5m2):  # type: ignore[no-untyped-def]
     dtype = torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.size(1), x.size(0), dtype=dtype)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.size(1), x.size(0), dtype=dtype), x.new_empty((), dtype=torch.float32)
