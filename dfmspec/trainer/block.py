@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
-from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8Mlp, Fp8RowParallelLinear
+from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_mlp
 from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
 
 
@@ -63,9 +63,10 @@ class DiTLayer(TransformerLayer):
     that TransformerBlock hands to every layer, and through recomputation, with its gradient.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, **kwargs: Any) -> None:
+    def __init__(self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, fp8: bool, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.adaln = AdaLN(config, adaln_lora_rank)
+        self.fp8 = fp8
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any
@@ -85,7 +86,7 @@ def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, cont
     x, z = gated_modulate(x, y.squeeze(1), gate_sa, shift_ca, scale_ca, rows, eps)
     y = layer.cross_attention(z.unsqueeze(1), context, segments.cross_attention)
     x, z = gated_modulate(x, y.squeeze(1), gate_ca, shift_mlp, scale_mlp, rows, eps)
-    y, _bias = layer.mlp(z.unsqueeze(1))
+    y = fp8_mlp(layer.mlp, z.unsqueeze(1)) if layer.fp8 else layer.mlp(z.unsqueeze(1))[0]
     return gated(x, y.squeeze(1), gate_mlp, rows).unsqueeze(1)
 
 
@@ -102,11 +103,11 @@ class _RowParallelLinear(RowParallelLinear):
 
 def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int, fp8: bool) -> ModuleSpec:
     """The parts of one block; `fp8`: the products of its attentions and its MLP."""
-    column, row, mlp = (Fp8ColumnParallelLinear, Fp8RowParallelLinear, Fp8Mlp) if fp8 else (ColumnParallelLinear, _RowParallelLinear, MLP)
+    column, row = (Fp8ColumnParallelLinear, Fp8RowParallelLinear) if fp8 else (ColumnParallelLinear, _RowParallelLinear)
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
-        params={"adaln_lora_rank": adaln_lora_rank},
+        params={"adaln_lora_rank": adaln_lora_rank, "fp8": fp8},
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,
@@ -123,6 +124,6 @@ def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb
             self_attn_bda=IdentityOp,
             cross_attn_bda=IdentityOp,
             mlp_bda=IdentityOp,
-            mlp=ModuleSpec(module=mlp, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
         ),
     )

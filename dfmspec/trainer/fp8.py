@@ -135,12 +135,10 @@ class Fp8RowParallelLinear(RowParallelLinear):
         return linear(input, weight)
 
 
-class Fp8Mlp(MLP):
-    """Megatron's, of the two layers above and a GELU."""
-
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """[s, 1, D] -> [s, 1, D], and no bias."""
-        row = self.linear_fc2
-        parts = mlp(_entered(self.linear_fc1, hidden_states), self.linear_fc1.weight, row.weight)
-        left = reduce_scatter_to_sequence_parallel_region if row.sequence_parallel else reduce_from_tensor_model_parallel_region
-        return left(parts, group=row.tp_group), None
+def fp8_mlp(layer: MLP, hidden_states: Tensor) -> Tensor:
+    """What Megatron's MLP of the two layers above and a GELU gives: [s, 1, D] -> [s, 1, D]"""
+    row = layer.linear_fc2
+    parts = mlp(_entered(layer.linear_fc1, hidden_states), layer.linear_fc1.weight, row.weight)
+    left = reduce_scatter_to_sequence_parallel_region if row.sequence_parallel else reduce_from_tensor_model_parallel_region
+    output: Tensor = left(parts, group=row.tp_group)
+    return output

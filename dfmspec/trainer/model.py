@@ -6,6 +6,8 @@ Differences from DFM, each with its reason, are in docs/deviations.md. Shapes: s
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -132,17 +134,15 @@ class DiT(MegatronModule):
         return sharded
 
 
-@torch.no_grad()
 def initialize(model: DiT, *, seed: int, std: float) -> None:
     """Draw every weight from its global name alone, whole, and keep this rank's slice: the same model in every layout.
 
     Matrices ~ N(0, std^2); q/k norms 1; biases 0; and zero, as in adaLN-Zero (DiT, arXiv 2212.09748), the modulation
     and the final projection, so that an untrained network is F = 0 and its loss 1 at every noise level.
     """
-    for local_name, weight in model.named_parameters():
-        name = global_name(model, local_name)
-        if weight.is_meta:  # built for its shapes alone
-            continue
+
+    @torch.no_grad()  # a thread has its own mode
+    def draw(name: str, weight: Tensor) -> None:
         if "layernorm" in name:
             weight.fill_(1.0)
         elif name.endswith("bias") or name.startswith("final_linear") or "adaln.up" in name:
@@ -150,6 +150,12 @@ def initialize(model: DiT, *, seed: int, std: float) -> None:
         else:
             generator = torch.Generator().manual_seed(counter_seed(seed, "weights", name))
             weight.copy_(own_slice(weight, torch.randn(whole_shape(weight), generator=generator) * std))
+
+    weights = [(global_name(model, name), weight) for name, weight in model.named_parameters() if not weight.is_meta]  # meta: built for its shapes alone
+    threads = min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for drawn in [pool.submit(draw, *each) for each in weights]:
+            drawn.result()
 
 
 def cut_axis(weight: Tensor) -> int | None:

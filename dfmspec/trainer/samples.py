@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from megatron.energon import Cooker, SkipSample, edataclass, stateless
 from megatron.energon import Sample as EnergonSample
 from megatron.energon import TaskEncoder as EnergonTaskEncoder
@@ -25,11 +28,32 @@ class LatentSample(EnergonSample):
 
 @edataclass
 class PackedSample(EnergonSample):
-    """Samples that share one packed sequence."""
+    """Samples that share one packed sequence; their tensors in two, because each costs its way out of a loader process."""
 
     keys: list[str]
-    latents: list[Tensor]
-    contexts: list[Tensor]
+    latents: Tensor
+    """[values of all latents]"""
+    latent_shapes: list[tuple[int, ...]]
+    contexts: Tensor
+    """[values of all texts]"""
+    context_shapes: list[tuple[int, ...]]
+
+    def samples(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Key, latent and text of each."""
+        return zip(self.keys, _apart(self.latents, self.latent_shapes), _apart(self.contexts, self.context_shapes), strict=True)
+
+
+def packed(keys: list[str], latents: list[Tensor], contexts: list[Tensor], key: str) -> PackedSample:
+    """Samples as one, under the name `key`."""
+    return PackedSample(
+        __key__=key, __restore_key__=(), __subflavors__=None, __sources__=None, keys=keys,
+        latents=torch.cat([x.flatten() for x in latents]), latent_shapes=[tuple(x.shape) for x in latents],
+        contexts=torch.cat([x.flatten() for x in contexts]), context_shapes=[tuple(x.shape) for x in contexts],
+    )  # fmt: skip
+
+
+def _apart(values: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    return [piece.view(shape) for piece, shape in zip(values.split([math.prod(shape) for shape in shapes]), shapes, strict=True)]
 
 
 @stateless
@@ -85,15 +109,8 @@ class TaskEncoder(EnergonTaskEncoder):
     @stateless
     def pack_selected_samples(self, samples: list[LatentSample]) -> PackedSample:
         """One packed sequence."""
-        return PackedSample(
-            __key__=",".join(sample.__key__ for sample in samples),
-            __restore_key__=(),
-            __subflavors__=None,
-            __sources__=None,
-            keys=[sample.__key__ for sample in samples],
-            latents=[sample.latent for sample in samples],
-            contexts=[sample.context for sample in samples],
-        )
+        keys = [sample.__key__ for sample in samples]
+        return packed(keys, [sample.latent for sample in samples], [sample.context for sample in samples], ",".join(keys))
 
     def _tokens(self, sample: LatentSample) -> int:
         return num_tokens(tuple(sample.latent.shape), *self._patch)

@@ -21,7 +21,7 @@ from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.noise import counter_seed, draw
 from dfmspec.trainer.pack import DrawnSample, Pack
 from dfmspec.trainer.patches import num_tokens
-from dfmspec.trainer.samples import PackedSample, TaskEncoder, raise_data_error
+from dfmspec.trainer.samples import PackedSample, TaskEncoder, packed, raise_data_error
 
 _SHUFFLE_SEQUENCE = 100  # samples read in a row from one place of a shard before jumping to another
 
@@ -96,12 +96,9 @@ class MockPacks:
         generator = torch.Generator().manual_seed(counter_seed("mock", self._split, self._stream, self._emitted))
         key = f"mock-{self._split}-{self._stream}-{self._emitted}"
         self._emitted += 1
-        return PackedSample(
-            __key__=key, __restore_key__=(), __subflavors__=None, __sources__=None,
-            keys=[f"{key}-{i}" for i in range(count)],
-            latents=[torch.randn(shape, generator=generator) for _ in range(count)],
-            contexts=[torch.randn(16, model.crossattn_emb_size, generator=generator) for _ in range(count)],
-        )  # fmt: skip
+        latents = [torch.randn(shape, generator=generator) for _ in range(count)]
+        contexts = [torch.randn(16, model.crossattn_emb_size, generator=generator) for _ in range(count)]
+        return packed([f"{key}-{i}" for i in range(count)], latents, contexts, key)
 
     def state(self) -> int:
         return self._emitted
@@ -125,9 +122,9 @@ class Stream:
         self._packs: Packs = kind(self.experiment, self.split, self.index)
 
     def __next__(self) -> Pack:
-        packed, diffusion = next(self._packs), self.experiment.diffusion
+        pack, diffusion = next(self._packs), self.experiment.diffusion
         samples = []
-        for key, latent, context in zip(packed.keys, packed.latents, packed.contexts, strict=True):
+        for key, latent, context in pack.samples():
             drawn = draw(
                 tuple(latent.shape), seed=self.experiment.rng.seed, split=self.split, stream=self.index, ordinal=self.ordinal,
                 p_mean=diffusion.p_mean, p_std=diffusion.p_std,

@@ -22,7 +22,7 @@ PRECISIONS = {"fp32": parity.FP32, "bf16": parity.BF16}
 
 
 def made(layout: str, precision: str, last: int) -> dict[str, Any]:
-    experiment = parity.gpu_experiment(CUTS[layout], bf16=precision == "bf16", iterations=LAST)
+    experiment = parity.gpu_experiment(CUTS[layout], bf16=precision == "bf16", iterations=LAST, layers=8)
     return experiment | {"train": experiment["train"] | {"train_iters": last}}
 
 

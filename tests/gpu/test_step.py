@@ -24,9 +24,9 @@ def build() -> Iterator[Any]:
     setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
 
     def make(
-        bf16: bool = True, length: int = 344, resolution: int = 128, iterations: int = 8, fp8: str | None = None, **model: Any
+        bf16: bool = True, length: int = 344, resolution: int = 128, fp8: str | None = None, **model: Any
     ) -> tuple[Any, Any]:
-        made = parity.gpu_experiment(model, bf16=bf16, iterations=iterations)
+        made = parity.gpu_experiment(model, bf16=bf16, iterations=8)
         made["mixed_precision"]["fp8"] = fp8
         made["data"]["resolution"] = resolution
         made["model"]["seq_length"] = made["dataset"]["task_encoder_seq_length"] = length
@@ -114,11 +114,15 @@ def test_recomputing_blocks_changes_no_gradient(build: Any) -> None:
 
 
 def test_fp8_stays_near_bf16(build: Any) -> None:
-    """As near as bf16 stays to fp32, by the loss; the weights move alike."""
-    losses = {}
-    for name, options in (("fp32", {"bf16": False}), ("bf16", {}), ("fp8", {"fp8": "hybrid"})):
-        trainer, packs = build(length=352, iterations=40, **options)
-        losses[name] = torch.tensor([loss for loss, _ in run(trainer, packs, 40)[0]])
-    band, off = ((losses[one] / losses[other] - 1).abs() for one, other in (("bf16", "fp32"), ("fp8", "bf16")))
+    """In a network whose blocks matter: the noise level opens their gates wide."""
+    losses = []
+    for options in ({}, {"fp8": "hybrid"}):
+        trainer, packs = build(length=352, **options)
+        with torch.no_grad():
+            for name, weight in trainer.chunks[0].named_parameters():
+                if "adaln.up" in name or "noise_embedding.linear_2" in name:
+                    weight.mul_(10)
+        trainer.optimizer.reload_model_params()
+        losses.append(torch.tensor([loss for loss, _ in run(trainer, packs, 8)[0]]))
 
-    assert off.max() <= max(2e-3, float(band.max())), (off, band)
+    assert 1e-6 < (losses[1] / losses[0] - 1).abs().max() < 2e-3

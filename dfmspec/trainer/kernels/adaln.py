@@ -13,6 +13,8 @@ from dfmspec.trainer.modulation import CHUNK
 _FORWARD_WARPS, _WARPS = 4, 4
 _ROWS = 2
 """Rows of a chunk that are held at a time."""
+_STAGES = 1
+"""Steps of the backward pass whose rows are on their way at a time."""
 _SUMMED = 128
 """Columns whose sums over chunks a program makes."""
 
@@ -47,7 +49,7 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, D, gate_stride, scale_stride,
-    RESIDUAL: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+    RESIDUAL: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One chunk of rows: their gradients, and the chunk's sums [dgate][dshift, dscale]. x is the residual stream after the gate."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -64,7 +66,7 @@ def _backward_kernel(
         g = tl.load(gate + segment * gate_stride + flat, mask=inside, other=0.0).to(tl.float32)[None, :]
     if NORM:
         a = 1 + tl.load(scale + segment * scale_stride + flat, mask=inside, other=0.0).to(tl.float32)[None, :]
-    for i in range(0, CHUNK, TILE):
+    for i in tl.range(0, CHUNK, TILE, num_stages=STAGES):
         row = (first + i + tl.arange(0, TILE))[:, None]
         at = row * D + columns
         live = (columns < D) & (row < end)
@@ -161,7 +163,7 @@ def adaln_backward(
     block = triton.next_power_of_2(width)
     _backward_kernel[(len(chunks),)](
         x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, width, _stride(gate), _stride(scale),
-        RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, num_warps=_WARPS,
+        RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     totals = x.new_empty(len(starts) - 1, parts, width, dtype=torch.float32)
     _sum_kernel[(len(totals), triton.cdiv(parts * width, _SUMMED))](sums, starts, totals, parts * width, COLUMNS=_SUMMED, num_warps=4)

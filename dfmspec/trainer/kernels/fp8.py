@@ -48,14 +48,14 @@ def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, HOW: tl.constexpr,
     k = (tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE))[None, :]
     live = (t < T) & (k < K)
     bound = tl.load(largest).to(tl.float32, bitcast=True)
-    scale = tl.where(bound == 0, 1.0, most / bound)
+    scale = tl.where(bound == 0, 1.0, tl.div_rn(tl.full([], most, tl.float32), bound))  # exact: where values lie between two, it decides
     value = tl.load(x + t * K + k, mask=live, other=0.0).to(tl.float32)
     value = _value(value, tl.load(h + t * K + k, mask=live, other=0.0).to(tl.float32) if HOW == 2 else value, HOW)
     value = tl.clamp(value * scale, -most, most, propagate_nan=tl.PropagateNan.ALL).to(kind)
     tl.store(rows + t * K + k, value, mask=live)
     tl.store(columns + tl.trans(k) * T + tl.trans(t), tl.trans(value), mask=tl.trans(live))
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        tl.store(inverse, 1 / scale)
+        tl.store(inverse, tl.div_rn(tl.full([], 1.0, tl.float32), scale))
 
 
 @torch.library.custom_op("dfmspec::quantize", mutates_args=())
