@@ -1,4 +1,4 @@
-"""Core attention by itself: cuDNN through Transformer Engine (ours) beside `scaled_dot_product_attention` on equal lengths.
+"""Core attention by itself: cuDNN through Transformer Engine and FlashAttention 4 (ours), beside `scaled_dot_product_attention` on equal lengths.
 
 usage: python benchmarks/attention.py [HEAD_SIZE ...]
 """
@@ -19,6 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dfmspec.trainer.fused import fused_attention
+
+try:
+    from dfmspec.trainer.flash import flash_attention
+except ImportError:
+    flash_attention = None
 
 WIDTH = 1152
 CASES = {
@@ -47,10 +52,10 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]], equal: int) -> Tensor:
+def ours(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]], equal: int, *options: bool) -> Tensor:
     cu = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in zip(*lengths, strict=True)]
     bounds = [power_of_two(max(each)) for each in zip(*lengths, strict=True)]
-    return fused_attention(q, k, v, *cu, *bounds, equal)[0]
+    return attend(q, k, v, *cu, *bounds, equal, *options)[0]
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, count: int, backend: SDPBackend) -> Tensor:
@@ -72,9 +77,13 @@ def measure(name: str, lengths: list[tuple[int, int]], head: int) -> None:
     inputs = [torch.randn(total, heads, head, device="cuda", dtype=torch.bfloat16, requires_grad=True) for total in (totals[0], totals[1], totals[1])]
     grad = torch.randn_like(inputs[0])
     operations = 4 * WIDTH * sum(a * b for a, b in lengths)
-    ways: dict[str, Callable[[], Tensor]] = {"ours, packed": partial(fused, *inputs, lengths, 0)}
-    if len(set(lengths)) == 1:
-        ways["ours, equal"] = partial(fused, *inputs, lengths, len(lengths))
+    same = len(lengths) if len(set(lengths)) == 1 else 0
+    ways: dict[str, Callable[[], Tensor]] = {}
+    for equal in dict.fromkeys((0, same)):
+        ways[f"cuDNN, {'equal' if equal else 'packed'}"] = partial(ours, fused_attention, *inputs, lengths, equal)
+        if flash_attention:
+            ways[f"flash 4, {'equal' if equal else 'packed'}"] = partial(ours, flash_attention, *inputs, lengths, equal, False)
+    if same:
         for way, backend in (("SDPA, cuDNN", SDPBackend.CUDNN_ATTENTION), ("SDPA, flash", SDPBackend.FLASH_ATTENTION)):
             ways[way] = partial(dense, *inputs, len(lengths), backend)
     expected = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import re
 import types as python_types
@@ -53,7 +54,7 @@ def _kinds(annotation: object) -> set[str]:
     """The JSON types of a Python annotation, as far as they are plain."""
     if typing.get_origin(annotation) in (typing.Union, python_types.UnionType):
         return {kind for inner in typing.get_args(annotation) for kind in _kinds(inner)}
-    if typing.get_origin(annotation) is typing.Literal:
+    if typing.get_origin(annotation) is typing.Literal or (isinstance(annotation, type) and issubclass(annotation, enum.Enum)):
         return {"string"}
     return {{int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}.get(typing.cast("type", annotation), "other")}
 

@@ -1,7 +1,7 @@
 """Self-attention and cross-attention inside the segments of a pack (THD).
 
-The projections are megatron-core's; the core is ours, with two back ends: cuDNN's fused attention through Transformer
-Engine, or `scaled_dot_product_attention` for each run of equal segments. Shapes: t tokens, h heads of this rank, d
+The projections are megatron-core's; the core is ours, with three back ends: cuDNN's fused attention through Transformer
+Engine, FlashAttention 4, or `scaled_dot_product_attention` for each run of equal segments. Shapes: t tokens, h heads of this rank, d
 channels of a head.
 """
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttention
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,16 +53,23 @@ class PackedAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
-        self.fused = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32 and not config.deterministic_mode
-        self.backends = _REPEATABLE if config.deterministic_mode else _FASTEST
+        packed = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32
+        self.flash = packed and config.attention_backend == AttnBackend.flash
+        self.fused = packed and not self.flash and not config.deterministic_mode
+        self.deterministic, self.backends = config.deterministic_mode, _REPEATABLE if config.deterministic_mode else _FASTEST
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, pairs: Pairs) -> Tensor:
         """query [tq, h, d], key and value [tk, h, d] -> [tq, h, d]"""
+        where = pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv
+        if self.flash:
+            from dfmspec.trainer.flash import flash_attention
+
+            return flash_attention(query, key, value, *where, pairs.uniform, self.deterministic)[0]
         if self.fused:
             from dfmspec.trainer.fused import fused_attention
 
             equal = pairs.uniform if pairs.uniform and all(map(ge, pairs.lengths[0], _LONG)) else 0
-            return fused_attention(query, key, value, pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv, equal)[0]
+            return fused_attention(query, key, value, *where, equal)[0]
         if pairs.uniform:
             return self._batched(query, key, value, pairs.uniform)
         runs = [self._batched(query[q], key[k], value[k], count) for q, k, count in _runs(pairs.lengths)]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.enums import ModelType
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -40,6 +41,7 @@ def transformer_config(experiment: Experiment) -> TransformerConfig:
     )  # fmt: skip
     return TransformerConfig(
         **{name: getattr(model, name) for name in same_names},
+        attention_backend=AttnBackend[model.attention_backend],
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=bool(experiment.mixed_precision.bf16),

@@ -32,8 +32,17 @@ def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[tuple
 
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("head", [64, 72, 128])
-@pytest.mark.parametrize(("implementation", "dtype"), [("transformer_engine", torch.bfloat16), ("local", torch.bfloat16), ("local", torch.float32)], ids=str)
-def test_a_back_end_agrees_with_plain_attention(implementation: str, dtype: torch.dtype, head: int, pack: str) -> None:
+@pytest.mark.parametrize(
+    ("implementation", "backend", "dtype"),
+    [("transformer_engine", "fused", torch.bfloat16), ("transformer_engine", "flash", torch.bfloat16), ("local", "fused", torch.bfloat16), ("local", "fused", torch.float32)],
+    ids=str,
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_back_end_agrees_with_plain_attention(implementation: str, backend: str, dtype: torch.dtype, head: int, pack: str, deterministic: bool) -> None:
+    if backend == "flash":
+        pytest.importorskip("flash_attn.cute.interface")
+    from megatron.core.transformer.enums import AttnBackend
+
     from dfmspec.trainer.attention import PackedAttention, Pairs
 
     lengths = PACKS[pack]
@@ -49,7 +58,7 @@ def test_a_back_end_agrees_with_plain_attention(implementation: str, dtype: torc
     cu = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in zip(*lengths, strict=True)]
     bounds = [1 << (max(each) - 1).bit_length() for each in zip(*lengths, strict=True)]
     pairs = Pairs(*cu, tuple(lengths), len(lengths) if len(set(lengths)) == 1 else 0, *bounds, (0, totals[1]))
-    attention = PackedAttention(SimpleNamespace(transformer_impl=implementation, params_dtype=dtype, deterministic_mode=False))
+    attention = PackedAttention(SimpleNamespace(transformer_impl=implementation, params_dtype=dtype, attention_backend=AttnBackend[backend], deterministic_mode=deterministic))
     leaves = [x.to("cuda", dtype).requires_grad_() for x in inputs]
     got = attention(*leaves, pairs)
     grads = torch.autograd.grad(got, leaves, grad.to("cuda", dtype))
