@@ -53,6 +53,8 @@ class Attempt(_Record):
     nodes: list[NodeProcess]
     from_iteration: int | None = None
     to_iteration: int | None = None
+    start_seconds: dict[str, float] | None = None
+    """Of rank 0: seconds of each stage of the start, and of the first iteration, with what it compiles."""
     outcome: Literal["running", "finished", "stopped", "failed"] = "running"
     signal: int | None = None
     """The signal that stopped it, if one did."""

@@ -31,6 +31,7 @@ def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, 
     started = next((event for event in events if event["type"] == "started"), None)
     attempt.from_iteration = started["iteration"] if started else None
     attempt.to_iteration = iterations[-1]["iteration"] if iterations else attempt.from_iteration
+    attempt.start_seconds = _start_seconds(started, iterations)
     attempt.signal = signals[0] if signals else next((event["signal"] for event in events if event["type"] == "stopped"), None)
     attempt.failure = _first_failure(attempt_dir)
     kinds = {event["type"] for event in events}
@@ -47,6 +48,13 @@ def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, 
     else:
         attempt.outcome, manifest.verdict = "failed", "failed"
         manifest.reason = _why(attempt, attempt_dir, fault if "finished" in kinds else None, signals, word)
+
+
+def _start_seconds(started: dict[str, Any] | None, iterations: list[dict[str, Any]]) -> dict[str, float] | None:
+    if started is None or "seconds" not in started:
+        return None
+    stages: dict[str, float] = started["seconds"]
+    return stages | ({"first iteration": round(iterations[0]["seconds"], 2)} if iterations else {})
 
 
 def _events(run_dir: Path, attempt: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def test_a_run_ends_with_a_true_manifest_and_is_not_run_twice(spec: Path, datase
     assert "succeeded" in listed.stdout and Path(run_dir).name in listed.stdout
     shown = dfmspec("show", "tiny", cwd=tmp_path)
     assert "iteration 3 was reached and its checkpoint is whole" in shown.stdout
+    assert re.search(r"start     [\d.]+ s: imports [\d.]+, .*first iteration [\d.]+", shown.stdout)
 
 
 def test_a_spec_with_paths_of_its_own_is_one_run_from_any_working_directory(dataset: Path, tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def show(
             f"  attempt {attempt.number}   {attempt.started} to {attempt.ended or '?'}: iterations {attempt.from_iteration} to "
             f"{attempt.to_iteration}, {attempt.outcome} (exit {codes})"
         )
+        if attempt.start_seconds:
+            stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in attempt.start_seconds.items())
+            lines.append(f"    start     {sum(attempt.start_seconds.values()):.1f} s: {stages}")
         if attempt.failure:
             lines.append(f"    rank {attempt.failure.rank}: {attempt.failure.error_type}: {attempt.failure.message}")
     lines += [f"  checkpoint  {checkpoint.path}" for checkpoint in manifest.checkpoints]
