@@ -53,6 +53,7 @@ def main() -> None:
     torch.cuda.synchronize()
     if dist.get_rank() == 0:
         print(f"checked in {checked:.2f} s, loaded in {time.perf_counter() - began - checked:.2f} s", flush=True)
+    ours.trainer.release_graphs()
     dist.destroy_process_group()
 
 

@@ -38,16 +38,17 @@ def main() -> None:
     iteration = useful = 0
     for turn in range(4):
         for name, take in sources.items():
-            marks = [Mark("cuda")]
+            marks, tokens = [Mark("cuda")], []
             for _ in range(STEPS):
                 iteration += 1
                 ready = take()
-                useful += int(ready[0].num_tokens) if turn and name == "from the data set" else 0
+                tokens.append(ready[0].num_tokens)
                 marks.append(train_step(ours.trainer, iter(ready), iteration).done)
                 marks[-2].wait()  # as a run does: it reads the iteration before
             marks[-1].wait()
             if turn:
                 seconds[name] += [after.seconds_since(before) for before, after in pairwise(marks)]
+                useful = useful + sum(map(int, tokens)) if name == "from the data set" else useful
     if dist.get_rank() == 0:
         one, other = (statistics.median(each) for each in seconds.values())
         padding = 1 - useful / len(seconds["from the data set"]) / ours.experiment.model.seq_length
@@ -56,6 +57,7 @@ def main() -> None:
             print(f"{name}: median {median:.1f} ms, mean {mean:.1f}, p95 {p95:.1f}")
         print(f"ratio {other / one:.3f}; padding {padding:.1%}", flush=True)
     batches.take(more=False)
+    ours.trainer.release_graphs()
     dist.destroy_process_group()
 
 

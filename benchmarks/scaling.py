@@ -1,4 +1,4 @@
-"""How DiT-XL scales over the GPUs of this machine: replicas on W2, tensor and context parallelism on one long sample; memory of each GPU.
+"""How DiT-XL scales over the GPUs of this machine: replicas on W2, tensor and context parallelism on one long sample; memory.
 
 usage: python benchmarks/scaling.py [--gpus N] [--only WORD] [--dry-run]    each row is a torchrun of benchmarks/train.py of its own
 """
@@ -40,7 +40,7 @@ def measured(workload: str, gpus: int, overrides: list[str]) -> dict[str, float]
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), str(Path(__file__).with_name("train.py")), workload,
             *overrides, "--steps", steps, "--rounds", "2", "--json", str(out), "--peers",
         ]  # fmt: skip
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if out.exists():
             row: dict[str, float] = json.loads(out.read_text())[-1]
             return row
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     first: dict[str, float] = {}
-    print("| workload | layout | tokens/s | of one GPU's | ms | GiB a GPU |\n|---|---|---|---|---|---|", flush=True)
+    print("| workload | layout | tokens/s | of one GPU's | ms | GiB of GPU 0 |\n|---|---|---|---|---|---|", flush=True)
     for workload, layout, gpus, overrides in layouts(args.gpus):
         if not (workload.startswith(args.only) or layout.startswith(args.only)):
             continue
@@ -67,8 +67,10 @@ def main() -> None:
             print(f"| {workload} | {layout} | {'' if args.dry_run else 'failed'} | | | | {' '.join(overrides) if args.dry_run else ''}", flush=True)
             continue
         rate = row["tokens_per_s"]
-        first.setdefault(workload, rate / gpus)
-        print(f"| {workload} | {layout} | {rate / 1e3:.1f} k | {rate / first[workload]:.2f} | {row['ms']:.0f} | {row['peak_GiB']:.1f} |", flush=True)
+        if gpus == 1:
+            first[workload] = rate
+        ratio = f"{rate / first[workload]:.2f}" if workload in first else ""
+        print(f"| {workload} | {layout} | {rate / 1e3:.1f} k | {ratio} | {row['ms']:.0f} | {row['peak_GiB']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def _half_empty(view: View) -> Iterator[Finding]:
     found, length, buffer = _scan(view), view[LENGTH], view["dataset.packing_buffer_size"]
     tokens = [n for n in (_tokens(s, view) for s in found.whole) if n <= length] if found else []
     if tokens and (lost := _padding(tokens, buffer, length)) > _MOST_PADDING:
-        better = next((size for size in (buffer * 2**i for i in range(1, 6)) if _padding(tokens, size, length) <= _MOST_PADDING), None)
+        better = next((size for size in (buffer * 2**i for i in range(1, 6)) if size <= 2048 and _padding(tokens, size, length) <= _MOST_PADDING), None)
         key = "dataset.packing_buffer_size"
         yield Finding(
             path(key if view.is_users(key) or not view.is_users(LENGTH) else LENGTH),
@@ -280,15 +280,15 @@ _MOST_PADDING = 0.15
 
 def _padding(tokens: list[int], buffer: int, length: int) -> float:
     """The share of padding in packs made as the trainer makes them (`TaskEncoder.select_samples_to_pack`), of `buffer` samples like these."""
-    free: list[int] = []
-    sizes = sorted(islice(cycle(tokens), buffer), reverse=True)
-    for size in sizes:
+    free: list[int] = []  # of the packs that another sample may fit
+    packs, smallest = 0, min(tokens)
+    for size in sorted(islice(cycle(tokens), buffer), reverse=True):
         place = next((i for i, left in enumerate(free) if size <= left), None)
-        if place is None:
-            free.append(length - size)
-        else:
-            free[place] -= size
-    return sum(free) / (len(free) * length)
+        left = (length if place is None else free.pop(place)) - size
+        packs += place is None
+        if left >= smallest:
+            free.insert(len(free) if place is None else place, left)
+    return 1 - sum(islice(cycle(tokens), buffer)) / (packs * length)
 
 
 def _dropped(view: View) -> Iterator[Finding]:

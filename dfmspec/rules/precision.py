@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from dfmspec.diagnostics import Finding
-from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, SP, TP, WARNING, Rule, View, excludes, path, together
+from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, SP, TP, WARNING, Rule, View, excludes, path, shown, together
 from dfmspec.targets.dfm import PRECISIONS
 
 M = "mixed_precision."
@@ -83,13 +83,26 @@ def _shared_tokens(view: View) -> Iterator[Finding]:
 def _own_alignment(view: View) -> Iterator[Finding]:
     if not view[f"{M}fp8"]:
         return
-    tp, cp, length = view[TP], view[CP], view["model.seq_length"]
-    tokens = "a pack's length" + (f" / CP {cp}" if cp > 1 else "")
-    for key, words, side in ((HIDDEN, f"{HIDDEN} / TP {tp}", view[HIDDEN] // tp), (FFN, f"{FFN} / TP {tp}", view[FFN] // tp),
+    tp, cp, length, packs = view[TP], view[CP], view["model.seq_length"], view["train.micro_batch_size"]
+    tokens = "a pack's length" + (f" x train.micro_batch_size {packs}" if packs > 1 else "") + (f" / CP {cp}" if cp > 1 else "")
+    width = view["model.kv_channels"] * view["model.num_attention_heads"]
+    for key, words, side in ((HIDDEN, HIDDEN, view[HIDDEN]), (FFN, f"{FFN} / TP {tp}", view[FFN] // tp),
+                             ("model.kv_channels", f"kv_channels x heads / TP {tp}", width // tp),
                              ("model.crossattn_emb_size", "model.crossattn_emb_size", view["model.crossattn_emb_size"]),
-                             ("dataset.task_encoder_seq_length", tokens, length * view["train.micro_batch_size"] // cp)):  # fmt: skip
+                             ("dataset.task_encoder_seq_length", tokens, length * packs // cp)):  # fmt: skip
         if side % 16:
-            yield Finding(path(key), f"FP8 matrix products need sides in multiples of 16, and {words.removesuffix(' / TP 1')} is {side}", f"a multiple of {16 * (cp if key.startswith('dataset') else tp if 'TP' in words else 1)}, or no {M}fp8")
+            yield Finding(path(key), f"FP8 matrix products need sides in multiples of 16, and {words.removesuffix(' / TP 1')} is {side}", f"{key} in multiples of {16 * cp}, or no {M}fp8" if key.startswith("dataset") else f"sizes that TP divides into multiples of 16, or no {M}fp8")
+
+
+def _own_kernels(view: View) -> Iterator[Finding]:
+    key, gpu = "model.attention_backend", view["cluster.gpu"]
+    off = next((f"{name} is {shown(view[name])}" for name, value in (("cluster.device", "cpu"), ("model.transformer_impl", "local"), (f"{M}bf16", False)) if view[name] == value), None)
+    if view[key] == "flash" and off:
+        yield Finding(path(key), f"FlashAttention 4 is for Transformer Engine's layers in bf16 on a GPU, and {off}", "set it to fused", WARNING)
+    elif view[key] == "flash" and gpu in _SINCE and _SINCE[gpu] < 90:
+        yield Finding(path(key), f"FlashAttention 4 needs compute capability 9.0, and {gpu} has {_SINCE[gpu] / 10}", "set it to fused")
+    if view[f"{M}fp8"] and gpu in _SINCE and _SINCE[gpu] < 89:
+        yield Finding(path(f"{M}fp8"), f"FP8 matrix products need compute capability 8.9, and {gpu} has {_SINCE[gpu] / 10}", f"remove {M}fp8")
 
 
 _SINCE = {"a100": 80, "h100": 90, "h200": 90, "b200": 100, "b300": 103, "gb200": 100, "gb300": 103}
@@ -155,6 +168,10 @@ RULES = (
                  message=lambda v: "FP8 matrix products are for GPUs, and cluster.device is cpu" if v["cluster.device"] == "cpu" else "FP8 matrix products take bf16 activations, and bf16 is off",
                  hint=f"remove {M}fp8"),
         "The first product fails.", "dfmspec/trainer/fp8.py", OURS,
+    ),
+    Rule(
+        "PRE116", "kernels-without-their-gpu", ERROR, _own_kernels,
+        "The first call of the kernel fails; where it is never called, the key does nothing, in silence.", "flash-attn-4; NVIDIA's compute capabilities", OURS,
     ),
     Rule("PRE109", "precision-unsupported-by-gpu", ERROR, _hardware, "Accepted at start; Transformer Engine refuses it in the first iteration.", "NVIDIA's compute capabilities", DFM),
     Rule(

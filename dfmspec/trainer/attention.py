@@ -41,6 +41,11 @@ class Pairs:
     """First row and end of the keys that the queries here meet: a part of them under context parallelism."""
 
 
+def laid(equal: int, *tensors: Tensor) -> list[Tensor]:
+    """[t, h, d] as a batch of `equal` segments [n, s, h, d], or, of packed segments (0), as they are; contiguous."""
+    return [x.contiguous().view(equal, -1, *x.shape[1:]) if equal else x.contiguous() for x in tensors]
+
+
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 _FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _LONG = (1024, 512)
@@ -53,9 +58,11 @@ class PackedAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
-        packed = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32
-        self.flash = packed and config.attention_backend == AttnBackend.flash
-        self.fused = packed and not self.flash and not config.deterministic_mode
+        on_gpu = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32
+        self.flash = on_gpu and config.attention_backend == AttnBackend.flash
+        self.fused = on_gpu and not self.flash and not config.deterministic_mode
+        self.packed = self.flash or self.fused
+        """Segments of any lengths in one call, which reads on the device where they lie."""
         self.deterministic, self.backends = config.deterministic_mode, _REPEATABLE if config.deterministic_mode else _FASTEST
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, pairs: Pairs) -> Tensor:

@@ -12,16 +12,14 @@ import torch
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
 
+from dfmspec.trainer.attention import laid
+
 
 def _where(equal: int, cu_seqlens_q: Tensor, cu_seqlens_kv: Tensor, max_seqlen_q: int, max_seqlen_kv: int) -> dict[str, Any]:
     """The library's words for packed segments; equal ones are a batch, which needs none."""
     if equal:
         return {}
     return {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_kv, "max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_kv}
-
-
-def _laid(equal: int, *tensors: Tensor) -> list[Tensor]:
-    return [x.contiguous().view(equal, -1, *x.shape[1:]) if equal else x.contiguous() for x in tensors]
 
 
 @torch.library.custom_op("dfmspec::flash_attention", mutates_args=())
@@ -33,7 +31,7 @@ def flash_attention(
     `equal`: the number of segments, if all have the same queries and keys; otherwise 0. `deterministic` is for the backward pass.
     """
     out, sums, *_ = _flash_attn_fwd(
-        *_laid(equal, q, k, v), **_where(equal, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv), return_lse=True
+        *laid(equal, q, k, v), **_where(equal, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv), return_lse=True
     )
     return out.view(q.shape), sums
 
@@ -50,9 +48,10 @@ def flash_attention_backward(
     max_seqlen_q: int, max_seqlen_kv: int, equal: int, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    laid = _laid(equal, q, k, v, out, d_out)
     where = _where(equal, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv)
-    dq, dk, dv = _flash_attn_bwd(*laid, sums, **where, deterministic=deterministic)
+    if not equal:  # keys beyond the last segment, which pad the text, would be left as they are
+        where |= {"dk": torch.zeros_like(k), "dv": torch.zeros_like(v)}
+    dq, dk, dv = _flash_attn_bwd(*laid(equal, q, k, v, out, d_out), sums, **where, deterministic=deterministic)
     return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)
 
 

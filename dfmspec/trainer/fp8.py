@@ -25,6 +25,8 @@ from torch import Tensor
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 ALIGNMENT = 16
 """Every side of an FP8 product is a multiple of it."""
+MOST_SCALE = 2.0**126
+"""So that it and its inverse are numbers."""
 
 
 class Quantized(NamedTuple):
@@ -51,6 +53,7 @@ def quantized(x: Tensor, dtype: torch.dtype, *, gelu: bool = False, through_gelu
         x = torch.ops.aten.gelu_backward(x, through_gelu_of, approximate="tanh")
     largest, most = x.abs().amax().float(), torch.finfo(dtype).max
     scale = torch.where(largest == 0, 1.0, most / largest)
+    scale = torch.where(scale > MOST_SCALE, MOST_SCALE, scale)
     rows = (x.float() * scale).clamp(-most, most).to(dtype)
     return Quantized(rows, rows.t().contiguous(), scale.reciprocal())
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformer_engine.pytorch.cpp_extensions.fused_attn import FusedAttnBackend, fused_attn_bwd, fused_attn_fwd
 
+from dfmspec.trainer.attention import laid
+
 _BACKEND = FusedAttnBackend["F16_arbitrary_seqlen"]
 
 
@@ -20,10 +22,6 @@ def _how(equal: int) -> dict[str, Any]:
     if equal:
         return {"qkv_layout": "bshd_bshd_bshd", "o_format": "bshd", "attn_mask_type": "no_mask"}
     return {"qkv_layout": "thd_thd_thd", "o_format": "thd", "attn_mask_type": "padding"}
-
-
-def _laid(equal: int, *tensors: Tensor) -> list[Tensor]:
-    return [x.contiguous().view(equal, -1, *x.shape[1:]) if equal else x.contiguous() for x in tensors]
 
 
 @torch.library.custom_op("dfmspec::fused_attention", mutates_args=())
@@ -37,7 +35,7 @@ def fused_attention(
     if equal:
         max_seqlen_q, max_seqlen_kv = len(q) // equal, len(k) // equal
     out, aux = fused_attn_fwd(
-        True, max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv, *_laid(equal, q, k, v), q.dtype, _BACKEND,
+        True, max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv, *laid(equal, q, k, v), q.dtype, _BACKEND,
         **({} if equal else {"cu_seqlens_q_padded": cu_seqlens_q, "cu_seqlens_kv_padded": cu_seqlens_kv}), **_how(equal),
     )  # fmt: skip
     statistics, rng_state = aux
@@ -60,7 +58,7 @@ def fused_attention_backward(
         max_seqlen_q, max_seqlen_kv = len(q) // equal, len(k) // equal
     how = _how(equal)
     dq, dk, dv, *_ = fused_attn_bwd(
-        max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv, *_laid(equal, q, k, v, out, d_out), q.dtype, [statistics, rng_state], _BACKEND,
+        max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv, *laid(equal, q, k, v, out, d_out), q.dtype, [statistics, rng_state], _BACKEND,
         **({} if equal else {"cu_seqlens_q_padded": cu_seqlens_q, "cu_seqlens_kv_padded": cu_seqlens_kv}),
         **how, do_format=how["o_format"], dqkv_layout=how["qkv_layout"],
     )  # fmt: skip

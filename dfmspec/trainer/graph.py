@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
 from dfmspec.trainer.pack import Microbatch
@@ -22,32 +23,41 @@ _MOST = 16
 class Graphs:
     """Runs `work(batch, tokens)`, from a graph where there is one; `work` leaves gradients and returns a report."""
 
-    def __init__(self, work: Callable[[Microbatch, Tensor], Tensor]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[Microbatch, Tensor], Tensor], *, lengths_matter: bool) -> None:
+        """`lengths_matter`: what is launched depends on the segments' lengths, and not only on where the device reads that they lie."""
+        self._work, self._lengths_matter = work, lengths_matter
         self._seen: set[Any] = set()
-        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, list[Tensor]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Microbatch, tokens: Tensor) -> Tensor:
         """The report of this microbatch."""
-        shape = _shape(batch)
+        shape = self._shape(batch)
         if shape not in self._graphs:
             if shape not in self._seen or len(self._graphs) == _MOST:
                 self._seen.add(shape)
                 return self._work(batch, tokens)
             self._graphs[shape] = self._capture(batch, tokens)
-        graph, inputs, report = self._graphs[shape]
+        graph, inputs, report, _ = self._graphs[shape]
         for mine, theirs in zip(inputs, [*_tensors(batch), tokens], strict=True):
             mine.copy_(theirs)
         graph.replay()
         return report.clone()
 
-    def _capture(self, batch: Microbatch, tokens: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        """Record, with the microbatch's own tensors as the graph's inputs."""
+    def _capture(self, batch: Microbatch, tokens: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, list[Tensor]]:
+        """Record, with the microbatch's own tensors as the graph's inputs.
+
+        Kept with it: megatron-core's buffers for gathered activations, which it replaces when it needs larger ones.
+        """
         tokens, graph = tokens.clone(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # another thread makes the next microbatches
             report = self._work(batch, tokens)
-        return graph, [*_tensors(batch), tokens], report
+        return graph, [*_tensors(batch), tokens], report, list(parallel_state.get_global_memory_buffer().buffer.values())
+
+    def _shape(self, batch: Microbatch) -> Any:
+        pairs = (batch.segments.self_attention, batch.segments.cross_attention)
+        known = tuple((each.uniform, each.max_seqlen_q, each.max_seqlen_kv, each.keys, each.lengths if self._lengths_matter else ()) for each in pairs)
+        return known, tuple(tensor.shape for tensor in _tensors(batch))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -56,9 +66,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _tensors(getattr(value, field.name))
-
-
-def _shape(batch: Microbatch) -> Any:
-    pairs = (batch.segments.self_attention, batch.segments.cross_attention)
-    known = tuple((each.uniform, each.max_seqlen_q, each.max_seqlen_kv, each.keys) for each in pairs)
-    return known, tuple(tensor.shape for tensor in _tensors(batch))

@@ -88,6 +88,7 @@ def train(
     if stopped_by:
         report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
     report.close()
+    trainer.release_graphs()
 
 
 def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None:

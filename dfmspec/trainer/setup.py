@@ -89,6 +89,12 @@ class Trainer:
     graphs: Any = None
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
+    def release_graphs(self) -> None:
+        """Before a process group is destroyed: NCCL waits there for every graph that holds one of its collectives."""
+        if self.graphs:
+            torch.cuda.synchronize()
+            self.graphs = None
+
 
 def build_trainer(experiment: Experiment, pretrained: Path | None = None) -> Trainer:
     """Model, DDP, distributed optimizer, schedule and averaged weights, from one configuration; `pretrained`: weights to start from.

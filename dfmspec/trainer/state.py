@@ -6,6 +6,7 @@ used but where they are slow or wrong for us, which each function says.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ MultiStorageClientFeature.disable()  # it would replace megatron-core's reader w
 
 
 _WRITERS = 8
-"""Files that a rank with a GPU writes, sums up and reads at a time."""
+"""Files that a rank with a GPU writes at a time."""
 
 
 class HostMemory:
@@ -51,6 +52,10 @@ class HostMemory:
         size = sum(weight.numel() * (weight.element_size() + 16) for chunk in trainer.chunks for weight in chunk.parameters())
         self._memory = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
         self._used = 0
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies there."""
+        return tensor.untyped_storage().data_ptr() == self._memory.untyped_storage().data_ptr()
 
     def restart(self) -> None:
         """Nothing is needed any more of what was handed out."""
@@ -66,9 +71,9 @@ class HostMemory:
 
 
 def _copied(sharded: ShardedStateDict, memory: HostMemory) -> None:
-    """Let the tensors that this rank writes be copies in host memory."""
+    """Let the tensors that this rank writes be copies in host memory; what `_whole_state` made there is one already."""
     for tensor in nested_values(sharded):
-        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id) and not tensor.key.startswith("optimizer.state."):
+        if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id) and not memory.holds(tensor.data):
             tensor.data = memory.empty(tensor.data.shape, tensor.data.dtype).copy_(tensor.data.detach(), non_blocking=True)
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()
@@ -123,6 +128,7 @@ class Moment:
         sharded, self._common = save_preprocess(state, validate_access_integrity=check)
         if memory:
             _copied(sharded, memory)
+            self._common = copy.deepcopy(self._common)
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         self._shards = mcore_to_pyt_state_dict(renamed, False)
 

@@ -45,9 +45,9 @@ def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options:
     ready = list(islice(batches, num_microbatches(trainer.experiment)))
     tokens = torch.stack([batch.num_tokens for batch in ready]).sum().float()
     dist.all_reduce(tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    if trainer.graphs and not options:
+    if trainer.graphs and not options.get("forward_only"):
         reports = list(_replayed(trainer, ready, tokens))
-        gradients.finalize(trainer.model)
+        gradients.finalize(trainer.model, **options)
     else:
         reports = get_forward_backward_func()(
             forward_step_func=partial(_forward_step, trainer.experiment.diffusion.sigma_data, tokens),
@@ -97,7 +97,7 @@ def graphed(trainer: Trainer) -> Graphs | None:
         share.backward()
         return report
 
-    return Graphs(work)
+    return Graphs(work, lengths_matter=not trainer.chunks[0].decoder.layers[0].self_attention.core_attention.packed)
 
 
 class Outcome:

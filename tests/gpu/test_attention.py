@@ -1,4 +1,4 @@
-"""The two attention back ends agree with plain attention and with one another; so do our kernels for the heads."""
+"""The attention back ends agree with plain attention and with one another; so do our kernels for the heads."""
 
 from __future__ import annotations
 

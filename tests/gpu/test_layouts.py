@@ -55,7 +55,8 @@ def say(name: str, difference: parity.Difference) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, tmp_path: Path) -> None:
     checkpoint, one = reference(base, precision)
-    other = parity.run(layout, tmp_path / layout, "", made(layout, precision, LAST), "--from", str(checkpoint))
+    graphs = ["--graphs"] if precision == "bf16" else []  # one GPU's numbers are without
+    other = parity.run(layout, tmp_path / layout, "", made(layout, precision, LAST), "--from", str(checkpoint), *graphs)
     difference = parity.compare(one, other)
     say(f"{layout} {precision}", difference)
 

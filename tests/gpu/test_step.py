@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count, cycle
 from typing import Any
 
 import pytest
@@ -88,6 +89,37 @@ def test_graphs_change_nothing(length: int, resolution: int, build: Any) -> None
 
     assert graphed.graphs._graphs
     assert_close(expected, got, 2e-3)
+
+
+@pytest.mark.parametrize("options", [{"bf16": False}, {"deterministic_mode": True}, {}], ids=str)
+def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(options: dict[str, Any], build: Any) -> None:
+    """Two packs of the same sizes whose segments end elsewhere, in turns: torch's attention cuts by numbers of the host."""
+    from dfmspec.trainer import step
+
+    plain, _ = build(**options)
+    expected = run(plain, mixed_packs())
+    graphed, _ = build(**options)
+    graphed.graphs = step.graphed(graphed)
+    got = run(graphed, mixed_packs())
+
+    assert graphed.graphs._graphs
+    assert_close(expected, got, 2e-3)
+
+
+def mixed_packs() -> Iterator[tuple[Any, ...]]:
+    """Packs of 256 tokens and 26 of text, of two kinds in turns."""
+    from dfmspec.trainer.noise import draw
+    from dfmspec.trainer.pack import DrawnSample
+
+    generator, ordinal = torch.Generator().manual_seed(0), count()
+    kinds = (((10, 10, 5), (8, 9, 6), (8, 8, 7), (5, 4, 8)), ((9, 10, 8), (8, 10, 7), (8, 8, 6), (2, 11, 5)))
+    for kind in cycle(kinds):
+        samples = []
+        for height, width, text in kind:
+            shape, number = (16, 1, 2 * height, 2 * width), next(ordinal)
+            drawn = draw(shape, seed=1, split="train", stream=0, ordinal=number, p_mean=0.0, p_std=1.0, dropout=0.2)
+            samples.append(DrawnSample(str(number), torch.randn(shape, generator=generator), torch.randn(text, 64, generator=generator), drawn))
+        yield tuple(samples)
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_and_stops(build: Any) -> None:

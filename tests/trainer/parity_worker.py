@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--fault")
     parser.add_argument("--from", dest="start", type=Path)
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--graphs", action="store_true", help="where the layout allows them, as a run does")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     from megatron.core import parallel_state
@@ -81,6 +82,7 @@ def main() -> None:
     packs = RankStreams(experiment, "train", rank=rank, size=size, consumed=done * experiment.train.global_batch_size)
     if args.start:
         checkpoint.load(trainer, packs, args.start)
+    trainer.graphs = step.graphed(trainer) if args.graphs else None
 
     def named() -> list[tuple[str, torch.nn.Parameter]]:
         return [(global_name(chunk, name), weight) for chunk in trainer.chunks for name, weight in chunk.named_parameters()]
@@ -108,6 +110,7 @@ def main() -> None:
     torch.save(record, args.out_dir / f"rank{torch.distributed.get_rank()}.pt")
     if args.save:
         checkpoint.Writer(trainer, args.out_dir, config, "").save(packs.states(), experiment.train.train_iters).result()
+    trainer.release_graphs()
     torch.distributed.destroy_process_group()
 
 

@@ -25,6 +25,21 @@ def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str,
     assert difference.agrees(), difference
 
 
+@pytest.mark.parametrize("layout", ["tp2_sp", "cp2"])
+def test_fp8_agrees_within_its_own_rounding(layout: str, tmp_path: Path) -> None:
+    """Each rank scales what it multiplies, so a layout rounds otherwise; a gradient that were not summed would be off by half."""
+
+    def made(name: str) -> dict[str, Any]:
+        experiment = parity.experiment(parity.LAYOUTS[name])
+        experiment["model"]["seq_length"] = experiment["dataset"]["task_encoder_seq_length"] = 96
+        return experiment | {"mixed_precision": {"bf16": False, "fp8": "hybrid"}}
+
+    one = parity.run("one", tmp_path / "one", "", made("one"))
+    difference = parity.compare(one, parity.run(layout, tmp_path / layout, "", made(layout)))
+
+    assert difference.agrees(parity.Limits(1e-6, 1e-4, 0.15)), difference
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", parity.LARGE)
 def test_a_layout_of_many_ranks_agrees_too(layout: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

@@ -78,13 +78,14 @@ def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole:
     assert_continues(run_dir, whole)
 
 
-def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(whole: Path, dataset: Path, tmp_path: Path) -> None:
-    run_dir = cut(whole, tmp_path / "run", 0)
-    train(run_dir, *same(dataset, "checkpoint.async_save=true", "checkpoint.save_interval=1"), processes=2)
+@pytest.mark.parametrize("distributed", ["true", "false"])
+def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(distributed: str, whole: Path, dataset: Path, tmp_path: Path) -> None:
+    run_dir, optimizer = cut(whole, tmp_path / "run", 0), f"optimizer.use_distributed_optimizer={distributed}"
+    train(run_dir, *same(dataset, optimizer, "checkpoint.async_save=true", "checkpoint.save_interval=1"), processes=2)
     assert [path.name for path in checkpoints.committed(run_dir / "checkpoints")] == [f"iter_000000{i}" for i in range(6, 0, -1)]
 
     resumed = cut(run_dir, tmp_path / "resumed", 3)
-    train(resumed, *same(dataset, "checkpoint.async_save=true"), processes=2)
+    train(resumed, *same(dataset, optimizer, "checkpoint.async_save=true"), processes=2)
     assert_continues(resumed, run_dir)
 
 

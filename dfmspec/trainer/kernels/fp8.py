@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dfmspec.trainer.fp8 import MOST_SCALE
+
 PLAIN, GELU, GELU_BACKWARD = range(3)
 """What is cast: x; gelu(x); the gradient x through gelu(h)."""
 _BLOCK = 8192
@@ -41,7 +43,7 @@ def _largest_kernel(x, h, largest, size, HOW: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
+def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.constexpr, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
     most: tl.constexpr = 57344.0 if E5M2 else 448.0
     kind: tl.constexpr = tl.float8e5 if E5M2 else tl.float8e4nv
     t = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
@@ -49,6 +51,7 @@ def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, HOW: tl.constexpr,
     live = (t < T) & (k < K)
     bound = tl.load(largest).to(tl.float32, bitcast=True)
     scale = tl.where(bound == 0, 1.0, tl.div_rn(tl.full([], most, tl.float32), bound))  # exact: where values lie between two, it decides
+    scale = tl.where(scale > MOST_SCALE, MOST_SCALE, scale)
     value = tl.load(x + t * K + k, mask=live, other=0.0).to(tl.float32)
     value = _value(value, tl.load(h + t * K + k, mask=live, other=0.0).to(tl.float32) if HOW == 2 else value, HOW)
     value = tl.clamp(value * scale, -most, most, propagate_nan=tl.PropagateNan.ALL).to(kind)
@@ -68,7 +71,7 @@ def quantize(x: Tensor, h: Tensor | None, how: int, e5m2: bool) -> tuple[Tensor,
     _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, largest, t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
     tile = 128 if how == PLAIN else 64
     grid = (triton.cdiv(t, tile), triton.cdiv(k, tile))
-    _cast_kernel[grid](x, h, largest, rows, columns, inverse, t, k, HOW=how, E5M2=e5m2, TILE=tile, num_warps=tile // 16)
+    _cast_kernel[grid](x, h, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, TILE=tile, num_warps=tile // 16)
     return rows, columns, inverse
 
 
