@@ -1,0 +1,109 @@
+"""Our kernels by themselves at DiT-XL's shapes, by their settings: warps, rows, loads ahead; each timed as a CUDA graph.
+
+usage: python benchmarks/kernels.py [adaln] [heads] [fp8]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.testing import do_bench_cudagraph
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dfmspec.trainer.kernels import adaln, fp8, heads
+from dfmspec.trainer.modulation import rows_of
+
+WIDTH, HEADS, SEGMENT = 1152, 16, 1024
+TOKENS = (32768, 8192)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
+def settings(module: ModuleType, **values: tuple[Any, ...]) -> Iterator[str]:
+    """Set the module's constants to each combination, in turns; what is set now comes first, and again at the end."""
+    names = list(values)
+    before = tuple(getattr(module, name) for name in names)
+    for chosen in (before, *(each for each in product(*values.values()) if each != before)):
+        for name, value in zip(names, chosen, strict=True):
+            setattr(module, name, value)
+        yield ", ".join(f"{name.strip('_').lower()} {value}" for name, value in zip(names, chosen, strict=True))
+    for name, value in zip(names, before, strict=True):
+        setattr(module, name, value)
+
+
+def show(what: str, setting: str, works: list[Callable[[], object]], moved: list[int]) -> None:
+    """A line: microseconds and TB/s for each number of tokens."""
+    try:
+        times = [do_bench_cudagraph(work, rep=15) for work in works]
+    except Exception as error:  # a setting may need more than a multiprocessor has
+        print(f"{what:18s} {setting:44s} {str(error).splitlines()[0][:60]}", flush=True)
+        return
+    cells = (f"{time * 1e3:7.1f} us {size / time / 1e9:4.2f} TB/s" for time, size in zip(times, moved, strict=True))
+    print(f"{what:18s} {setting:44s} {'  '.join(cells)}", flush=True)
+
+
+def measure_adaln() -> None:
+    """Gate, norm, scale and shift in one."""
+    cases = []
+    for tokens in TOKENS:
+        n = tokens // SEGMENT
+        rows = rows_of(torch.arange(tokens) // SEGMENT, n)
+        where = rows.of_token.cuda(), rows.chunks.cuda(), rows.starts.cuda()
+        gate, shift, scale = random(n, 9 * WIDTH).split([WIDTH, WIDTH, 7 * WIDTH], dim=1)
+        cases.append((random(tokens, WIDTH), random(tokens, WIDTH), gate, shift, scale[:, :WIDTH], where, random(tokens, WIDTH), random(tokens, WIDTH)))
+
+    def forward(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, where: tuple[Tensor, ...], *_: Tensor) -> tuple[Tensor, ...]:
+        return adaln.adaln(x, y, gate, shift, scale, *where, 1e-6)
+
+    def backward(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, where: tuple[Tensor, ...], dx: Tensor, dz: Tensor) -> Callable[[], object]:
+        x_out, _, mean, rstd = adaln.adaln(x, y, gate, shift, scale, *where, 1e-6)
+        return lambda: adaln.adaln_backward(x_out, y, gate, scale, *where[1:], mean, rstd, dx, dz)
+
+    for setting in settings(adaln, _FORWARD_WARPS=(2, 4, 8)):
+        show("adaln", setting, [lambda case=case: forward(*case) for case in cases], [8 * WIDTH * tokens for tokens in TOKENS])
+    for setting in settings(adaln, _WARPS=(4, 8), _ROWS=(1, 2), _STAGES=(1, 2, 3)):
+        show("adaln, backward", setting, [backward(*case) for case in cases], [12 * WIDTH * tokens for tokens in TOKENS])
+
+
+def measure_heads() -> None:
+    """q, k and v out of their projection, q and k normed."""
+    cases = []
+    for tokens in TOKENS:
+        weights = [random(WIDTH // HEADS) for _ in range(2)]
+        cases.append((random(tokens, 3 * WIDTH), weights, [random(tokens, HEADS, WIDTH // HEADS) for _ in range(3)]))
+    for setting in settings(heads, _FORWARD_WARPS=(2, 4)):
+        works = [lambda x=x, weights=weights: heads.heads(x, weights, 3, WIDTH // HEADS, 1e-6) for x, weights, _ in cases]
+        show("heads", setting, works, [12 * WIDTH * tokens for tokens in TOKENS])
+    for setting in settings(heads, _WARPS=(4, 8), _PROGRAMS=(1056, 2112), _STAGES=(1, 2, 3)):
+        works = [lambda case=case: heads.heads_backward(*case, 1e-6) for case in cases]
+        show("heads, backward", setting, works, [16 * WIDTH * tokens for tokens in TOKENS])
+
+
+def measure_fp8() -> None:
+    """Into FP8 and transposed, with the largest value before."""
+    kinds = ("cast", fp8.PLAIN, WIDTH, 2), ("cast of GELU", fp8.GELU, 4 * WIDTH, 2), ("cast through GELU", fp8.GELU_BACKWARD, 4 * WIDTH, 4)
+    for what, how, width, bytes_read in kinds:
+        cases = [(random(tokens, width), random(tokens, width) if how == fp8.GELU_BACKWARD else None) for tokens in TOKENS]
+        works = [lambda x=x, h=h, how=how: fp8.quantize(x, h, how, False) for x, h in cases]
+        show(what, "", works, [(2 * bytes_read + 2) * width * tokens for tokens in TOKENS])
+
+
+def main() -> None:
+    """Those that are named, or all."""
+    print(f"{torch.cuda.get_device_name()}; {' and '.join(f'{tokens:,}' for tokens in TOKENS)} tokens", flush=True)
+    for name, measure in (("adaln", measure_adaln), ("heads", measure_heads), ("fp8", measure_fp8)):
+        if name in sys.argv[1:] or len(sys.argv) == 1:
+            measure()
+
+
+if __name__ == "__main__":
+    main()
