@@ -15,6 +15,7 @@ from dfmspec.diagnostics import Finding
 from dfmspec.energon_metadata import faults, shard_counts, split_counts, split_shards
 from dfmspec.layout import nearest_multiples
 from dfmspec.load import local_path
+from dfmspec.packing import first_fit
 from dfmspec.rules.base import ALL, CP, DFM, DFM_DIT, DIT, ERROR, HINT, LENGTH, OURS, TP, WARNING, Rule, View, excludes, path
 
 if TYPE_CHECKING:
@@ -279,16 +280,9 @@ _MOST_PADDING = 0.15
 
 
 def _padding(tokens: list[int], buffer: int, length: int) -> float:
-    """The share of padding in packs made as the trainer makes them (`TaskEncoder.select_samples_to_pack`), of `buffer` samples like these."""
-    free: list[int] = []  # of the packs that another sample may fit
-    packs, smallest = 0, min(tokens)
-    for size in sorted(islice(cycle(tokens), buffer), reverse=True):
-        place = next((i for i, left in enumerate(free) if size <= left), None)
-        left = (length if place is None else free.pop(place)) - size
-        packs += place is None
-        if left >= smallest:
-            free.insert(len(free) if place is None else place, left)
-    return 1 - sum(islice(cycle(tokens), buffer)) / (packs * length)
+    """The share of padding in the trainer's packs of `buffer` samples like these."""
+    sizes = list(islice(cycle(tokens), buffer))
+    return 1 - sum(sizes) / (len(first_fit(sizes, length)) * length)
 
 
 def _dropped(view: View) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import ge
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,11 +41,6 @@ class Pairs:
     """First row and end of the keys that the queries here meet: a part of them under context parallelism."""
 
 
-def laid(equal: int, *tensors: Tensor) -> list[Tensor]:
-    """[t, h, d] as a batch of `equal` segments [n, s, h, d], or, of packed segments (0), as they are; contiguous."""
-    return [x.contiguous().view(equal, -1, *x.shape[1:]) if equal else x.contiguous() for x in tensors]
-
-
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 _FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _LONG = (1024, 512)
@@ -53,26 +48,30 @@ _LONG = (1024, 512)
 survive a CUDA graph (NaN, or illegal addresses, at 64 and 256 tokens; right at 1,024), through torch's attention or Transformer Engine's."""
 
 
+def backend_of(config: TransformerConfig) -> Literal["flash", "fused", "torch"]:
+    """Who computes attention. The first two take segments of any lengths in one call, and read on the device where they lie."""
+    if config.transformer_impl != "transformer_engine" or config.params_dtype == torch.float32:
+        return "torch"
+    if config.attention_backend == AttnBackend.flash:
+        return "flash"
+    return "torch" if config.deterministic_mode else "fused"
+
+
 class PackedAttention(nn.Module):
     """softmax(q k / sqrt(d)) v inside each segment."""
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__()
-        on_gpu = config.transformer_impl == "transformer_engine" and config.params_dtype != torch.float32
-        self.flash = on_gpu and config.attention_backend == AttnBackend.flash
-        self.fused = on_gpu and not self.flash and not config.deterministic_mode
-        self.packed = self.flash or self.fused
-        """Segments of any lengths in one call, which reads on the device where they lie."""
-        self.deterministic, self.backends = config.deterministic_mode, _REPEATABLE if config.deterministic_mode else _FASTEST
+        self.backend, self.deterministic = backend_of(config), config.deterministic_mode
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, pairs: Pairs) -> Tensor:
         """query [tq, h, d], key and value [tk, h, d] -> [tq, h, d]"""
         where = pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv
-        if self.flash:
+        if self.backend == "flash":
             from dfmspec.trainer.flash import flash_attention
 
             return flash_attention(query, key, value, *where, pairs.uniform, self.deterministic)[0]
-        if self.fused:
+        if self.backend == "fused":
             from dfmspec.trainer.fused import fused_attention
 
             equal = pairs.uniform if pairs.uniform and all(map(ge, pairs.lengths[0], _LONG)) else 0
@@ -85,7 +84,7 @@ class PackedAttention(nn.Module):
     def _batched(self, query: Tensor, key: Tensor, value: Tensor, count: int) -> Tensor:
         """`count` segments of equal lengths: query [count q, h, d], key and value [count k, h, d] -> [count q, h, d]"""
         batched = (x.reshape(count, -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))  # [n, h, s, d]
-        with sdpa_kernel(self.backends, set_priority=True):
+        with sdpa_kernel(_REPEATABLE if self.deterministic else _FASTEST, set_priority=True):
             output = F.scaled_dot_product_attention(*batched)
         return output.transpose(1, 2).flatten(0, 1)
 

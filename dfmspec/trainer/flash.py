@@ -12,7 +12,7 @@ import torch
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
 
-from dfmspec.trainer.attention import laid
+from dfmspec.trainer.operators import fake_gradients, keep, laid
 
 
 def _where(equal: int, cu_seqlens_q: Tensor, cu_seqlens_kv: Tensor, max_seqlen_q: int, max_seqlen_kv: int) -> dict[str, Any]:
@@ -55,18 +55,11 @@ def flash_attention_backward(
     return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)
 
 
-@flash_attention_backward.register_fake
-def _(d_out, q, k, v, *_):  # type: ignore[no-untyped-def]
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, cu_seqlens_q, cu_seqlens_kv, *ctx.how = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_kv)
+flash_attention_backward.register_fake(fake_gradients)
 
 
 def _gradients(ctx, d_out, _d_sums):  # type: ignore[no-untyped-def]
     return *flash_attention_backward(d_out, *ctx.saved_tensors, *ctx.how), None, None, None, None, None, None
 
 
-flash_attention.register_autograd(_gradients, setup_context=_keep)
+flash_attention.register_autograd(_gradients, setup_context=keep)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformer_engine.pytorch.cpp_extensions.fused_attn import FusedAttnBackend, fused_attn_bwd, fused_attn_fwd
 
-from dfmspec.trainer.attention import laid
+from dfmspec.trainer.operators import fake_gradients, keep, laid
 
 _BACKEND = FusedAttnBackend["F16_arbitrary_seqlen"]
 
@@ -65,18 +65,11 @@ def fused_attention_backward(
     return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)
 
 
-@fused_attention_backward.register_fake
-def _(d_out, q, k, v, *_):  # type: ignore[no-untyped-def]
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, cu_seqlens_q, cu_seqlens_kv, *ctx.how = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_kv)
+fused_attention_backward.register_fake(fake_gradients)
 
 
 def _gradients(ctx, d_out, _d_statistics, _d_rng_state):  # type: ignore[no-untyped-def]
     return *fused_attention_backward(d_out, *ctx.saved_tensors, *ctx.how), None, None, None, None, None
 
 
-fused_attention.register_autograd(_gradients, setup_context=_keep)
+fused_attention.register_autograd(_gradients, setup_context=keep)

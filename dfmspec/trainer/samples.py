@@ -13,6 +13,7 @@ from megatron.energon import TaskEncoder as EnergonTaskEncoder
 from torch import Tensor
 
 from dfmspec.errors import DataError
+from dfmspec.packing import first_fit
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.decode import load_context, load_latent
 from dfmspec.trainer.patches import num_tokens
@@ -93,27 +94,15 @@ class TaskEncoder(EnergonTaskEncoder):
         return sample
 
     def select_samples_to_pack(self, samples: list[LatentSample]) -> list[list[LatentSample]]:
-        """First fit, longest first; ties in the order of arrival, so a resumed run packs as one that never stopped."""
-        packs: list[tuple[int, list[LatentSample]]] = []
-        for sample in sorted(samples, key=self._tokens, reverse=True):
-            tokens = self._tokens(sample)
-            for i, (free, pack) in enumerate(packs):
-                if tokens <= free:
-                    pack.append(sample)
-                    packs[i] = (free - tokens, pack)
-                    break
-            else:
-                packs.append((self._length - tokens, [sample]))
-        return [pack for _, pack in packs]
+        """As `packing.first_fit` has it."""
+        sizes = [num_tokens(tuple(sample.latent.shape), *self._patch) for sample in samples]
+        return [[samples[index] for index in pack] for pack in first_fit(sizes, self._length)]
 
     @stateless
     def pack_selected_samples(self, samples: list[LatentSample]) -> PackedSample:
         """One packed sequence."""
         keys = [sample.__key__ for sample in samples]
         return packed(keys, [sample.latent for sample in samples], [sample.context for sample in samples], ",".join(keys))
-
-    def _tokens(self, sample: LatentSample) -> int:
-        return num_tokens(tuple(sample.latent.shape), *self._patch)
 
 
 class SampleError(DataError, SystemError):

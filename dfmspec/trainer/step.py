@@ -17,6 +17,7 @@ from torch import Tensor
 from dfmspec.errors import TrainingError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import gradients
+from dfmspec.trainer.attention import backend_of
 from dfmspec.trainer.clock import Mark
 from dfmspec.trainer.graph import Graphs
 from dfmspec.trainer.pack import Microbatch, Pack, collate, loss_sum, on_device
@@ -97,7 +98,7 @@ def graphed(trainer: Trainer) -> Graphs | None:
         share.backward()
         return report
 
-    return Graphs(work, lengths_matter=not trainer.chunks[0].decoder.layers[0].self_attention.core_attention.packed)
+    return Graphs(work, lengths_matter=backend_of(trainer.chunks[0].config) == "torch")
 
 
 class Outcome:

@@ -16,13 +16,12 @@ from tests.trainer import parity
 pytestmark = pytest.mark.gpu
 
 START, LAST = 2, 52
-CUTS = parity.LAYOUTS | parity.LARGE
-LAYOUTS = [name for name in CUTS if name != "one" and parity.PROCESSES.get(name, 2) <= torch.cuda.device_count()]
+LAYOUTS = [name for name in parity.CUTS if name != "one" and parity.ranks(name) <= torch.cuda.device_count()]
 PRECISIONS = {"fp32": parity.FP32, "bf16": parity.BF16}
 
 
 def made(layout: str, precision: str, last: int) -> dict[str, Any]:
-    experiment = parity.gpu_experiment(CUTS[layout], bf16=precision == "bf16", iterations=LAST, layers=8)
+    experiment = parity.gpu_experiment(parity.CUTS[layout], bf16=precision == "bf16", iterations=LAST, layers=8)
     return experiment | {"train": experiment["train"] | {"train_iters": last}}
 
 

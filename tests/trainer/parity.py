@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,10 +40,14 @@ LARGE = {
     "tp2_pp2_dp2": _TP2 | _PP2, "tp2_sp_cp2_dp2": _TP2 | _SP | _CP2, "tp4_sp_dp2": _TP4_SP, "pp4_vpp2_dp2": _PP4_VPP2,
 }  # fmt: skip
 """Those of four and eight ranks, some of which need eight layers."""
-PROCESSES = dict.fromkeys(("pp2_dp2", "tp2_sp_cp2", "tp2_sp_pp2", *list(LARGE)[:5]), 4) | dict.fromkeys(list(LARGE)[5:], 8) | {"one": 1}
-"""Ranks of a layout, where they are not two."""
+CUTS = LAYOUTS | LARGE
 FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
 """A layout, and a fault of the upstream's that shows in it."""
+
+
+def ranks(layout: str) -> int:
+    """The ranks of a layout, by its name: the product of its numbers, without the chunks of an interleaved pipeline."""
+    return math.prod(int(part[2:]) for part in layout.split("_") if part[:2] in ("tp", "pp", "cp", "dp"))
 
 
 def experiment(layout: dict[str, Any], **train: Any) -> dict[str, Any]:
@@ -91,9 +96,9 @@ def run(layout: str, folder: Path, fault: str = "", made: dict[str, Any] | None 
     """The ranks' records of one layout: of `made`, or of the small experiment; `options` are the worker's."""
     folder.mkdir(parents=True)
     config = folder / "experiment.json"
-    config.write_text(json.dumps(made or experiment(LAYOUTS[layout])))
+    config.write_text(json.dumps(made or experiment(CUTS[layout])))
     options = (*options, "--fault", fault) if fault else options
-    result = torchrun(WORKER, str(config), str(folder), *options, processes=PROCESSES.get(layout, 2))
+    result = torchrun(WORKER, str(config), str(folder), *options, processes=ranks(layout))
     assert result.returncode == 0, result.stderr[-3000:]
     return records(folder)
 
