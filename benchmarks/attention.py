@@ -5,7 +5,6 @@ usage: python benchmarks/attention.py [HEAD_SIZE ...]
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.testing import do_bench_cudagraph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dfmspec.trainer.fused import fused_attention
@@ -35,17 +35,8 @@ CASES = {
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Median of 10 runs after 3."""
-    times = []
-    for i in range(13):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        stop.record()
-        torch.cuda.synchronize()
-        if i >= 3:
-            times.append(start.elapsed_time(stop))
-    return statistics.median(times)
+    """Median, as a CUDA graph: the kernels' time, not the host's."""
+    return float(do_bench_cudagraph(work, rep=20, return_mode="median"))
 
 
 def power_of_two(n: int) -> int:

@@ -31,7 +31,8 @@ def main() -> None:
         ours.trainer.experiment = ours.experiment.model_copy(update={"checkpoint": save})
         writer = checkpoint.Writer(ours.trainer, folder / str(beside), {"data": {"num_streams": ours.experiment.data.num_streams}}, "")
         for iteration in range(1, 4):
-            ours.step(batch)
+            for _ in range(50):  # between two saves, as in a run
+                ours.step(batch)
             torch.cuda.synchronize()
             began = time.perf_counter()
             writing = writer.save(streams.states(), iteration)

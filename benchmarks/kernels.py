@@ -1,6 +1,6 @@
 """Our kernels by themselves at DiT-XL's shapes, by their settings: warps, rows, loads ahead; each timed as a CUDA graph.
 
-usage: python benchmarks/kernels.py [adaln] [heads] [fp8]
+usage: python benchmarks/kernels.py [adaln] [heads] [accumulate] [fp8]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.testing import do_bench_cudagraph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dfmspec.trainer.kernels import adaln, fp8, heads
+from dfmspec.trainer.kernels import adaln, fp8, heads, optimizer
 from dfmspec.trainer.modulation import rows_of
 
 WIDTH, HEADS, SEGMENT = 1152, 16, 1024
@@ -70,7 +70,7 @@ def measure_adaln() -> None:
 
     for setting in settings(adaln, _FORWARD_WARPS=(2, 4, 8)):
         show("adaln", setting, [lambda case=case: forward(*case) for case in cases], [8 * WIDTH * tokens for tokens in TOKENS])
-    for setting in settings(adaln, _WARPS=(4, 8), _ROWS=(1, 2), _STAGES=(1, 2, 3)):
+    for setting in settings(adaln, _WARPS=(4, 8), _ROWS=(2, 4), _STAGES=(1, 3, 4, 5)):
         show("adaln, backward", setting, [backward(*case) for case in cases], [12 * WIDTH * tokens for tokens in TOKENS])
 
 
@@ -83,9 +83,17 @@ def measure_heads() -> None:
     for setting in settings(heads, _FORWARD_WARPS=(2, 4)):
         works = [lambda x=x, weights=weights: heads.heads(x, weights, 3, WIDTH // HEADS, 1e-6) for x, weights, _ in cases]
         show("heads", setting, works, [12 * WIDTH * tokens for tokens in TOKENS])
-    for setting in settings(heads, _WARPS=(4, 8), _PROGRAMS=(1056, 2112), _STAGES=(1, 2, 3)):
+    for setting in settings(heads, _TILE=(16, 32, 64), _WARPS=(4, 8), _PROGRAMS=(528, 1056), _STAGES=(1, 3, 4)):
         works = [lambda case=case: heads.heads_backward(*case, 1e-6) for case in cases]
         show("heads, backward", setting, works, [16 * WIDTH * tokens for tokens in TOKENS])
+
+
+def measure_accumulate() -> None:
+    """Gradients of three weights into fp32."""
+    shapes = ((WIDTH, WIDTH), (3 * WIDTH, WIDTH), (4 * WIDTH, WIDTH))
+    cases = [(torch.empty(shape, device="cuda"), random(*shape)) for shape in shapes]
+    for setting in settings(optimizer, _BLOCK=(1024, 2048, 4096), _WARPS=(4, 8)):
+        show("accumulate", setting, [lambda case=case: optimizer.accumulate(*case, replace=True) for case in cases], [6 * case[0].numel() for case in cases])
 
 
 def measure_fp8() -> None:
@@ -100,7 +108,7 @@ def measure_fp8() -> None:
 def main() -> None:
     """Those that are named, or all."""
     print(f"{torch.cuda.get_device_name()}; {' and '.join(f'{tokens:,}' for tokens in TOKENS)} tokens", flush=True)
-    for name, measure in (("adaln", measure_adaln), ("heads", measure_heads), ("fp8", measure_fp8)):
+    for name, measure in (("adaln", measure_adaln), ("heads", measure_heads), ("accumulate", measure_accumulate), ("fp8", measure_fp8)):
         if name in sys.argv[1:] or len(sys.argv) == 1:
             measure()
 

@@ -38,7 +38,7 @@ def measured(workload: str, gpus: int, overrides: list[str]) -> dict[str, float]
         out = Path(folder) / "rows.json"
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), str(Path(__file__).with_name("train.py")), workload,
-            *overrides, "--steps", steps, "--rounds", "2", "--json", str(out), "--peers",
+            *overrides, "--steps", steps, "--rounds", "2", "--json", str(out), "--peers", "none",
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if out.exists():

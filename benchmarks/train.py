@@ -33,6 +33,15 @@ LAYERS, WIDTH, HEADS, TEXT, TEXT_WIDTH, LORA, PATCH = 28, 1152, 16, 512, 1024, 2
 # The peer.
 
 
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[B, H, T, C]; by name, since the compiler does not choose it when all else is forbidden, but falls back to plain products."""
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[0]
+
+
+attention: Callable[..., Tensor] = F.scaled_dot_product_attention
+"""The peer's."""
+
+
 class PlainBlock(nn.Module):
     """Self-attention, cross-attention, MLP, each with adaLN-LoRA; q/k norms; [B, T, D]."""
 
@@ -48,7 +57,7 @@ class PlainBlock(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         q, k = F.rms_norm(q, q.shape[-1:], q_norm, 1e-6), F.rms_norm(k, k.shape[-1:], k_norm, 1e-6)
-        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).flatten(2)
+        return attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).flatten(2)
 
     def forward(self, x: Tensor, noise: Tensor, text: Tensor) -> Tensor:
         """[B, T, D], [B, D], [B, L, E] -> [B, T, D]"""
@@ -301,7 +310,7 @@ def padded_batches(shapes: Shapes, bounds: list[int]) -> list[tuple[int, int, in
 def peers(args: argparse.Namespace, workload: str) -> dict[str, tuple[Callable[[Any], None], list[Any], list[int]]]:
     """Step, batches and their useful tokens of each peer: bf16 weights, or fp32 under autocast."""
     found: dict[str, Any] = {}
-    for weights in args.peers:
+    for weights in {"both": ("bf16", "fp32"), "none": ()}.get(args.peers, (args.peers,)):
         peer = Peer(args.heads, torch.bfloat16 if weights == "bf16" else torch.float32)
         if workload == "W4":
             shapes = mixed(2000)
@@ -365,13 +374,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", nargs="*", choices=["bf16", "fp32"], default=["bf16"], help="the peer's weights; fp32 under autocast")
+    parser.add_argument("--peers", choices=["bf16", "fp32", "both", "none"], default="bf16", help="the peer's weights; fp32 under autocast")
     parser.add_argument("--peer-graph", action="store_true", help="also the peer with forward and backward in a CUDA graph")
     parser.add_argument("--cudnn-peer", action="store_true", help="the peer's attention by cuDNN, not by torch's first choice")
     args = parser.parse_intermixed_args()
     if args.cudnn_peer:
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        global attention  # noqa: PLW0603
+        attention = cudnn_attention
     torch._dynamo.config.recompile_limit = 64
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; 8192^3 bf16 product: {matmul_rate() / 1e12:.0f} TFLOP/s", flush=True)

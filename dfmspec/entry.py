@@ -158,10 +158,10 @@ def _train(resolved: Resolved) -> int:
     except ImportError as error:
         raise OSError(f"the trainer needs {error.name}; run: {EXTRA}") from error
     if experiment.cluster.device == "cuda" and experiment.model.attention_backend == "flash":
-        try:
-            import flash_attn.cute.interface  # noqa: F401
-        except ImportError as error:
-            raise OSError(f"model.attention_backend flash needs {error.name}; run: pip install 'dfmspec[flash]', or set it to fused") from error
+        from dfmspec.trainer.libraries import FLASH_ATTENTION, installed
+
+        if not installed(FLASH_ATTENTION):
+            raise OSError(f"model.attention_backend flash needs {'=='.join(FLASH_ATTENTION)}; run: pip install 'dfmspec[flash]', or set it to auto")
     del torch, megatron
     return run(experiment, config=config)
 

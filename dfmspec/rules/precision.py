@@ -95,12 +95,14 @@ def _own_alignment(view: View) -> Iterator[Finding]:
 
 
 def _own_kernels(view: View) -> Iterator[Finding]:
-    key, gpu = "model.attention_backend", view["cluster.gpu"]
+    key, gpu, head = "model.attention_backend", view["cluster.gpu"], view["model.kv_channels"]
     off = next((f"{name} is {shown(view[name])}" for name, value in (("cluster.device", "cpu"), ("model.transformer_impl", "local"), (f"{M}bf16", False)) if view[name] == value), None)
     if view[key] == "flash" and off:
-        yield Finding(path(key), f"FlashAttention 4 is for Transformer Engine's layers in bf16 on a GPU, and {off}", "set it to fused", WARNING)
+        yield Finding(path(key), f"FlashAttention 4 is for Transformer Engine's layers in bf16 on a GPU, and {off}", "set it to auto", WARNING)
     elif view[key] == "flash" and gpu in _SINCE and _SINCE[gpu] < 90:
-        yield Finding(path(key), f"FlashAttention 4 needs compute capability 9.0, and {gpu} has {_SINCE[gpu] / 10}", "set it to fused")
+        yield Finding(path(key), f"FlashAttention 4 needs compute capability 9.0, and {gpu} has {_SINCE[gpu] / 10}", "set it to auto")
+    elif view[key] == "flash" and (head % 8 or 96 < head != 128):
+        yield Finding(path(key), f"FlashAttention 4 takes heads of 128 channels, or of up to 96 in multiples of 8, and a head has {head}", "set it to auto, or choose other heads")
     if view[f"{M}fp8"] and gpu in _SINCE and _SINCE[gpu] < 89:
         yield Finding(path(f"{M}fp8"), f"FP8 matrix products need compute capability 8.9, and {gpu} has {_SINCE[gpu] / 10}", f"remove {M}fp8")
 

@@ -21,6 +21,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -48,11 +50,17 @@ _LONG = (1024, 512)
 survive a CUDA graph (NaN, or illegal addresses, at 64 and 256 tokens; right at 1,024), through torch's attention or Transformer Engine's."""
 
 
+def flash_fits(head: int) -> bool:
+    """Whether FlashAttention 4's backward pass is right for heads of so many channels (`flash.py`)."""
+    return head % 8 == 0 and (head <= 96 or head == 128)
+
+
 def backend_of(config: TransformerConfig) -> Literal["flash", "fused", "torch"]:
     """Who computes attention. The first two take segments of any lengths in one call, and read on the device where they lie."""
     if config.transformer_impl != "transformer_engine" or config.params_dtype == torch.float32:
         return "torch"
-    if config.attention_backend == AttnBackend.flash:
+    tried = config.attention_backend == AttnBackend.auto and flash_fits(config.kv_channels) and usable(FLASH_ATTENTION)
+    if tried or config.attention_backend == AttnBackend.flash:
         return "flash"
     return "torch" if config.deterministic_mode else "fused"
 

@@ -6,12 +6,12 @@ on this rank, n segments, D hidden size, r rank of the LoRA.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
 from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_mlp
+from dfmspec.trainer.libraries import QUACK, usable
 from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
+from dfmspec.trainer.products import ColumnLinear, RowLinear, fused_mlp
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class DiTLayer(TransformerLayer):
     that TransformerBlock hands to every layer, and through recomputation, with its gradient.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, fp8: bool, **kwargs: Any) -> None:
+    def __init__(self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, mlp_of: Callable[[MLP, Tensor], Tensor], **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.adaln = AdaLN(config, adaln_lora_rank)
-        self.fp8 = fp8
+        self.mlp_of = mlp_of
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any
@@ -86,28 +88,27 @@ def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, cont
     x, z = gated_modulate(x, y.squeeze(1), gate_sa, shift_ca, scale_ca, rows, eps)
     y = layer.cross_attention(z.unsqueeze(1), context, segments.cross_attention)
     x, z = gated_modulate(x, y.squeeze(1), gate_ca, shift_mlp, scale_mlp, rows, eps)
-    y = fp8_mlp(layer.mlp, z.unsqueeze(1)) if layer.fp8 else layer.mlp(z.unsqueeze(1))[0]
+    y = layer.mlp_of(layer.mlp, z.unsqueeze(1))
     return gated(x, y.squeeze(1), gate_mlp, rows).unsqueeze(1)
 
 
 _compiled_block = torch.compile(_block)
 
 
-class _RowParallelLinear(RowParallelLinear):
-    """Megatron's, which forgets its group on the way to the product and warns of it: a warning ends torch.compile's trace."""
-
-    def _forward_impl(self, *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = super()._forward_impl(*args, **kwargs | {"tp_group": self.tp_group})
-        return output
+def _megatrons_mlp(layer: MLP, hidden_states: Tensor) -> Tensor:
+    output: Tensor = layer(hidden_states)[0]
+    return output
 
 
 def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int, fp8: bool) -> ModuleSpec:
     """The parts of one block; `fp8`: the products of its attentions and its MLP."""
-    column, row = (Fp8ColumnParallelLinear, Fp8RowParallelLinear) if fp8 else (ColumnParallelLinear, _RowParallelLinear)
+    column, row = (Fp8ColumnParallelLinear, Fp8RowParallelLinear) if fp8 else (ColumnLinear, RowLinear)
+    gelu_inside = config.tensor_model_parallel_size == 1 and config.params_dtype == torch.bfloat16 and usable(QUACK)
+    mlp_of = fp8_mlp if fp8 else fused_mlp if gelu_inside else _megatrons_mlp
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
-        params={"adaln_lora_rank": adaln_lora_rank, "fp8": fp8},
+        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of},
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,

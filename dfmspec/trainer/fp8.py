@@ -52,7 +52,7 @@ def quantized(x: Tensor, dtype: torch.dtype, *, gelu: bool = False, through_gelu
     if through_gelu_of is not None:
         x = torch.ops.aten.gelu_backward(x, through_gelu_of, approximate="tanh")
     largest, most = x.abs().amax().float(), torch.finfo(dtype).max
-    scale = torch.where(largest == 0, 1.0, most / largest)
+    scale = torch.where(largest == 0, 1.0, torch.full_like(largest, most) / largest)  # a number / tensor is a product with an inverse, rounded twice
     scale = torch.where(scale > MOST_SCALE, MOST_SCALE, scale)
     rows = (x.float() * scale).clamp(-most, most).to(dtype)
     return Quantized(rows, rows.t().contiguous(), scale.reciprocal())
@@ -65,21 +65,42 @@ def _product(a: Tensor, b: Tensor, a_inverse: Tensor, b_inverse: Tensor, dtype: 
     return ((a.float() * a_inverse) @ (b.float() * b_inverse).t()).to(dtype)
 
 
+@torch.library.custom_op("dfmspec::fp8_weight_gradient", mutates_args=())
+def weight_gradient(d_out: Tensor, x: Tensor, d_out_inverse: Tensor, x_inverse: Tensor, weight: Tensor) -> Tensor:
+    """`products.weight_gradient` of d_out^T [n, t] and x^T [k, t] in FP8."""
+    incoming = getattr(weight, "incoming", None)
+    if incoming is None:
+        return _product(d_out, x, d_out_inverse, x_inverse, weight.dtype)
+    total = weight.main_grad
+    if incoming.replace and x.is_cuda:
+        torch._scaled_mm(d_out, x.t(), d_out_inverse, x_inverse, out_dtype=total.dtype, out=total)
+    else:
+        product = _product(d_out, x, d_out_inverse, x_inverse, total.dtype)
+        total.copy_(product) if incoming.replace else total.add_(product)
+    weight.grad_added_to_main_grad = True
+    return torch.empty_like(weight)
+
+
+@weight_gradient.register_fake
+def _(d_out, x, d_out_inverse, x_inverse, weight):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weight)
+
+
 class _Linear(torch.autograd.Function):
     """x weight^T"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         q, w = quantized(x, E4M3), quantized(weight, E4M3)
-        ctx.save_for_backward(q.columns, q.inverse, w.columns, w.inverse)
+        ctx.save_for_backward(q.columns, q.inverse, w.columns, w.inverse, weight)
         return _product(q.rows, w.rows, q.inverse, w.inverse, x.dtype, fast=True)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
-        x, x_inverse, weight, weight_inverse = ctx.saved_tensors
+        x, x_inverse, w, w_inverse, weight = ctx.saved_tensors
         d, wanted = quantized(d_out, E5M2), ctx.needs_input_grad[0]
-        d_x = _product(d.rows, weight, d.inverse, weight_inverse, d_out.dtype) if wanted else None
-        return d_x, _product(d.columns, x, d.inverse, x_inverse, d_out.dtype)
+        d_x = _product(d.rows, w, d.inverse, w_inverse, d_out.dtype) if wanted else None
+        return d_x, weight_gradient(d.columns, x, d.inverse, x_inverse, weight)
 
 
 class _Mlp(torch.autograd.Function):
@@ -90,18 +111,18 @@ class _Mlp(torch.autograd.Function):
         q, w1, w2 = quantized(x, E4M3), quantized(first, E4M3), quantized(second, E4M3)
         h = _product(q.rows, w1.rows, q.inverse, w1.inverse, x.dtype, fast=True)  # [t, f]
         a = quantized(h, E4M3, gelu=True)
-        ctx.save_for_backward(q.columns, q.inverse, w1.columns, w1.inverse, h, a.columns, a.inverse, w2.columns, w2.inverse)
+        ctx.save_for_backward(q.columns, q.inverse, w1.columns, w1.inverse, h, a.columns, a.inverse, w2.columns, w2.inverse, first, second)
         return _product(a.rows, w2.rows, a.inverse, w2.inverse, x.dtype, fast=True)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        x, x_inverse, w1, w1_inverse, h, a, a_inverse, w2, w2_inverse = ctx.saved_tensors
+        x, x_inverse, w1, w1_inverse, h, a, a_inverse, w2, w2_inverse, first, second = ctx.saved_tensors
         kind, d = d_out.dtype, quantized(d_out, E5M2)
         d_h = quantized(_product(d.rows, w2, d.inverse, w2_inverse, kind), E5M2, through_gelu_of=h)
         return (
             _product(d_h.rows, w1, d_h.inverse, w1_inverse, kind),
-            _product(d_h.columns, x, d_h.inverse, x_inverse, kind),
-            _product(d.columns, a, d.inverse, a_inverse, kind),
+            weight_gradient(d_h.columns, x, d_h.inverse, x_inverse, first),
+            weight_gradient(d.columns, a, d.inverse, a_inverse, second),
         )
 
 
@@ -127,12 +148,20 @@ def _entered(layer: ColumnParallelLinear, x: Tensor) -> Tensor:
 class Fp8ColumnParallelLinear(ColumnParallelLinear):
     """Megatron's, without bias, its product in FP8."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.weight.summed_by_product = True
+
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(_entered(self, input), weight)
 
 
 class Fp8RowParallelLinear(RowParallelLinear):
     """Megatron's, without bias, its product in FP8; the ranks' parts are summed as they are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.weight.summed_by_product = True
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(input, weight)

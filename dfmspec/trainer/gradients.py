@@ -15,24 +15,25 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 
+from dfmspec.trainer.products import Incoming
 
-def accumulate_fused(model: list[Any]) -> torch.Tensor:
-    """Let each gradient be added to its buffer by our kernel, before megatron-core's hook would.
 
-    Returns a flag [1] on the device: while it is not 0, a gradient replaces what its buffer holds.
-    """
+def fused(model: list[Any]) -> Incoming:
+    """Let each gradient be added to its buffer by our kernel, or by the product that makes it, before megatron-core's hook would."""
     from dfmspec.trainer.kernels.optimizer import accumulate
 
-    fresh = torch.zeros(1, dtype=torch.int32, device="cuda")
+    incoming = Incoming()
 
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        accumulate(weight.main_grad, gradient, fresh)
+        accumulate(weight.main_grad, gradient, replace=incoming.replace)
         weight.grad_added_to_main_grad = True
 
     for chunk in model:
         for weight in chunk.parameters():
-            weight.register_hook(partial(add, weight))
-    return fresh
+            weight.incoming = incoming
+            if not getattr(weight, "summed_by_product", False):
+                weight.register_hook(partial(add, weight))
+    return incoming
 
 
 def start(chunk: Any, *, cleared: bool) -> None:

@@ -7,7 +7,7 @@ in a graph is what a shape is made of: the sizes of the tensors, and what the bl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ class Graphs:
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, list[Tensor]]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, batch: Microbatch, tokens: Tensor) -> Tensor:
-        """The report of this microbatch."""
-        shape = self._shape(batch)
+    def __call__(self, batch: Microbatch, tokens: Tensor, *how: Hashable) -> Tensor:
+        """The report of this microbatch; `how`: what else the work depends on."""
+        shape = (self._shape(batch), how)
         if shape not in self._graphs:
             if shape not in self._seen or len(self._graphs) == _MOST:
                 self._seen.add(shape)

@@ -16,12 +16,12 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
-from torch import Tensor
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import gradients
 from dfmspec.trainer.ema import Ema
 from dfmspec.trainer.model import DiT, initialize, transformer_config
+from dfmspec.trainer.products import Incoming
 from dfmspec.trainer.update import Update, update_of
 
 
@@ -84,8 +84,8 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     ema: Ema
     update: Update
-    fresh: Tensor | None = None
-    """Where not 0, gradients replace what their buffers hold (`gradients.accumulate_fused`); None: they are always added."""
+    incoming: Incoming | None = None
+    """How gradients meet their buffers (`gradients.fused`); None: as megatron-core has it, they are added."""
     graphs: Any = None
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
@@ -124,14 +124,14 @@ def build_trainer(experiment: Experiment, pretrained: Path | None = None) -> Tra
         ]
     for chunk in model:
         chunk.broadcast_params()
-    fresh = gradients.accumulate_fused(model) if on_gpu else None
+    incoming = gradients.fused(model) if on_gpu else None
     ema = Ema(chunks, experiment.diffusion.ema_decay, model)
     optimizer = build_optimizer(experiment, model)
     config.finalize_model_grads_func = gradients.finalize
     config.grad_scale_func = optimizer.scale_loss
     if ddp.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
-    return Trainer(experiment, chunks, model, optimizer, build_scheduler(experiment, optimizer), ema, update_of(optimizer), fresh)
+    return Trainer(experiment, chunks, model, optimizer, build_scheduler(experiment, optimizer), ema, update_of(optimizer), incoming)
 
 
 def _side_stream() -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dfmspec.trainer import fp8
+from dfmspec.trainer.products import Incoming
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -50,6 +51,26 @@ def test_the_compiler_sees_through_it() -> None:
 
     work(torch.randn(16, 32, requires_grad=True)).backward()
     assert all(weight.grad.any() for weight in weights)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_gradients_go_where_they_are_summed(device: str) -> None:
+    """The same numbers as without a buffer, replaced once and added once."""
+    generator = torch.Generator().manual_seed(0)
+    x, *inputs = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in ((64, 32), (48, 32), (96, 48), (32, 96)))
+
+    def backward(weights: list[torch.Tensor]) -> None:
+        fp8.mlp(fp8.linear(x, weights[0]), *weights[1:]).sum().backward()
+
+    apart, together = ([weight.clone().requires_grad_() for weight in inputs] for _ in range(2))
+    incoming = Incoming()
+    backward(apart)
+    for weight in together:
+        weight.incoming, weight.main_grad = incoming, torch.full(weight.shape, 7.0, device=device)
+    for times, incoming.replace in ((1, True), (2, False)):
+        backward(together)
+        for mine, theirs in zip(together, apart, strict=True):
+            assert relative(mine.main_grad, times * theirs.grad.float()) < 5e-3  # theirs is in bf16
 
 
 def test_zeros_stay_zeros_and_the_largest_value_is_met_exactly() -> None:

@@ -13,10 +13,10 @@ from dfmspec.trainer.modulation import CHUNK
 _FORWARD_WARPS, _WARPS = 4, 4
 _ROWS = 2
 """Rows of a chunk that are held at a time."""
-_STAGES = 1
+_STAGES = 3
 """Steps of the backward pass whose rows are on their way at a time."""
-_SUMMED = 128
-"""Columns whose sums over chunks a program makes."""
+_SUMMED = (32, 64)
+"""Chunks that a program sums at a time, and columns."""
 
 
 @triton.jit
@@ -97,14 +97,14 @@ def _backward_kernel(
 
 
 @triton.jit
-def _sum_kernel(sums, starts, totals, width, COLUMNS: tl.constexpr):
+def _sum_kernel(sums, starts, totals, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The chunks of one segment, in their order."""
     segment = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     end = tl.load(starts + segment + 1)
-    total = tl.zeros([8, COLUMNS], tl.float32)
-    for first in range(tl.load(starts + segment), end, 8):
-        chunk = (first + tl.arange(0, 8))[:, None]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(tl.load(starts + segment), end, ROWS):
+        chunk = (first + tl.arange(0, ROWS))[:, None]
         total += tl.load(sums + chunk.to(tl.int64) * width + columns, mask=(chunk < end) & (columns < width), other=0.0)
     at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     tl.store(totals + segment * width + at, tl.sum(total, 0), mask=at < width)
@@ -166,7 +166,7 @@ def adaln_backward(
         RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     totals = x.new_empty(len(starts) - 1, parts, width, dtype=torch.float32)
-    _sum_kernel[(len(totals), triton.cdiv(parts * width, _SUMMED))](sums, starts, totals, parts * width, COLUMNS=_SUMMED, num_warps=4)
+    _sum_kernel[(len(totals), triton.cdiv(parts * width, _SUMMED[1]))](sums, starts, totals, parts * width, *_SUMMED, num_warps=4)
     return dx, dy, totals
 
 

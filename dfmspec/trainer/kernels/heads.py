@@ -11,7 +11,7 @@ from torch import Tensor
 _TILE = 16
 """Rows that a program holds at a time."""
 _FORWARD_WARPS, _WARPS = 2, 8
-_STAGES = 1
+_STAGES = 3
 """Tiles of the backward pass that are on their way at a time."""
 _PROGRAMS = 1056
 """Of the backward pass, at most: what each sums of the weights' gradients is summed again."""
@@ -77,6 +77,17 @@ def _heads_backward_kernel(
         tl.store(here + D, tl.sum(total1, 0), mask=at < D)
 
 
+@triton.jit
+def _sum_kernel(sums, totals, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[rows, width] -> [width], in an order that is always the same."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in tl.range(0, rows, ROWS, num_stages=3):
+        row = (first + tl.arange(0, ROWS))[:, None]
+        total += tl.load(sums + row * width + columns[None, :], mask=(row < rows) & (columns < width)[None, :], other=0.0)
+    tl.store(totals + columns, tl.sum(total, 0), mask=columns < width)
+
+
 def _three(tensors: list[Tensor]) -> list[Tensor | None]:
     return [*tensors, None, None, None][:3]
 
@@ -113,7 +124,9 @@ def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: 
         x, *_three(weights)[:2], *_three(d_outs), dx, sums, rows, tiles, eps, D=width, PARTS=parts, NORMED=len(weights),
         TILE=_TILE, BLOCK=triton.next_power_of_2(width), STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
-    return dx, sums.sum(0)
+    totals = x.new_empty(len(weights), width, dtype=torch.float32)
+    _sum_kernel[(triton.cdiv(totals.numel(), 16),)](sums, totals, programs, totals.numel(), ROWS=256, COLUMNS=16, num_warps=8)
+    return dx, totals
 
 
 @heads_backward.register_fake

@@ -7,18 +7,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+_BLOCK, _WARPS = 1024, 8
+
 
 @triton.jit
-def _accumulate_kernel(total, part, fresh, size, BLOCK: tl.constexpr):
+def _accumulate_kernel(total, part, size, REPLACE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    before = tl.load(total + at, mask=(at < size) & (tl.load(fresh) == 0), other=0.0).to(tl.float32)
-    tl.store(total + at, before + tl.load(part + at, mask=at < size).to(tl.float32), mask=at < size)
+    value = tl.load(part + at, mask=at < size).to(tl.float32)
+    if not REPLACE:
+        value += tl.load(total + at, mask=at < size).to(tl.float32)
+    tl.store(total + at, value, mask=at < size)
 
 
-def accumulate(total: Tensor, part: Tensor, fresh: Tensor) -> None:
-    """total += part, in fp32; where `fresh` [1] is not 0, total = part."""
+def accumulate(total: Tensor, part: Tensor, *, replace: bool) -> None:
+    """total += part, in fp32; to `replace`: total = part."""
     size = part.numel()
-    _accumulate_kernel[(triton.cdiv(size, 2048),)](total, part.contiguous(), fresh, size, BLOCK=2048, num_warps=4)
+    _accumulate_kernel[(triton.cdiv(size, _BLOCK),)](total, part.contiguous(), size, REPLACE=replace, BLOCK=_BLOCK, num_warps=_WARPS)
 
 
 UPDATE_BLOCK = 2048

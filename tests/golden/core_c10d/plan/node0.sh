@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# agreed: node 0 of 4; plan 9f8daf9de4a4
+# agreed: node 0 of 4; plan c9a57649fe84
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
@@ -9,9 +9,9 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=1800
 export NCCL_IB_HCA=mlx5
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/agreed/9f8daf9de4a4  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/agreed/c9a57649fe84  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
-DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-9f8daf9de4a4}"
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-c9a57649fe84}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 4 \
     --rdzv-backend c10d \

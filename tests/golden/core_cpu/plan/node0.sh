@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# trial: node 0 of 1; plan f59d54e2ad94
+# trial: node 0 of 1; plan 7fa3d5626056
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export OMP_NUM_THREADS=1
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/trial/f59d54e2ad94  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/trial/7fa3d5626056  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 exec torchrun --nproc-per-node 2 \
     "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \

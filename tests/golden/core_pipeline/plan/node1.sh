@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# stages: node 1 of 2; plan cbb12d8ebb45
+# stages: node 1 of 2; plan 2c69ddbd77bb
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
@@ -7,7 +7,7 @@ export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/stages/cbb12d8ebb45  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/stages/2c69ddbd77bb  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

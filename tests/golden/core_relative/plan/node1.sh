@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# beside: node 1 of 2; plan 535474835df5
+# beside: node 1 of 2; plan df65be03d402
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
@@ -7,7 +7,7 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_SPEC_DIR:-}" ] || export DFMSPEC_SPEC_DIR="$DFMSPEC_BUNDLE"/..  # paths of the spec are relative to this
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_SPEC_DIR"/'../it'"'"'s shared/runs'/beside/535474835df5  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_SPEC_DIR"/'../it'"'"'s shared/runs'/beside/df65be03d402  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

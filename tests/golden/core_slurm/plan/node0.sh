@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# by-slurm: node 0 of 2; plan 90b17895c751
+# by-slurm: node 0 of 2; plan 3bc49da48896
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/by-slurm/90b17895c751  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/by-slurm/3bc49da48896  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# many: any of 64 nodes; plan 34c7d876bb10
+# many: any of 64 nodes; plan 2270646165c7
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
@@ -7,11 +7,11 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 NODE_RANK="${1:?give the rank of this node, 0 to 63}"
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/many/34c7d876bb10  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/many/2270646165c7  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
-DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-34c7d876bb10}"
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-2270646165c7}"
 exec torchrun --nproc-per-node 8 \
     --nnodes 64 \
     --rdzv-backend c10d \

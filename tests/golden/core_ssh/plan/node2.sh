@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# by-ssh: node 2 of 3; plan 19a9e649ac41
+# by-ssh: node 2 of 3; plan b0b03e00576e
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 module load cuda/12.8
@@ -10,7 +10,7 @@ export A_FIRST=2
 export Z_LAST=1
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/by-ssh/19a9e649ac41  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/by-ssh/b0b03e00576e  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# thousands: any of 4096 nodes; plan c875b1e200b3
+# thousands: any of 4096 nodes; plan b39639547c91
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 set -u
@@ -7,7 +7,7 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 NODE_RANK="${1:?give the rank of this node, 0 to 4095}"
 DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/thousands/c875b1e200b3  # checkpoints and logs; the same on every node
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/thousands/b39639547c91  # checkpoints and logs; the same on every node
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

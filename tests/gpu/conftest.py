@@ -1,0 +1,17 @@
+"""Each test process begins with another GPU of this machine, so that tests of one or two do not all meet on the first."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def _rotated(devices: list[str], worker: str) -> list[str]:
+    first = 2 * int(worker.removeprefix("gw") or 0) % len(devices)
+    return devices[first:] + devices[:first]
+
+
+if count := torch.cuda.device_count():
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_rotated(visible.split(","), os.environ.get("PYTEST_XDIST_WORKER", "")))
