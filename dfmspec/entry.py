@@ -161,7 +161,8 @@ def _train(resolved: Resolved) -> int:
         from dfmspec.trainer.libraries import FLASH_ATTENTION, installed
 
         if not installed(FLASH_ATTENTION):
-            raise OSError(f"model.attention_backend flash needs {'=='.join(FLASH_ATTENTION)}; run: pip install 'dfmspec[flash]', or set it to auto")
+            wanted = f"{FLASH_ATTENTION.name}=={FLASH_ATTENTION.version}"
+            raise OSError(f"model.attention_backend flash needs {wanted}; run: pip install 'dfmspec[flash]', or set it to auto")
     del torch, megatron
     return run(experiment, config=config)
 

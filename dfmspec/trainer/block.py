@@ -25,7 +25,7 @@ from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, Pac
 from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_mlp
 from dfmspec.trainer.libraries import QUACK, usable
 from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
-from dfmspec.trainer.products import ColumnLinear, RowLinear, fused_mlp
+from dfmspec.trainer.products import ColumnLinear, RowLinear, fused_mlp, linear
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,11 @@ class AdaLN(nn.Module):
         self.up = nn.Linear(lora_rank, 9 * config.hidden_size, **kind)
         for weight in self.parameters():
             weight.sequence_parallel = config.sequence_parallel
+            weight.sums_itself = True
 
     def forward(self, noise_embedding: Tensor) -> tuple[Tensor, ...]:
         """[n, D] -> nine of [n, D]: shift, scale, gate of self-attention, of cross-attention, of the MLP."""
-        return self.up(self.down(F.silu(noise_embedding))).chunk(9, dim=-1)
+        return linear(linear(F.silu(noise_embedding), self.down.weight), self.up.weight).chunk(9, dim=-1)
 
 
 class DiTLayer(TransformerLayer):
@@ -83,7 +84,7 @@ def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, cont
     x, rows, eps = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon
     shift_sa, scale_sa, gate_sa, shift_ca, scale_ca, gate_ca, shift_mlp, scale_mlp, gate_mlp = layer.adaln(noise_embedding)
 
-    z = modulate(x, shift_sa, scale_sa, rows, eps)  # [s, D]
+    x, z = modulate(x, shift_sa, scale_sa, rows, eps)  # [s, D]
     y = layer.self_attention(z.unsqueeze(1), segments.self_attention)
     x, z = gated_modulate(x, y.squeeze(1), gate_sa, shift_ca, scale_ca, rows, eps)
     y = layer.cross_attention(z.unsqueeze(1), context, segments.cross_attention)

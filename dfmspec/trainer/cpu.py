@@ -54,6 +54,7 @@ def install(device: str) -> None:
     cuda = torch.cuda
     cuda.current_device = lambda: elsewhere  # type: ignore[assignment,return-value]
     cuda.device_count = lambda: 1
+    cuda.get_device_capability = lambda device=None: (0, 0)
     for silent in ("synchronize", "set_device", "manual_seed", "empty_cache"):
         setattr(cuda, silent, lambda *args, **kwargs: None)
     cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()  # type: ignore[assignment]

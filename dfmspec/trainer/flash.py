@@ -15,7 +15,11 @@ from flash_attn.cute import interface
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
 
+from dfmspec.trainer.libraries import FLASH_ATTENTION, installed
 from dfmspec.trainer.operators import fake_gradients, keep, laid
+
+if not installed(FLASH_ATTENTION):  # another version has other inner functions
+    raise ImportError(f"needs {FLASH_ATTENTION.name}=={FLASH_ATTENTION.version}")
 
 
 def _on_hopper() -> bool:

@@ -150,7 +150,7 @@ class Fp8ColumnParallelLinear(ColumnParallelLinear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.weight.summed_by_product = True
+        self.weight.sums_itself = True
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(_entered(self, input), weight)
@@ -161,7 +161,7 @@ class Fp8RowParallelLinear(RowParallelLinear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.weight.summed_by_product = True
+        self.weight.sums_itself = True
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(input, weight)

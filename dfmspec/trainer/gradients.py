@@ -18,22 +18,32 @@ from megatron.core.distributed import finalize_model_grads
 from dfmspec.trainer.products import Incoming
 
 
-def fused(model: list[Any]) -> Incoming:
-    """Let each gradient be added to its buffer by our kernel, or by the product that makes it, before megatron-core's hook would."""
-    from dfmspec.trainer.kernels.optimizer import accumulate
-
+def into_buffers(model: list[Any]) -> Incoming:
+    """Let each gradient be added to its buffer by what makes it (`weight.sums_itself`), or by our kernel, before megatron-core's hook would."""
     incoming = Incoming()
 
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        accumulate(weight.main_grad, gradient, replace=incoming.replace)
+        _accumulate(weight.main_grad, gradient, replace=incoming.replace)
         weight.grad_added_to_main_grad = True
+
+    def was_added(weight: torch.nn.Parameter, _: torch.Tensor) -> None:
+        if not weight.grad_added_to_main_grad:  # megatron-core's hook would add to what an earlier iteration left
+            raise RuntimeError("what makes a weight's gradient did not find the buffer that it is summed in")
 
     for chunk in model:
         for weight in chunk.parameters():
             weight.incoming = incoming
-            if not getattr(weight, "summed_by_product", False):
-                weight.register_hook(partial(add, weight))
+            weight.register_hook(partial(was_added if getattr(weight, "sums_itself", False) else add, weight))
     return incoming
+
+
+def _accumulate(total: torch.Tensor, part: torch.Tensor, *, replace: bool) -> None:
+    if total.is_cuda:
+        from dfmspec.trainer.kernels.optimizer import accumulate
+
+        accumulate(total, part, replace=replace)
+    else:
+        total.copy_(part) if replace else total.add_(part)
 
 
 def start(chunk: Any, *, cleared: bool) -> None:

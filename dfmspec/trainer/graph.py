@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dfmspec.trainer.pack import Microbatch
 
-_MOST = 16
-"""Graphs that are kept; each holds its own buffers, and one memory pool serves all."""
+_MOST = 32
+"""Graphs that are kept, two of a shape where gradients are both replaced and added; each holds its own buffers, and one memory pool serves all."""
 
 
 class Graphs:
@@ -31,14 +31,14 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Microbatch, tokens: Tensor, *how: Hashable) -> Tensor:
-        """The report of this microbatch; `how`: what else the work depends on."""
-        shape = (self._shape(batch), how)
-        if shape not in self._graphs:
-            if shape not in self._seen or len(self._graphs) == _MOST:
-                self._seen.add(shape)
+        """The report of this microbatch; `how`: what else the work depends on, and a graph holds."""
+        kind = (self._shape(batch), how)
+        if kind not in self._graphs:
+            if kind not in self._seen or len(self._graphs) == _MOST:
+                self._seen.add(kind)
                 return self._work(batch, tokens)
-            self._graphs[shape] = self._capture(batch, tokens)
-        graph, inputs, report, _ = self._graphs[shape]
+            self._graphs[kind] = self._capture(batch, tokens)
+        graph, inputs, report, _ = self._graphs[kind]
         for mine, theirs in zip(inputs, [*_tensors(batch), tokens], strict=True):
             mine.copy_(theirs)
         graph.replay()

@@ -6,24 +6,35 @@ The versions are those whose inner functions we call; another one counts as not 
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
 
 import torch
 
-FLASH_ATTENTION = ("flash-attn-4", "4.0.0b36")
-QUACK = ("quack-kernels", "0.6.5")
+
+class Library(NamedTuple):
+    """A library of one version."""
+
+    name: str
+    version: str
+    module: str
+    """What we import of it."""
 
 
-def installed(library: tuple[str, str]) -> bool:
-    """Whether this very version is."""
-    name, wanted = library
+FLASH_ATTENTION = Library("flash-attn-4", "4.0.0b36", "flash_attn.cute.interface")
+QUACK = Library("quack-kernels", "0.6.5", "quack.gemm_interface")
+
+
+def installed(library: Library) -> bool:
+    """Whether this very version is, with all that it needs."""
     try:
-        return version(name) == wanted
-    except PackageNotFoundError:
+        return version(library.name) == library.version and import_module(library.module) is not None
+    except (PackageNotFoundError, ImportError):
         return False
 
 
 @cache
-def usable(library: tuple[str, str]) -> bool:
-    """Whether it is installed, and this process's GPU a Hopper."""
+def usable(library: Library) -> bool:
+    """Whether this process's GPU is a Hopper, and it is installed."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9 and installed(library)

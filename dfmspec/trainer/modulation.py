@@ -8,6 +8,7 @@ Without a GPU the same functions are plain PyTorch. Shapes: s tokens, n segments
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,12 +41,16 @@ def rows_of(of_token: Tensor, segments: int) -> Rows:
     return Rows(of_token.int(), torch.tensor(chunks, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float) -> Tensor:
-    """[s, D] -> [s, D]: layer norm without weights, then the segment's scale and shift [n, D]."""
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
+    """[s, D] -> x as it is, and [s, D] layer norm of it without weights, then the segment's scale and shift [n, D].
+
+    Who goes on with this x spares the backward pass an addition: both gradients meet in the kernel.
+    """
     if x.is_cuda:
-        return _kernel(x, None, None, shift, scale, rows, eps)[1]
+        output: tuple[Tensor, Tensor] = _Modulate.apply(x, shift, scale, rows.of_token, rows.chunks, rows.starts, eps)
+        return output
     normed = F.layer_norm(x, (x.size(-1),), eps=eps)
-    return normed * (1 + scale[rows.of_token]) + shift[rows.of_token]
+    return x, normed * (1 + scale[rows.of_token]) + shift[rows.of_token]
 
 
 def gated(x: Tensor, y: Tensor, gate: Tensor, rows: Rows) -> Tensor:
@@ -59,8 +64,26 @@ def gated_modulate(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Ten
     """`gated`, and `modulate` of what that gives: both, in one pass."""
     if x.is_cuda:
         return _kernel(x, y, gate, shift, scale, rows, eps)
-    x = gated(x, y, gate, rows)
-    return x, modulate(x, shift, scale, rows, eps)
+    return modulate(gated(x, y, gate, rows), shift, scale, rows, eps)
+
+
+class _Modulate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, of_token: Tensor, chunks: Tensor, starts: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        from dfmspec.trainer.kernels.adaln import adaln
+
+        _, z, mean, rstd = adaln(x, None, None, shift, scale, of_token, chunks, starts, eps)
+        ctx.save_for_backward(x, scale, chunks, starts, mean, rstd)
+        return x, z
+
+    @staticmethod
+    def backward(ctx: Any, dx_out: Tensor, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        from dfmspec.trainer.kernels.adaln import adaln_backward
+
+        x, scale, chunks, starts, mean, rstd = ctx.saved_tensors
+        dx, _, sums = adaln_backward(x, None, None, scale, chunks, starts, mean, rstd, dx_out, dz)
+        dshift, dscale = sums.to(x.dtype).unbind(1)
+        return dx, dshift, dscale, None, None, None, None
 
 
 def _kernel(x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:

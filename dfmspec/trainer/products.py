@@ -29,7 +29,7 @@ class Incoming:
 def weight_gradient(d_out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """d_out [t, n]^T x [t, k] into `weight.main_grad` [n, k]; what is returned then only stands for it. Without such a buffer, the gradient.
 
-    What it changes is no argument: the compiler refuses a backward pass that changes the forward pass's.
+    What it changes is no argument: the compiler refuses a backward pass that changes an input of the forward pass.
     """
     incoming = getattr(weight, "incoming", None)
     if incoming is None:
@@ -131,7 +131,7 @@ class ColumnLinear(ColumnParallelLinear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.alone = self.weight.summed_by_product = self.tp_group.size() == 1
+        self.alone = self.weight.sums_itself = self.tp_group.size() == 1
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
         output: Tensor = linear(input, weight) if self.alone else super()._forward_impl(input=input, weight=weight, **options)
@@ -139,11 +139,11 @@ class ColumnLinear(ColumnParallelLinear):
 
 
 class RowLinear(RowParallelLinear):
-    """The same. Megatron's forgets its group on the way to the product and warns of it."""
+    """The same. Megatron's forgets its group on the way to the product and warns of it: a warning ends torch.compile's trace."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.alone = self.weight.summed_by_product = self.tp_group.size() == 1
+        self.alone = self.weight.sums_itself = self.tp_group.size() == 1
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
         options["tp_group"] = self.tp_group

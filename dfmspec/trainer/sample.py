@@ -61,7 +61,7 @@ def one_process(config: dict) -> Experiment:
     layout = {
         "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1,
         "virtual_pipeline_model_parallel_size": None, "sequence_parallel": False, "recompute_granularity": None,
-        "recompute_method": None, "recompute_num_layers": None, "attention_backend": "fused",
+        "recompute_method": None, "recompute_num_layers": None, "attention_backend": "auto",
     }  # fmt: skip
     if device == "cpu":
         layout["transformer_impl"] = "local"

@@ -84,8 +84,8 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     ema: Ema
     update: Update
-    incoming: Incoming | None = None
-    """How gradients meet their buffers (`gradients.fused`); None: as megatron-core has it, they are added."""
+    incoming: Incoming
+    """How gradients meet their buffers (`gradients.into_buffers`)."""
     graphs: Any = None
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
@@ -124,7 +124,7 @@ def build_trainer(experiment: Experiment, pretrained: Path | None = None) -> Tra
         ]
     for chunk in model:
         chunk.broadcast_params()
-    incoming = gradients.fused(model) if on_gpu else None
+    incoming = gradients.into_buffers(model)
     ema = Ema(chunks, experiment.diffusion.ema_decay, model)
     optimizer = build_optimizer(experiment, model)
     config.finalize_model_grads_func = gradients.finalize

@@ -78,10 +78,12 @@ def _forward_step(sigma_data: float, tokens: Tensor, batches: Iterator[Microbatc
 
 def _replayed(trainer: Trainer, ready: list[Microbatch], tokens: Tensor) -> Iterator[Tensor]:
     """Microbatches through their graphs; the first one's gradients replace those of the iteration before."""
-    for index, batch in enumerate(ready):
-        trainer.incoming.replace = index == 0
-        yield trainer.graphs(batch, tokens, index == 0)
-    trainer.incoming.replace = False
+    try:
+        for index, batch in enumerate(ready):
+            trainer.incoming.replace = index == 0
+            yield trainer.graphs(batch, tokens, trainer.incoming.replace)
+    finally:
+        trainer.incoming.replace = False
 
 
 def graphed(trainer: Trainer) -> Graphs | None:

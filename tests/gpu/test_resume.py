@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.trainer.test_resume import assert_continues, cut
-from tests.trainer.training import SHORT, kill_tree, losses, start, train, wait_for
+from tests.trainer.training import SHORT, kill_tree, losses, pair, start, train, wait_for
 
 pytestmark = pytest.mark.gpu
 
 GPUS = torch.cuda.device_count()
-WORDS = ["cluster.device=cuda", "train.train_iters=8", "data.num_streams=8", "train.global_batch_size=8", "checkpoint.most_recent_k=-1"]
+WORDS = ["cluster.device=cuda", "model.hidden_size=256", "train.train_iters=8", "data.num_streams=8", "train.global_batch_size=8", "checkpoint.most_recent_k=-1"]
 FP32 = "mixed_precision.bf16=false"
 TP2 = "model.tensor_model_parallel_size=2"
 LAYOUTS = {
@@ -68,3 +69,16 @@ def test_a_killed_run_goes_on_in_another_layout(dataset: Path, tmp_path: Path) -
     for iteration, values in losses(run_dir).items():
         ((expected, _),) = losses(tmp_path / "whole")[iteration]
         assert all(loss == pytest.approx(expected, rel=1e-6) for loss, _ in values)
+
+
+@pytest.mark.skipif(GPUS < 4, reason="needs four GPUs")
+def test_two_nodes_give_the_losses_of_one(dataset: Path, tmp_path: Path) -> None:
+    """The how-to's pair of torchruns, two GPUs a node."""
+    words = ["--dataset-path", str(dataset), *SHORT, *WORDS, FP32, TP2, "train.train_iters=4"]
+    visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    halves = tuple({"CUDA_VISIBLE_DEVICES": ",".join(half), "DFMSPEC_RUN_DIR": str(tmp_path / "pair")} for half in (visible[:2], visible[2:4]))
+    first, second = pair(tmp_path / "pair", *words, processes=2, environments=halves)
+    train(tmp_path / "one", *words, processes=4)
+
+    assert "Iteration 4/4" in first and "Iteration" not in second
+    assert losses(tmp_path / "pair") == losses(tmp_path / "one")

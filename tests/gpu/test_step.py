@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
 from tests.trainer import parity
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("one process")]
+
+
+BACKENDS = ["fused", pytest.param("flash", marks=pytest.mark.skipif(not usable(FLASH_ATTENTION), reason="needs FlashAttention 4 on Hopper"))]
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +82,30 @@ def test_the_fused_update_is_megatrons_own_step(bf16: bool, build: Any) -> None:
     ("length", "resolution"), [(64, 128), (320, 128), (344, 128), (1024, 256), (4096, 512), (2300, 512)],
     ids=["one short", "short", "short, with padding", "medium", "long", "long, with padding"],
 )  # fmt: skip
-def test_graphs_change_nothing(length: int, resolution: int, build: Any) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graphs_change_nothing(length: int, resolution: int, backend: str, build: Any) -> None:
     from dfmspec.trainer import step
 
-    plain, packs = build(length=length, resolution=resolution)
+    plain, packs = build(length=length, resolution=resolution, attention_backend=backend)
     expected = run(plain, packs)
-    graphed, packs = build(length=length, resolution=resolution, cuda_graph_impl="local")
+    graphed, packs = build(length=length, resolution=resolution, attention_backend=backend)
     graphed.graphs = step.graphed(graphed)
     got = run(graphed, packs)
 
-    assert graphed.graphs._graphs
+    assert {how for _, how in graphed.graphs._graphs} == {(True,), (False,)}  # the first microbatch's gradients replace, the others' are added
     assert_close(expected, got, 2e-3)
 
 
 @pytest.mark.parametrize("options", [{"bf16": False}, {"deterministic_mode": True}, {}], ids=str)
-def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(options: dict[str, Any], build: Any) -> None:
-    """Two packs of the same sizes whose segments end elsewhere, in turns: torch's attention cuts by numbers of the host."""
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(options: dict[str, Any], backend: str, build: Any) -> None:
+    """Two packs of the same sizes whose segments end elsewhere, in turns: torch's attention, which stands in for cuDNN's in fp32 and where bits
+    must repeat, cuts by numbers of the host."""
     from dfmspec.trainer import step
 
-    plain, _ = build(**options)
+    plain, _ = build(attention_backend=backend, **options)
     expected = run(plain, mixed_packs())
-    graphed, _ = build(**options)
+    graphed, _ = build(attention_backend=backend, **options)
     graphed.graphs = step.graphed(graphed)
     got = run(graphed, mixed_packs())
 

@@ -70,6 +70,7 @@ def test_gradients_go_where_they_are_summed(device: str) -> None:
     for times, incoming.replace in ((1, True), (2, False)):
         backward(together)
         for mine, theirs in zip(together, apart, strict=True):
+            assert mine.grad_added_to_main_grad  # or DDP would add what only stands for it
             assert relative(mine.main_grad, times * theirs.grad.float()) < 5e-3  # theirs is in bf16
 
 

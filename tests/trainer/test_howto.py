@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from dfmspec import checkpoints
-from dfmspec.launch.local import free_port
-from tests.conftest import HOWTO, dfmspec, environment
-from tests.trainer.training import ENTRY, SHORT, finish, place, start
+from tests.conftest import HOWTO, dfmspec
+from tests.trainer.training import SHORT, finish, pair, place, start
 
 
 def run(cwd: Path, *words: str, processes: int = 2) -> str:
@@ -62,20 +61,9 @@ def test_step_3_the_command_line_overrides_the_files_parallelism(dataset: Path, 
 
 def test_multi_node_the_pair_of_commands(dataset: Path, tmp_path: Path) -> None:
     """Two torchruns on loopback, one process each, with the how-to's flags."""
-    port, torchrun = str(free_port()), str(Path(sys.executable).with_name("torchrun"))
-    env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    nodes = [
-        subprocess.Popen(
-            [torchrun, "--nproc-per-node", "1", "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", port,
-             ENTRY, "--dataset-path", str(dataset), *SHORT, "train.train_iters=2"],
-            cwd=place(tmp_path), env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    results = [node.communicate(timeout=240) for node in nodes]
+    first, second = pair(tmp_path, "--dataset-path", str(dataset), *SHORT, "train.train_iters=2", processes=1)
 
-    assert [node.returncode for node in nodes] == [0, 0], results
-    assert "Iteration 2/2" in results[0][0] and "Iteration" not in results[1][0]
+    assert "Iteration 2/2" in first and "Iteration" not in second
 
 
 def test_resume_from_a_checkpoint_folder(dataset: Path, tmp_path: Path) -> None:

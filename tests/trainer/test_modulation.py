@@ -17,8 +17,8 @@ LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: modulation.Rows) -> list[torch.Tensor]:
     """All three functions in a chain, and the gradients of x, y and the modulations."""
     gate, shift, scale = modulations.chunk(3, -1)
-    z = modulate(x, shift, scale, rows, 1e-6)
-    x1, z1 = gated_modulate(x, y, gate, shift, scale, rows, 1e-6)
+    x0, z = modulate(x, shift, scale, rows, 1e-6)
+    x1, z1 = gated_modulate(x0, y, gate, shift, scale, rows, 1e-6)
     outputs = [z, x1, z1, gated(x1, y, gate, rows)]
     weights = [torch.randn(out.shape, generator=torch.Generator().manual_seed(i)).to(out) for i, out in enumerate(outputs)]
     total = sum((out * weight).sum(dtype=torch.float64) for out, weight in zip(outputs, weights, strict=True))

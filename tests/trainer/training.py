@@ -36,6 +36,21 @@ def start(cwd: Path, *words: str, processes: int = 1, **env: str) -> subprocess.
     )
 
 
+def pair(cwd: Path, *words: str, processes: int, environments: tuple[dict[str, str], dict[str, str]] = ({}, {})) -> list[str]:
+    """What each of two nodes printed: the how-to's two torchruns, on loopback."""
+    port, torchrun = str(free_port()), shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
+    nodes = [
+        subprocess.Popen(
+            [torchrun, "--nproc-per-node", str(processes), "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", port, ENTRY, *words],
+            cwd=place(cwd), env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank, own in enumerate(environments)
+    ]  # fmt: skip
+    results = [finish(node) for node in nodes]
+    assert [code for code, _, _ in results] == [0, 0], results
+    return [out for _, out, _ in results]
+
+
 def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
     out, err = process.communicate(timeout=seconds)

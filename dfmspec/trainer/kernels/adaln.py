@@ -49,7 +49,7 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, D, gate_stride, scale_stride,
-    RESIDUAL: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+    GIVEN: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One chunk of rows: their gradients, and the chunk's sums [dgate][dshift, dscale]. x is the residual stream after the gate."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -71,8 +71,9 @@ def _backward_kernel(
         at = row * D + columns
         live = (columns < D) & (row < end)
         dh = tl.zeros([TILE, BLOCK], tl.float32)
-        if RESIDUAL:
+        if GIVEN:
             dh = tl.load(dx_out + at, mask=live, other=0.0).to(tl.float32)
+        if RESIDUAL:
             branch = tl.load(y + at, mask=live, other=0.0).to(tl.float32)
         if NORM:
             m = tl.load(mean + row, mask=row < end, other=0.0)
@@ -163,7 +164,7 @@ def adaln_backward(
     block = triton.next_power_of_2(width)
     _backward_kernel[(len(chunks),)](
         x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, width, _stride(gate), _stride(scale),
-        RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
+        GIVEN=dx_out is not None, RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     totals = x.new_empty(len(starts) - 1, parts, width, dtype=torch.float32)
     _sum_kernel[(len(totals), triton.cdiv(parts * width, _SUMMED[1]))](sums, starts, totals, parts * width, *_SUMMED, num_warps=4)
@@ -178,23 +179,22 @@ def _(x, y, gate, scale, chunks, starts, mean, rstd, dx_out, dz):  # type: ignor
 
 
 def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, y, gate, _shift, scale, _of_token, chunks, starts, _eps = inputs
+    _x, y, gate, _shift, scale, _of_token, chunks, starts, _eps = inputs
     x_out, _z, mean, rstd = output
-    ctx.save_for_backward(x_out if y is not None else x, y, gate, scale, chunks, starts, mean, rstd)
+    ctx.save_for_backward(x_out, y, gate, scale, chunks, starts, mean, rstd)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dx_out, dz, _dmean, _drstd):  # type: ignore[no-untyped-def]
+    """With y: without, both outputs' gradients meet in `modulation.modulate`."""
     x, y, gate, scale, chunks, starts, mean, rstd = ctx.saved_tensors
-    if y is not None and dx_out is None:
-        dx_out = torch.zeros_like(x)
+    dx_out = torch.zeros_like(x) if dx_out is None else dx_out
     if scale is not None and dz is None:
         dz = torch.zeros_like(x)
     dx, dy, sums = adaln_backward(x, y, gate, scale, chunks, starts, mean, rstd, dx_out, dz)
-    parts = [part.to(x.dtype) for part in sums.unbind(1)]
-    dgate = parts.pop(0) if y is not None else None
-    dshift, dscale = parts if scale is not None else (None, None)
-    return dx if scale is not None else dx_out, dy if y is not None else None, dgate, dshift, dscale, None, None, None, None
+    dgate, *others = sums.to(x.dtype).unbind(1)
+    dshift, dscale = others or (None, None)
+    return dx_out if scale is None else dx, dy, dgate, dshift, dscale, None, None, None, None
 
 
 adaln.register_autograd(_gradients, setup_context=_keep)

@@ -78,14 +78,27 @@ def _heads_backward_kernel(
 
 
 @triton.jit
-def _sum_kernel(sums, totals, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[rows, width] -> [width], in an order that is always the same."""
+def _sum_kernel(sums, out0, out1, rows, D: tl.constexpr, NORMED: tl.constexpr, REPLACE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[rows, NORMED, D] -> NORMED of [D], into or onto what is there, in an order that is always the same."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < D
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in tl.range(0, rows, ROWS, num_stages=3):
         row = (first + tl.arange(0, ROWS))[:, None]
-        total += tl.load(sums + row * width + columns[None, :], mask=(row < rows) & (columns < width)[None, :], other=0.0)
-    tl.store(totals + columns, tl.sum(total, 0), mask=columns < width)
+        at = (row * NORMED + tl.program_id(1)) * D + columns[None, :]
+        total += tl.load(sums + at, mask=(row < rows) & inside[None, :], other=0.0)
+    value = tl.sum(total, 0)
+    if tl.program_id(1) == 0:
+        _deliver(out0 + columns, value, inside, REPLACE)
+    else:
+        _deliver(out1 + columns, value, inside, REPLACE)
+
+
+@triton.jit
+def _deliver(out, value, inside, REPLACE: tl.constexpr):
+    if not REPLACE:
+        value += tl.load(out, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out, value.to(out.dtype.element_ty), mask=inside)
 
 
 def _three(tensors: list[Tensor]) -> list[Tensor | None]:
@@ -112,8 +125,8 @@ def _(x, weights, parts, width, eps):  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("dfmspec::heads_backward", mutates_args=())
-def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """(dx [t, h parts d], the weights' gradients [number of weights, d] in fp32)."""
+def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: float) -> tuple[Tensor, list[Tensor]]:
+    """dx [t, h parts d], and the weights' gradients [d], or what stands for them: as `products.weight_gradient`."""
     x, d_outs = x.contiguous(), [d_out.contiguous() for d_out in d_outs]
     parts, width = len(d_outs), d_outs[0].size(-1)
     rows = d_outs[0].numel() // width
@@ -124,14 +137,20 @@ def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: 
         x, *_three(weights)[:2], *_three(d_outs), dx, sums, rows, tiles, eps, D=width, PARTS=parts, NORMED=len(weights),
         TILE=_TILE, BLOCK=triton.next_power_of_2(width), STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
-    totals = x.new_empty(len(weights), width, dtype=torch.float32)
-    _sum_kernel[(triton.cdiv(totals.numel(), 16),)](sums, totals, programs, totals.numel(), ROWS=256, COLUMNS=16, num_warps=8)
-    return dx, totals
+    gradients, incoming = [torch.empty_like(weight) for weight in weights], getattr(weights[0], "incoming", None)
+    outs = [weight.main_grad for weight in weights] if incoming else gradients
+    _sum_kernel[(triton.cdiv(width, 16), len(weights))](
+        sums, outs[0], outs[-1], programs, D=width, NORMED=len(weights), REPLACE=incoming is None or incoming.replace, ROWS=256, COLUMNS=16, num_warps=8
+    )
+    if incoming:
+        for weight in weights:
+            weight.grad_added_to_main_grad = True
+    return dx, gradients
 
 
 @heads_backward.register_fake
 def _(x, weights, d_outs, eps):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape), x.new_empty(len(weights), d_outs[0].size(-1), dtype=torch.float32)
+    return x.new_empty(x.shape), [torch.empty_like(weight) for weight in weights]
 
 
 def _keep_heads(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -142,7 +161,7 @@ def _keep_heads(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _heads_gradients(ctx, d_outs):  # type: ignore[no-untyped-def]
     x, *weights = ctx.saved_tensors
     dx, d_weights = heads_backward(x, weights, d_outs, ctx.eps)
-    return dx, [d.to(weight.dtype) for d, weight in zip(d_weights, weights, strict=True)], None, None, None
+    return dx, d_weights, None, None, None
 
 
 heads.register_autograd(_heads_gradients, setup_context=_keep_heads)
