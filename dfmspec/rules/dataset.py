@@ -267,7 +267,7 @@ def _half_empty(view: View) -> Iterator[Finding]:
     found, length, buffer = _scan(view), view[LENGTH], view["dataset.packing_buffer_size"]
     tokens = [n for n in (_tokens(s, view) for s in found.whole) if n <= length] if found else []
     if tokens and (lost := _padding(tokens, buffer, length)) > _MOST_PADDING:
-        better = next((size for size in (buffer * 2**i for i in range(1, 6)) if size <= 2048 and _padding(tokens, size, length) <= _MOST_PADDING), None)
+        better = next((size for size in (buffer * 2**i for i in range(1, 6)) if size <= _LARGEST_BUFFER and _padding(tokens, size, length) <= _MOST_PADDING), None)
         key = "dataset.packing_buffer_size"
         yield Finding(
             path(key if view.is_users(key) or not view.is_users(LENGTH) else LENGTH),
@@ -277,6 +277,8 @@ def _half_empty(view: View) -> Iterator[Finding]:
 
 
 _MOST_PADDING = 0.15
+_LARGEST_BUFFER = 2048
+"""Samples that a hint may ask a loader process to hold."""
 
 
 def _padding(tokens: list[int], buffer: int, length: int) -> float:

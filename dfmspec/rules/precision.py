@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from dfmspec.diagnostics import Finding
+from dfmspec.limits import FLASH_HEADS, FP8_ALIGNMENT
 from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, SP, TP, WARNING, Rule, View, excludes, path, shown, together
 from dfmspec.targets.dfm import PRECISIONS
 
@@ -90,8 +91,8 @@ def _own_alignment(view: View) -> Iterator[Finding]:
                              ("model.kv_channels", f"kv_channels x heads / TP {tp}", width // tp),
                              ("model.crossattn_emb_size", "model.crossattn_emb_size", view["model.crossattn_emb_size"]),
                              ("dataset.task_encoder_seq_length", tokens, length * packs // cp)):  # fmt: skip
-        if side % 16:
-            yield Finding(path(key), f"FP8 matrix products need sides in multiples of 16, and {words.removesuffix(' / TP 1')} is {side}", f"{key} in multiples of {16 * cp}, or no {M}fp8" if key.startswith("dataset") else f"sizes that TP divides into multiples of 16, or no {M}fp8")
+        if side % FP8_ALIGNMENT:
+            yield Finding(path(key), f"FP8 matrix products need sides in multiples of {FP8_ALIGNMENT}, and {words.removesuffix(' / TP 1')} is {side}", f"{key} in multiples of {FP8_ALIGNMENT * cp}, or no {M}fp8" if key.startswith("dataset") else f"sizes that TP divides into multiples of 16, or no {M}fp8")
 
 
 def _own_kernels(view: View) -> Iterator[Finding]:
@@ -101,8 +102,8 @@ def _own_kernels(view: View) -> Iterator[Finding]:
         yield Finding(path(key), f"FlashAttention 4 is for Transformer Engine's layers in bf16 on a GPU, and {off}", "set it to auto", WARNING)
     elif view[key] == "flash" and gpu in _SINCE and _SINCE[gpu] < 90:
         yield Finding(path(key), f"FlashAttention 4 needs compute capability 9.0, and {gpu} has {_SINCE[gpu] / 10}", "set it to auto")
-    elif view[key] == "flash" and head not in (64, 72, 128):
-        yield Finding(path(key), f"FlashAttention 4's gradients were compared with plain attention at heads of 64, 72 and 128 channels, and a head has {head}", "set it to auto")
+    elif view[key] == "flash" and head not in FLASH_HEADS:
+        yield Finding(path(key), f"FlashAttention 4's gradients were compared with plain attention at heads of {', '.join(map(str, FLASH_HEADS))} channels, and a head has {head}", "set it to auto")
     if view[f"{M}fp8"] and gpu in _SINCE and _SINCE[gpu] < 89:
         yield Finding(path(f"{M}fp8"), f"FP8 matrix products need compute capability 8.9, and {gpu} has {_SINCE[gpu] / 10}", f"remove {M}fp8")
 

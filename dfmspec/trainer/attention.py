@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dfmspec.limits import FLASH_HEADS
 from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
 
 
@@ -49,9 +50,6 @@ _LONG = (1024, 512)
 """(queries, keys): shorter segments go to cuDNN as packed ones, though they are equal: cuDNN 9.19's backward pass of a batch of short ones does not
 survive a CUDA graph (NaN, or illegal addresses, at 64 and 256 tokens; right at 1,024), through torch's attention or Transformer Engine's."""
 
-_TRIED = (64, 72, 128)
-"""Channels of a head whose gradients by FlashAttention 4 tests on Hopper compare with plain attention."""
-
 
 def backend_of(config: TransformerConfig) -> Literal["flash", "fused", "torch"]:
     """Who computes attention. The first two take segments of any lengths in one call, and read on the device where they lie."""
@@ -59,7 +57,7 @@ def backend_of(config: TransformerConfig) -> Literal["flash", "fused", "torch"]:
         return "torch"
     if config.attention_backend == AttnBackend.flash:
         return "flash"
-    if config.attention_backend == AttnBackend.auto and config.kv_channels in _TRIED and usable(FLASH_ATTENTION):
+    if config.attention_backend == AttnBackend.auto and config.kv_channels in FLASH_HEADS and usable(FLASH_ATTENTION):
         return "flash"
     return "torch" if config.deterministic_mode else "fused"
 
@@ -114,7 +112,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device="cuda"))
-        self.weight.sums_itself = self.weight.is_cuda  # in `kernels/heads.py`
+        self.sums_itself = self.weight.is_cuda  # in `kernels/heads.py`
 
 
 def heads(projection: Tensor, norms: list[RMSNorm], parts: int) -> list[Tensor]:

@@ -52,7 +52,7 @@ class AdaLN(nn.Module):
         self.up = nn.Linear(lora_rank, 9 * config.hidden_size, **kind)
         for weight in self.parameters():
             weight.sequence_parallel = config.sequence_parallel
-            weight.sums_itself = True
+        self.down.sums_itself = self.up.sums_itself = True
 
     def forward(self, noise_embedding: Tensor) -> tuple[Tensor, ...]:
         """[n, D] -> nine of [n, D]: shift, scale, gate of self-attention, of cross-attention, of the MLP."""

@@ -22,9 +22,10 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
+from dfmspec.trainer.gradients import buffer_of
+from dfmspec.trainer.products import by_rows
+
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-ALIGNMENT = 16
-"""Every side of an FP8 product is a multiple of it."""
 MOST_SCALE = 2.0**126
 """So that it and its inverse are numbers."""
 
@@ -68,16 +69,14 @@ def _product(a: Tensor, b: Tensor, a_inverse: Tensor, b_inverse: Tensor, dtype: 
 @torch.library.custom_op("dfmspec::fp8_weight_gradient", mutates_args=())
 def weight_gradient(d_out: Tensor, x: Tensor, d_out_inverse: Tensor, x_inverse: Tensor, weight: Tensor) -> Tensor:
     """`products.weight_gradient` of d_out^T [n, t] and x^T [k, t] in FP8."""
-    incoming = getattr(weight, "incoming", None)
-    if incoming is None:
+    total, replace = buffer_of(weight)
+    if total is None:
         return _product(d_out, x, d_out_inverse, x_inverse, weight.dtype)
-    total = weight.main_grad
-    if incoming.replace and x.is_cuda:
+    if replace and x.is_cuda:
         torch._scaled_mm(d_out, x.t(), d_out_inverse, x_inverse, out_dtype=total.dtype, out=total)
     else:
         product = _product(d_out, x, d_out_inverse, x_inverse, total.dtype)
-        total.copy_(product) if incoming.replace else total.add_(product)
-    weight.grad_added_to_main_grad = True
+        total.copy_(product) if replace else total.add_(product)
     return torch.empty_like(weight)
 
 
@@ -127,15 +126,13 @@ class _Mlp(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of ALIGNMENT."""
-    output: Tensor = _Linear.apply(x.reshape(-1, x.size(-1)), weight)
-    return output.view(*x.shape[:-1], -1)
+    """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of FP8_ALIGNMENT."""
+    return by_rows(_Linear, x, weight)
 
 
 def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; all sides multiples of ALIGNMENT."""
-    output: Tensor = _Mlp.apply(x.reshape(-1, x.size(-1)), first, second)
-    return output.view(*x.shape[:-1], -1)
+    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; all sides multiples of FP8_ALIGNMENT."""
+    return by_rows(_Mlp, x, first, second)
 
 
 def _entered(layer: ColumnParallelLinear, x: Tensor) -> Tensor:
@@ -148,9 +145,7 @@ def _entered(layer: ColumnParallelLinear, x: Tensor) -> Tensor:
 class Fp8ColumnParallelLinear(ColumnParallelLinear):
     """Megatron's, without bias, its product in FP8."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.weight.sums_itself = True
+    sums_itself = True
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(_entered(self, input), weight)
@@ -159,9 +154,7 @@ class Fp8ColumnParallelLinear(ColumnParallelLinear):
 class Fp8RowParallelLinear(RowParallelLinear):
     """Megatron's, without bias, its product in FP8; the ranks' parts are summed as they are."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.weight.sums_itself = True
+    sums_itself = True
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
         return linear(input, weight)

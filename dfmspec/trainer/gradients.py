@@ -1,4 +1,7 @@
-"""Gradients of what every pipeline stage holds a copy of.
+"""How gradients come into DDP's buffers, and the gradients of what every pipeline stage holds a copy of.
+
+A module that `sums_itself` writes its weights' gradients where they are summed, in its backward pass; all others' are
+added by our kernel. Either way megatron-core's hook finds nothing to add.
 
 The noise embedding stands on each pipeline stage (and in each model chunk of one), and each copy meets only its own
 layers' share of the gradient. megatron-core offers `has_cond_embedder` for this, but sums after the data-parallel
@@ -8,6 +11,7 @@ on every stage. Summing over the stages first and over the replicas then is righ
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,11 +19,26 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 
-from dfmspec.trainer.products import Incoming
+
+@dataclass
+class Incoming:
+    """How gradients meet their buffers; the weights of one model share it as `weight.incoming`."""
+
+    replace: bool = False
+    """A gradient takes the place of what its buffer holds, where it would be added."""
+
+
+def buffer_of(weight: torch.Tensor) -> tuple[torch.Tensor | None, bool]:
+    """Where a backward pass now writes a weight's gradient, and whether in the place of what is there; None: there is no buffer."""
+    incoming = getattr(weight, "incoming", None)
+    if incoming is None:
+        return None, True
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return weight.main_grad, incoming.replace  # type: ignore[attr-defined]
 
 
 def into_buffers(model: list[Any]) -> Incoming:
-    """Let each gradient be added to its buffer by what makes it (`weight.sums_itself`), or by our kernel, before megatron-core's hook would."""
+    """Let each gradient be in its buffer before megatron-core's hook would add it there."""
     incoming = Incoming()
 
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
@@ -30,10 +49,10 @@ def into_buffers(model: list[Any]) -> Incoming:
         if not weight.grad_added_to_main_grad:  # megatron-core's hook would add to what an earlier iteration left
             raise RuntimeError("what makes a weight's gradient did not find the buffer that it is summed in")
 
-    for chunk in model:
-        for weight in chunk.parameters():
+    for module in (module for chunk in model for module in chunk.modules()):
+        for weight in module.parameters(recurse=False):
             weight.incoming = incoming
-            weight.register_hook(partial(was_added if getattr(weight, "sums_itself", False) else add, weight))
+            weight.register_hook(partial(was_added if getattr(module, "sums_itself", False) else add, weight))
     return incoming
 
 

@@ -86,7 +86,7 @@ class _Modulate(torch.autograd.Function):
         return dx, dshift, dscale, None, None, None, None
 
 
-def _kernel(x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
+def _kernel(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor | None, scale: Tensor | None, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
     from dfmspec.trainer.kernels.adaln import adaln
 
     x_out, z, _mean, _rstd = adaln(x, y, gate, shift, scale, rows.of_token, rows.chunks, rows.starts, eps)

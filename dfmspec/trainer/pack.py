@@ -17,11 +17,11 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from dfmspec.errors import DataError
+from dfmspec.limits import FP8_ALIGNMENT
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.attention import Pairs
 from dfmspec.trainer.block import Segments
-from dfmspec.trainer.fp8 import ALIGNMENT
 from dfmspec.trainer.modulation import rows_of
 from dfmspec.trainer.noise import Draw
 from dfmspec.trainer.patches import patch_positions, patchify
@@ -97,7 +97,7 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     used = sum(counts)
     texts = [len(sample.context) for sample in samples]
     sigmas = [sample.draw.sigma for sample in samples]
-    multiple = math.lcm(model.tensor_model_parallel_size, ALIGNMENT if experiment.mixed_precision.fp8 else 1)
+    multiple = math.lcm(model.tensor_model_parallel_size, FP8_ALIGNMENT if experiment.mixed_precision.fp8 else 1)
     if length > used or sum(texts) % multiple:
         counts, texts, sigmas = _padded(counts, texts, sigmas, length, multiple)
 

@@ -7,7 +7,6 @@ input, middle and output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,32 +15,25 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
-
-@dataclass
-class Incoming:
-    """How gradients meet their buffers; the weights of one model share it as `weight.incoming`."""
-
-    replace: bool = False
-    """A gradient takes the place of what its buffer holds, where it would be added."""
+from dfmspec.trainer.gradients import buffer_of
 
 
 @torch.library.custom_op("dfmspec::weight_gradient", mutates_args=())
 def weight_gradient(d_out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """d_out [t, n]^T x [t, k] into `weight.main_grad` [n, k]; what is returned then only stands for it. Without such a buffer, the gradient.
+    """d_out [t, n]^T x [t, k] into its buffer [n, k]; what is returned then only stands for it. Without a buffer, the gradient.
 
     What it changes is no argument: the compiler refuses a backward pass that changes an input of the forward pass.
     """
-    incoming = getattr(weight, "incoming", None)
-    if incoming is None:
+    total, replace = buffer_of(weight)
+    if total is None:
         return d_out.t() @ x
-    total, kind = weight.main_grad, {} if weight.main_grad.dtype == x.dtype else {"out_dtype": weight.main_grad.dtype}
+    kind = {} if total.dtype == x.dtype else {"out_dtype": total.dtype}
     if not x.is_cuda:  # there a product keeps its type
         d_out, x, kind = d_out.to(total.dtype), x.to(total.dtype), {}
-    if incoming.replace:
+    if replace:
         torch.mm(d_out.t(), x, **kind, out=total)
     else:
         torch.addmm(total, d_out.t(), x, **kind, out=total)
-    weight.grad_added_to_main_grad = True  # DDP's hook has nothing to add
     return torch.empty_like(weight)
 
 
@@ -114,41 +106,44 @@ class _Mlp(torch.autograd.Function):
         return d_h @ first, weight_gradient(d_h, x, first), weight_gradient(d_out, a, second)
 
 
+def by_rows(function: type[torch.autograd.Function], x: Tensor, *weights: Tensor) -> Tensor:
+    """A function of x [t, k], on x [..., k]: [..., n]"""
+    output: Tensor = function.apply(x.reshape(-1, x.size(-1)), *weights)
+    return output.view(*x.shape[:-1], -1)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """[..., k], [n, k] -> x weight^T, [..., n]"""
-    output: Tensor = _Linear.apply(x.reshape(-1, x.size(-1)), weight)
-    return output.view(*x.shape[:-1], -1)
+    return by_rows(_Linear, x, weight)
 
 
 def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]"""
-    output: Tensor = _Mlp.apply(x.reshape(-1, x.size(-1)), first, second)
-    return output.view(*x.shape[:-1], -1)
+    return by_rows(_Mlp, x, first, second)
 
 
-class ColumnLinear(ColumnParallelLinear):
-    """Megatron's, without bias; its product is ours where no other rank has a part of it."""
+class _OwnProduct:
+    """Makes a layer's product ours where no other rank has a part of it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.alone = self.weight.sums_itself = self.tp_group.size() == 1
+    @property
+    def sums_itself(self) -> bool:
+        """As `gradients.into_buffers` asks."""
+        return bool(self.config.tensor_model_parallel_size == 1)  # type: ignore[attr-defined]
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        output: Tensor = linear(input, weight) if self.alone else super()._forward_impl(input=input, weight=weight, **options)
+        if self.sums_itself:
+            return linear(input, weight)
+        options["tp_group"] = self.tp_group  # type: ignore[attr-defined]  # RowParallelLinear forgets it and warns: a warning ends torch.compile's trace
+        output: Tensor = super()._forward_impl(input=input, weight=weight, **options)  # type: ignore[misc]
         return output
 
 
-class RowLinear(RowParallelLinear):
-    """The same. Megatron's forgets its group on the way to the product and warns of it: a warning ends torch.compile's trace."""
+class ColumnLinear(_OwnProduct, ColumnParallelLinear):
+    """Megatron's, without bias."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.alone = self.weight.sums_itself = self.tp_group.size() == 1
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        options["tp_group"] = self.tp_group
-        output: Tensor = linear(input, weight) if self.alone else super()._forward_impl(input=input, weight=weight, **options)
-        return output
+class RowLinear(_OwnProduct, RowParallelLinear):
+    """Megatron's, without bias."""
 
 
 def fused_mlp(layer: MLP, hidden_states: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import gradients
 from dfmspec.trainer.ema import Ema
 from dfmspec.trainer.model import DiT, initialize, transformer_config
-from dfmspec.trainer.products import Incoming
 from dfmspec.trainer.update import Update, update_of
 
 
@@ -84,7 +83,7 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     ema: Ema
     update: Update
-    incoming: Incoming
+    incoming: gradients.Incoming
     """How gradients meet their buffers (`gradients.into_buffers`)."""
     graphs: Any = None
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dfmspec.trainer import fp8
-from dfmspec.trainer.products import Incoming
+from dfmspec.trainer.gradients import Incoming
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:

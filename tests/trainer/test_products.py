@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dfmspec.trainer import products
+from dfmspec.trainer.gradients import Incoming
 from dfmspec.trainer.libraries import QUACK, usable
 
 SHAPES = ((48, 32), (96, 48), (32, 96))
@@ -57,7 +58,7 @@ def test_gradients_are_those_of_plain_products(case: dict[str, Any], compiled: b
 def test_gradients_are_summed_in_fp32_where_they_belong(case: dict[str, Any], compiled: bool) -> None:
     """Twice: the first takes the place of what was there, the second is added."""
     work: Callable[..., torch.Tensor] = torch.compile(network, fullgraph=True, backend="aot_eager") if compiled else network
-    incoming = products.Incoming()
+    incoming = Incoming()
     for weight in case["weights"]:
         weight.incoming, weight.main_grad, weight.grad_added_to_main_grad = incoming, torch.full(weight.shape, 7.0, device=weight.device), False
     for times, incoming.replace in ((1, True), (2, False)):

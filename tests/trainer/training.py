@@ -14,6 +14,7 @@ from dfmspec.events import read_events
 from dfmspec.launch.local import free_port
 from tests.conftest import ROOT, TINY, environment
 
+TORCHRUN = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
 SHORT = [*TINY, "model.num_attention_heads=4", "dataset.task_encoder_seq_length=64", "checkpoint.save_interval=2", "logger.log_interval=1"]
 
@@ -28,8 +29,7 @@ def place(folder: Path) -> Path:
 
 def start(cwd: Path, *words: str, processes: int = 1, **env: str) -> subprocess.Popen[str]:
     """torchrun with the how-to's words, on a port of its own; events go to cwd/run."""
-    torchrun = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
-    launch = [torchrun, "--nproc-per-node", str(processes)] if processes else [sys.executable]
+    launch = [TORCHRUN, "--nproc-per-node", str(processes)] if processes else [sys.executable]
     env = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())} | env
     return subprocess.Popen(
         [*launch, ENTRY, *words], cwd=place(cwd), env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -38,10 +38,10 @@ def start(cwd: Path, *words: str, processes: int = 1, **env: str) -> subprocess.
 
 def pair(cwd: Path, *words: str, processes: int, environments: tuple[dict[str, str], dict[str, str]] = ({}, {})) -> list[str]:
     """What each of two nodes printed: the how-to's two torchruns, on loopback."""
-    port, torchrun = str(free_port()), shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
+    port = str(free_port())
     nodes = [
         subprocess.Popen(
-            [torchrun, "--nproc-per-node", str(processes), "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", port, ENTRY, *words],
+            [TORCHRUN, "--nproc-per-node", str(processes), "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", port, ENTRY, *words],
             cwd=place(cwd), env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for rank, own in enumerate(environments)

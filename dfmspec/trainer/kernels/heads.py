@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dfmspec.trainer.gradients import buffer_of
+
 _TILE = 16
 """Rows that a program holds at a time."""
 _FORWARD_WARPS, _WARPS = 2, 8
@@ -137,14 +139,11 @@ def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: 
         x, *_three(weights)[:2], *_three(d_outs), dx, sums, rows, tiles, eps, D=width, PARTS=parts, NORMED=len(weights),
         TILE=_TILE, BLOCK=triton.next_power_of_2(width), STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
-    gradients, incoming = [torch.empty_like(weight) for weight in weights], getattr(weights[0], "incoming", None)
-    outs = [weight.main_grad for weight in weights] if incoming else gradients
+    gradients, buffers = [torch.empty_like(weight) for weight in weights], [buffer_of(weight) for weight in weights]
+    outs = [gradient if total is None else total for gradient, (total, _) in zip(gradients, buffers, strict=True)]
     _sum_kernel[(triton.cdiv(width, 16), len(weights))](
-        sums, outs[0], outs[-1], programs, D=width, NORMED=len(weights), REPLACE=incoming is None or incoming.replace, ROWS=256, COLUMNS=16, num_warps=8
+        sums, outs[0], outs[-1], programs, D=width, NORMED=len(weights), REPLACE=buffers[0][1], ROWS=256, COLUMNS=16, num_warps=8
     )
-    if incoming:
-        for weight in weights:
-            weight.grad_added_to_main_grad = True
     return dx, gradients
 
 
