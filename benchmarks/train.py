@@ -181,7 +181,7 @@ class Ours:
         from dfmspec.trainer import setup, step
 
         self.experiment = experiment(length, heads, overrides)
-        if not torch.distributed.is_initialized():
+        if not parallel_state.model_parallel_is_initialized():
             setup.initialize_distributed(self.experiment)
         self.trainer = setup.build_trainer(self.experiment)
         generator = torch.Generator().manual_seed(0)

@@ -41,8 +41,12 @@ class _Elsewhere(TorchFunctionMode):
         return result
 
 
+_installed = ""
+"""The device that this process has been given."""
+
+
 def install(device: str) -> None:
-    """Let megatron-core run on `cpu`, or be built on `meta`, in this process.
+    """Let megatron-core run on `cpu`, or be built on `meta`, in this process; once is enough.
 
     Raises:
         RuntimeError: for any other device.
@@ -50,6 +54,10 @@ def install(device: str) -> None:
     if device not in ("cpu", "meta"):
         raise RuntimeError(f"dfmspec.trainer.cpu is for runs without CUDA, not for {device}")
     elsewhere = torch.device(device)
+    global _installed  # noqa: PLW0603
+    if device == _installed:
+        return
+    _installed = device
     _Elsewhere(elsewhere).__enter__()
     cuda = torch.cuda
     cuda.current_device = lambda: elsewhere  # type: ignore[assignment,return-value]

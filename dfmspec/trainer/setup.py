@@ -25,7 +25,10 @@ from dfmspec.trainer.update import Update, update_of
 
 
 def initialize_distributed(experiment: Experiment) -> None:
-    """Join the process groups that torchrun's environment and the layout describe; without torchrun, a world of one."""
+    """Join the process groups that torchrun's environment and the layout describe; without torchrun, a world of one.
+
+    Once for each layout: for another one, `parallel_state.destroy_model_parallel()` comes between.
+    """
     model, device = experiment.model, experiment.cluster.device
     if device == "cpu":
         from dfmspec.trainer import cpu
@@ -37,10 +40,10 @@ def initialize_distributed(experiment: Experiment) -> None:
         if model.deterministic_mode:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
             torch.use_deterministic_algorithms(True)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(
-        "gloo" if device == "cpu" else "nccl", timeout=timedelta(minutes=experiment.dist.distributed_timeout_minutes), **alone
-    )
+    if not dist.is_initialized():
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        timeout = timedelta(minutes=experiment.dist.distributed_timeout_minutes)
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timeout, **alone)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,

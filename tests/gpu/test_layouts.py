@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,32 @@ def base(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 def reference(base: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]:
     """The checkpoint that every layout sets out from, and what one GPU makes of it; made once."""
     start, one = base / f"start_{precision}", base / f"one_{precision}"
+    checkpoint = start / f"iter_{START:07d}"
     with FileLock(f"{one}.lock"):
-        checkpoint = start / f"iter_{START:07d}"
         if not one.exists():
-            parity.run("one", start, "", made("one", precision, START), "--save")
-            parity.run("one", one, "", made("one", precision, LAST), "--from", str(checkpoint))
+            jobs = [parity.Job("one", start, made("one", precision, START), save=True), parity.Job("one", one, made("one", precision, LAST), start=checkpoint)]
+            said = parity.run_all(jobs)
+            assert not said, said
         return checkpoint, parity.records(one)
+
+
+@pytest.fixture(scope="session")
+def runs(base: Path) -> Callable[[str, str], list[dict[str, Any]]]:
+    """The records of a layout in a precision; all layouts of as many ranks run when one of them is asked for, in the same processes."""
+
+    @cache
+    def failed(count: int, precision: str) -> dict[Path, str]:
+        checkpoint, _ = reference(base, precision)
+        graphs = precision == "bf16"  # one GPU's numbers are without
+        chosen = [layout for layout in LAYOUTS if parity.ranks(layout) == count]
+        return parity.run_all([parity.Job(layout, base / f"{layout}_{precision}", made(layout, precision, LAST), start=checkpoint, graphs=graphs) for layout in chosen])
+
+    def of(layout: str, precision: str) -> list[dict[str, Any]]:
+        folder, said = base / f"{layout}_{precision}", failed(parity.ranks(layout), precision)
+        assert folder not in said, said[folder]
+        return parity.records(folder)
+
+    return of
 
 
 def say(name: str, difference: parity.Difference) -> None:
@@ -50,13 +72,13 @@ def say(name: str, difference: parity.Difference) -> None:
             table.write(json.dumps({"layout": name, **vars(difference)}) + "\n")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, tmp_path: Path) -> None:
-    checkpoint, one = reference(base, precision)
-    graphs = ["--graphs"] if precision == "bf16" else []  # one GPU's numbers are without
-    other = parity.run(layout, tmp_path / layout, "", made(layout, precision, LAST), "--from", str(checkpoint), *graphs)
-    difference = parity.compare(one, other)
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [pytest.param(layout, precision, marks=pytest.mark.xdist_group(f"{precision} {parity.ranks(layout)}")) for precision in PRECISIONS for layout in LAYOUTS],
+)
+def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, runs: Callable[[str, str], list[dict[str, Any]]]) -> None:
+    _, one = reference(base, precision)
+    difference = parity.compare(one, runs(layout, precision))
     say(f"{layout} {precision}", difference)
 
     assert difference.agrees(PRECISIONS[precision]), difference
@@ -66,7 +88,7 @@ def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, t
 @pytest.mark.parametrize(("layout", "fault"), parity.FAULTS)
 def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, base: Path, tmp_path: Path) -> None:
     checkpoint, one = reference(base, "fp32")
-    other = parity.run(layout, tmp_path / layout, fault, made(layout, "fp32", START + 4), "--from", str(checkpoint))
+    other = parity.run(layout, tmp_path / layout, fault, made(layout, "fp32", START + 4), start=checkpoint)
     difference = parity.compare(one, other)
     say(f"{layout} fp32, {fault}", difference)
 

@@ -85,21 +85,57 @@ def gpu_experiment(layout: dict[str, Any], *, bf16: bool, iterations: int, layer
     }
 
 
-def torchrun(script: Path, *args: str, processes: int) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Job:
+    """One run of a layout, for parity_worker.py."""
+
+    layout: str
+    folder: Path
+    """To be made; its records go there."""
+    experiment: dict[str, Any]
+    fault: str = ""
+    """One of NVIDIA DFM's own, to be injected."""
+    start: Path | None = None
+    """A checkpoint to set out from."""
+    save: bool = False
+    """Leave a checkpoint in `folder`."""
+    graphs: bool = False
+    """CUDA graphs, where the layout allows them, as a run has them."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every rank's record is there."""
+        return all((self.folder / f"rank{rank}.pt").exists() for rank in range(ranks(self.layout)))
+
+
+def torchrun(script: Path, *args: str, processes: int, seconds: int = 300) -> subprocess.CompletedProcess[str]:
     """Run a script on `processes` ranks of this machine, on a free port."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-    return subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def run(layout: str, folder: Path, fault: str = "", made: dict[str, Any] | None = None, *options: str) -> list[dict[str, Any]]:
-    """The ranks' records of one layout: of `made`, or of the small experiment; `options` are the worker's."""
-    folder.mkdir(parents=True)
-    config = folder / "experiment.json"
-    config.write_text(json.dumps(made or experiment(CUTS[layout])))
-    options = (*options, "--fault", fault) if fault else options
-    result = torchrun(WORKER, str(config), str(folder), *options, processes=ranks(layout))
-    assert result.returncode == 0, result.stderr[-3000:]
+def run_all(jobs: list[Job]) -> dict[Path, str]:
+    """Run jobs, those of as many ranks in the same processes one after another; in new ones after one that failed. What the failed said, by folder."""
+    said: dict[Path, str] = {}
+    for job in jobs:
+        job.folder.mkdir(parents=True)
+    for count in sorted({ranks(job.layout) for job in jobs}):
+        left = [job for job in jobs if ranks(job.layout) == count]
+        while left:
+            listed = left[0].folder / "jobs.json"
+            listed.write_text(json.dumps([vars(job) for job in left], default=str))
+            result = torchrun(WORKER, str(listed), processes=count, seconds=120 + 60 * len(left))
+            left = [job for job in left if not job.done]
+            if left:
+                said[left.pop(0).folder] = result.stderr[-3000:]
+    return said
+
+
+def run(layout: str, folder: Path, fault: str = "", made: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
+    """The ranks' records of one layout: of `made`, or of the small experiment; `options` are those of a Job."""
+    said = run_all([Job(layout, folder, made or experiment(CUTS[layout]), fault, **options)])
+    assert not said, said[folder]
     return records(folder)
 
 
@@ -110,6 +146,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def whole(records: list[dict[str, Any]], index: int) -> dict[str, torch.Tensor]:
     """Every parameter's gradient at its full shape, put together from the tensor-parallel slices."""
+    records = [record for record in records if record["gradients"]]
     gradients: dict[str, torch.Tensor] = {}
     ranks = sorted({record["tensor_rank"] for record in records})
     for name in {name for record in records for name in record["cut"]}:

@@ -1,23 +1,24 @@
-"""One rank of a parity run: train a few iterations and write down everything that layouts must agree on.
+"""One rank of some parity runs, one after another: train a few iterations and write down everything that layouts must agree on.
 
-usage: torchrun ... parity_worker.py EXPERIMENT.json OUT_DIR [--fault FAULT] [--from CHECKPOINT] [--save]
+usage: torchrun ... parity_worker.py JOBS.json    (`parity.Job`s of as many ranks; one with a fault comes alone)
 
-Each rank writes OUT_DIR/rank<r>.pt: losses, gradient norms before clipping, every parameter's gradient at the first
-iterations and at every tenth with how it is cut, and the parameters at the end. `--from` sets out from a checkpoint,
-`--save` leaves one in OUT_DIR. FAULT injects one of NVIDIA DFM's own faults.
+Each rank writes FOLDER/rank<r>.pt: losses, gradient norms before clipping, how every parameter is cut, every copy of it at
+the end, and, on the first replica alone, its gradients in the first four iterations and in every tenth.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
 import json
 import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def inject(fault: str | None) -> None:
+def inject(fault: str) -> None:
     """Make this process commit a fault of the upstream (trainer.md 3.2, items 9 to 11)."""
     if fault == "missing_sequence_parallel_flag":
         from dfmspec.trainer.block import AdaLN
@@ -49,20 +50,23 @@ def inject(fault: str | None) -> None:
         tensor_parallel.gather_from_sequence_parallel_region = lambda x, tensor_parallel_output_grad: original_gather(
             x, tensor_parallel_output_grad=True
         )
-    elif fault is not None:
+    elif fault:
         raise ValueError(fault)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("config", type=Path)
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--fault")
-    parser.add_argument("--from", dest="start", type=Path)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument("--graphs", action="store_true", help="where the layout allows them, as a run does")
-    args = parser.parse_args()
     logging.disable(logging.WARNING)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        inject(job["fault"])
+        work(job)
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    torch.distributed.destroy_process_group()
+
+
+def work(job: dict[str, Any]) -> None:
+    """One run, in its own layout."""
     from megatron.core import parallel_state
 
     from dfmspec.spec.experiment import Experiment
@@ -70,48 +74,42 @@ def main() -> None:
     from dfmspec.trainer.model import global_name
     from dfmspec.trainer.streams import RankStreams
 
-    config = json.loads(args.config.read_text())
-    experiment = Experiment.model_validate(config)
+    experiment, folder = Experiment.model_validate(job["experiment"]), Path(job["folder"])
     setup.initialize_distributed(experiment)
-    inject(args.fault)
     trainer = setup.build_trainer(experiment)
     wake(trainer.chunks)
     trainer.optimizer.reload_model_params()
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    done = checkpoint.stored_iteration(args.start) if args.start else 0
+    done = checkpoint.stored_iteration(Path(job["start"])) if job["start"] else 0
     packs = RankStreams(experiment, "train", rank=rank, size=size, consumed=done * experiment.train.global_batch_size)
-    if args.start:
-        checkpoint.load(trainer, packs, args.start)
-    trainer.graphs = step.graphed(trainer) if args.graphs else None
+    if job["start"]:
+        checkpoint.load(trainer, packs, Path(job["start"]))
+    trainer.graphs = step.graphed(trainer) if job["graphs"] else None
 
     def named() -> list[tuple[str, torch.nn.Parameter]]:
         return [(global_name(chunk, name), weight) for chunk in trainer.chunks for name, weight in chunk.named_parameters()]
 
-    record: dict = {"losses": [], "grad_norms": [], "gradients": []}
+    record: dict[str, Any] = {"losses": [], "grad_norms": [], "gradients": []}
+    first = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
     for iteration in range(done + 1, experiment.train.train_iters + 1):
         for chunk in trainer.model:
             chunk.train()
             chunk.zero_grad_buffer()
         record["losses"].append(float(step.forward_backward(trainer, step.microbatches(experiment, packs), force_all_reduce=True)))
-        if iteration <= done + 4 or iteration % 10 == 0:
-            record["gradients"].append({name: weight.main_grad.clone() for name, weight in named()})
+        if first and (iteration <= done + 4 or iteration % 10 == 0):
+            record["gradients"].append({name: weight.main_grad.to("cpu", copy=True) for name, weight in named()})
         trainer.ema.wait()
         record["grad_norms"].append(float(trainer.update()))
         trainer.scheduler.step(increment=1)
         trainer.ema.update(iteration)
-    record["cut"] = {
-        name: weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None for name, weight in named()
-    }
-    record["parameters"] = {name: weight.detach().clone() for name, weight in named()}
-    record["copies"] = [  # every copy on this rank, VPP's included
-        (name, weight.detach().clone()) for name, weight in named()
-    ]
+    record["cut"] = {name: weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None for name, weight in named()}
+    record["copies"] = [(name, weight.detach().to("cpu", copy=True)) for name, weight in named()]  # a name more than once with VPP
     record["tensor_rank"] = parallel_state.get_tensor_model_parallel_rank()
-    torch.save(record, args.out_dir / f"rank{torch.distributed.get_rank()}.pt")
-    if args.save:
-        checkpoint.Writer(trainer, args.out_dir, config, "").save(packs.states(), experiment.train.train_iters).result()
+    torch.save(record, folder / f"rank{torch.distributed.get_rank()}.pt")
+    if job["save"]:
+        checkpoint.Writer(trainer, folder, job["experiment"], "").save(packs.states(), experiment.train.train_iters).result()
     trainer.release_graphs()
-    torch.distributed.destroy_process_group()
+    parallel_state.destroy_model_parallel()
 
 
 @torch.no_grad()

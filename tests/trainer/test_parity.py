@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,39 @@ from tests.trainer import parity
 pytestmark = pytest.mark.xdist_group("parity")
 
 
+def together(jobs: list[parity.Job]) -> Callable[[str], list[dict[str, Any]]]:
+    """The records of a layout by its name, when all have run."""
+    said = parity.run_all(jobs)
+
+    def of(layout: str) -> list[dict[str, Any]]:
+        (folder,) = (job.folder for job in jobs if job.layout == layout)
+        assert folder not in said, said[folder]
+        return parity.records(folder)
+
+    return of
+
+
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return parity.run("one", tmp_path_factory.mktemp("parity") / "one")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """The records of a layout by its name."""
+    base = tmp_path_factory.mktemp("parity")
+    return together([parity.Job(name, base / name, parity.experiment(cuts)) for name, cuts in parity.LAYOUTS.items()])
+
+
+@pytest.fixture(scope="module")
+def reference(runs: Callable[[str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return runs("one")
 
 
 @pytest.mark.parametrize("layout", [name for name in parity.LAYOUTS if name != "one"])
-def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str, Any]], runs: Callable[[str], list[dict[str, Any]]]) -> None:
     """Loss, gradient norm before clipping, every gradient at its full shape; shared parameters bitwise equal."""
-    difference = parity.compare(reference, parity.run(layout, tmp_path / layout))
+    difference = parity.compare(reference, runs(layout))
 
     assert difference.agrees(), difference
 
 
-@pytest.mark.parametrize("layout", ["tp2_sp", "cp2"])
-def test_fp8_agrees_within_its_own_rounding(layout: str, tmp_path: Path) -> None:
+def test_fp8_agrees_within_its_own_rounding(tmp_path: Path) -> None:
     """Each rank scales what it multiplies, so a layout rounds otherwise; a gradient that were not summed would be off by half."""
 
     def made(name: str) -> dict[str, Any]:
@@ -34,23 +53,28 @@ def test_fp8_agrees_within_its_own_rounding(layout: str, tmp_path: Path) -> None
         experiment["model"]["seq_length"] = experiment["dataset"]["task_encoder_seq_length"] = 96
         return experiment | {"mixed_precision": {"bf16": False, "fp8": "hybrid"}}
 
-    one = parity.run("one", tmp_path / "one", "", made("one"))
-    difference = parity.compare(one, parity.run(layout, tmp_path / layout, "", made(layout)))
+    found = together([parity.Job(name, tmp_path / name, made(name)) for name in ("one", "tp2_sp", "cp2")])
+    differences = {name: parity.compare(found("one"), found(name)) for name in ("tp2_sp", "cp2")}
 
-    assert difference.agrees(parity.Limits(1e-6, 1e-4, 0.15)), difference
+    assert all(difference.agrees(parity.Limits(1e-6, 1e-4, 0.15)) for difference in differences.values()), differences
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """The same for four and eight ranks."""
+    base = tmp_path_factory.mktemp("large")
+
+    def made(cuts: dict[str, Any]) -> dict[str, Any]:
+        few = parity.experiment(cuts | {"num_layers": 8})
+        return few | {"train": few["train"] | {"global_batch_size": 8}, "data": few["data"] | {"num_streams": 8}}
+
+    return together([parity.Job(name, base / name, made(cuts)) for name, cuts in ({"one": {}} | parity.LARGE).items()])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", parity.LARGE)
-def test_a_layout_of_many_ranks_agrees_too(layout: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    def made(name: str) -> dict[str, Any]:
-        few = parity.experiment(parity.CUTS[name] | {"num_layers": 8})
-        return few | {"train": few["train"] | {"global_batch_size": 8}, "data": few["data"] | {"num_streams": 8}}
-
-    one = tmp_path_factory.getbasetemp() / "one of many"
-    if not one.exists():
-        parity.run("one", one, "", made("one"))
-    difference = parity.compare(parity.records(one), parity.run(layout, tmp_path / layout, "", made(layout)))
+def test_a_layout_of_many_ranks_agrees_too(layout: str, large: Callable[[str], list[dict[str, Any]]]) -> None:
+    difference = parity.compare(large("one"), large(layout))
 
     assert difference.agrees(), difference
 
@@ -73,19 +97,20 @@ def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, reference: l
     assert difference.gradient > 100 * parity.FP32.gradient
 
 
-@pytest.mark.parametrize("layout", ["pp2_vpp2", "tp2_sp", "cp2"])
-def test_a_layout_and_one_process_go_on_from_each_others_checkpoints(layout: str, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_layouts_and_one_process_go_on_from_each_others_checkpoints(reference: list[dict[str, Any]], tmp_path: Path) -> None:
     """Saved after two iterations in one, loaded in the other: the last two are those of the run that changed nothing."""
+    layouts = ["pp2_vpp2", "tp2_sp", "cp2"]
 
-    def made(name: str) -> dict[str, Any]:
-        return parity.experiment(parity.LAYOUTS[name])
+    def job(folder: str, layout: str, iterations: int, **options: Any) -> parity.Job:
+        return parity.Job(layout, tmp_path / folder, parity.experiment(parity.LAYOUTS[layout], train_iters=iterations), **options)
 
-    for first, second in (("one", layout), (layout, "one")):
-        short = made(first)
-        short["train"]["train_iters"] = 2
-        parity.run(first, tmp_path / first, "", short, "--save")
-        records = parity.run(second, tmp_path / f"from_{first}", "", made(second), "--from", str(tmp_path / first / "iter_0000002"))
-        expected = [{**record, **{key: record[key][2:] for key in ("losses", "grad_norms", "gradients")}} for record in reference]
+    assert not parity.run_all([job(name, name, 2, save=True) for name in ("one", *layouts)])
+    pairs = [(first, second) for name in layouts for first, second in (("one", name), (name, "one"))]
+    jobs = {(first, second): job(f"{second}_from_{first}", second, 4, start=tmp_path / first / "iter_0000002") for first, second in pairs}
+    assert not parity.run_all(list(jobs.values()))
+    expected = [record | {key: record[key][2:] for key in ("losses", "grad_norms", "gradients")} for record in reference]
 
+    for pair, each in jobs.items():
+        records = parity.records(each.folder)
         assert len(records[0]["losses"]) == 2
-        assert parity.compare(expected, records).agrees(), parity.compare(expected, records)
+        assert parity.compare(expected, records).agrees(), (pair, parity.compare(expected, records))

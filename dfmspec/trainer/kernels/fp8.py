@@ -1,4 +1,9 @@
-"""Into FP8 (`trainer/fp8.py`): the largest value, then the cast and its transpose, of a matrix, of its GELU or of a gradient through one."""
+"""Into FP8 (`trainer/fp8.py`): the largest value, then the cast and its transpose, of a matrix, of its GELU or of a gradient through one.
+
+The first pass goes from the end to the beginning, where the second finds in the cache what the first read last. It writes a
+gradient through a GELU down, which is no more to move than reading both its parts twice. (Cast where it is computed from two
+loads, its transpose was wrong: Triton 3.6 exchanges 8-bit values between threads wrongly. `tests/gpu` compares the two.)
+"""
 
 # ruff: noqa: N803 (constants of a kernel are in capitals, as Triton has them)
 from __future__ import annotations
@@ -30,20 +35,25 @@ def _value(x, h, HOW: tl.constexpr):
 
 
 @triton.jit
-def _largest_kernel(x, h, largest, size, HOW: tl.constexpr, BLOCK: tl.constexpr):
+def _largest_kernel(x, h, through, largest, size, HOW: tl.constexpr, BLOCK: tl.constexpr):
     """The bits of numbers that are not negative have the order of the numbers, NaN above all."""
+    block = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     found = tl.zeros([BLOCK // 8], tl.int32)
     for part in tl.static_range(8):
-        at = tl.program_id(0).to(tl.int64) * BLOCK + part * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+        at = block * BLOCK + part * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
         live = at < size
         value = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
         value = _value(value, tl.load(h + at, mask=live, other=0.0).to(tl.float32) if HOW == 2 else value, HOW)
+        if HOW == 2:
+            rounded = value.to(through.dtype.element_ty)
+            tl.store(through + at, rounded, mask=live)
+            value = rounded.to(tl.float32)
         found = tl.maximum(found, tl.abs(value).to(tl.int32, bitcast=True))
     tl.atomic_max(largest, tl.max(found, 0))
 
 
 @triton.jit
-def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.constexpr, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
+def _cast_kernel(x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.constexpr, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
     most: tl.constexpr = 57344.0 if E5M2 else 448.0
     kind: tl.constexpr = tl.float8e5 if E5M2 else tl.float8e4nv
     t = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
@@ -53,7 +63,7 @@ def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.con
     scale = tl.where(bound == 0, 1.0, tl.div_rn(tl.full([], most, tl.float32), bound))  # exact: where values lie between two, it decides
     scale = tl.where(scale > MOST_SCALE, MOST_SCALE, scale)
     value = tl.load(x + t * K + k, mask=live, other=0.0).to(tl.float32)
-    value = _value(value, tl.load(h + t * K + k, mask=live, other=0.0).to(tl.float32) if HOW == 2 else value, HOW)
+    value = _value(value, value, HOW)
     value = tl.clamp(value * scale, -most, most, propagate_nan=tl.PropagateNan.ALL).to(kind)
     tl.store(rows + t * K + k, value, mask=live)
     tl.store(columns + tl.trans(k) * T + tl.trans(t), tl.trans(value), mask=tl.trans(live))
@@ -65,13 +75,16 @@ def _cast_kernel(x, h, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.con
 def quantize(x: Tensor, h: Tensor | None, how: int, e5m2: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x and, for GELU_BACKWARD, h [t, k] -> in FP8 (E5M2, or E4M3) [t, k], its transpose [k, t], and [] fp32: what to multiply both by."""
     x, h = x.contiguous(), None if h is None else h.contiguous()
+    through = None if h is None else torch.empty_like(x)
     (t, k), dtype = x.shape, torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     rows, columns = x.new_empty(t, k, dtype=dtype), x.new_empty(k, t, dtype=dtype)
     largest, inverse = x.new_zeros((), dtype=torch.int32), x.new_empty((), dtype=torch.float32)
-    _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, largest, t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
+    _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, through, largest, t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
+    if through is not None:
+        x, how = through, PLAIN
     tile = 128 if how == PLAIN else 64
     grid = (triton.cdiv(t, tile), triton.cdiv(k, tile))
-    _cast_kernel[grid](x, h, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, TILE=tile, num_warps=tile // 16)
+    _cast_kernel[grid](x, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, TILE=tile, num_warps=tile // 16)
     return rows, columns, inverse
 
 
