@@ -21,7 +21,7 @@ test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
 
 gpu-test: $(SETUP)  ## parity of layouts, kernels, steps on the GPUs of this machine (extra gpu; GPUS=N: on the first N)
 	@echo "== tests on GPUs"
-	$(if $(GPUS),CUDA_VISIBLE_DEVICES=$$(seq -s, 0 $$(($(GPUS) - 1)))) $(BIN)/python -m pytest -m gpu -n 6 --dist loadgroup tests/gpu tests/trainer
+	$(if $(GPUS),CUDA_VISIBLE_DEVICES=$$(seq -s, 0 $$(($(GPUS) - 1)))) $(BIN)/python -m pytest -m gpu -n 4 --dist loadgroup tests/gpu tests/trainer
 
 slurm-test: $(SETUP)  ## runs of two nodes under a real Slurm on this machine (Debian's slurm-wlm and munge; needs root)
 	@echo "== tests under Slurm: it is installed when absent; what the tests start, they stop"

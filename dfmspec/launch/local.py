@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -65,11 +66,13 @@ def launch(plan: Plan, place: Place) -> LocalRun:
 
 
 def free_port() -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nobody uses at this moment, below those that systems give to outgoing connections: torchrun takes it seconds later."""
+    for port in (*random.sample(range(20000, 32768), 50), 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise PreflightError("no port of this machine is free; end what holds them")
 
 
 class LocalRun:

@@ -69,7 +69,7 @@ def experiment(layout: dict[str, Any], **train: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def gpu_experiment(layout: dict[str, Any], *, bf16: bool, iterations: int, layers: int = 4) -> dict[str, Any]:
+def gpu_experiment(layout: dict[str, Any], *, bf16: bool, iterations: int, layers: int = 4, packs: int = 8) -> dict[str, Any]:
     """The same on GPUs: heads of 72 channels as DiT-XL has, Transformer Engine, more iterations at a lower rate."""
     small = experiment(layout, train_iters=iterations)
     heads = {"hidden_size": 288, "num_attention_heads": 4, "ffn_hidden_size": 1152, "kv_channels": 72, "seq_length": 344, "crossattn_emb_size": 64}
@@ -78,7 +78,7 @@ def gpu_experiment(layout: dict[str, Any], *, bf16: bool, iterations: int, layer
         "data": {"source": "mock", "num_streams": 8, "resolution": 128},
         "dataset": {"task_encoder_seq_length": 344},
         "model": small["model"] | heads | {"num_layers": layers, "transformer_impl": "transformer_engine"},
-        "train": small["train"] | {"global_batch_size": 8},
+        "train": small["train"] | {"global_batch_size": packs},
         "optimizer": {"lr": 1e-4, "min_lr": 1e-5},
         "scheduler": small["scheduler"] | {"lr_decay_iters": iterations},
         "mixed_precision": {"bf16": bf16},

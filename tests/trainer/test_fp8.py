@@ -11,34 +11,43 @@ from dfmspec.trainer.gradients import Incoming
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got.detach().float() - expected.detach()).norm() / expected.detach().norm())
+    return float((got.detach().cpu().float() - expected.detach()).norm() / expected.detach().norm())
+
+
+DEVICES = [("cpu", torch.float32), pytest.param(("cuda", torch.bfloat16), marks=pytest.mark.gpu)]
+"""Where, and in what the layers compute."""
+
+
+def exact_and_there(kind: tuple[str, torch.dtype], *inputs: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Leaves of the same values in fp32, and where they are tried."""
+    there = [x.to(*kind) for x in inputs]
+    return [x.to("cpu", torch.float32).requires_grad_() for x in there], [x.requires_grad_() for x in there]
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e5], ids=str)
-def test_a_product_and_its_gradients_are_near_the_exact_ones(size: float) -> None:
+@pytest.mark.parametrize("kind", DEVICES, ids=str)
+def test_a_product_and_its_gradients_are_near_the_exact_ones(kind: tuple[str, torch.dtype], size: float) -> None:
     """The scales follow the values: a tensor a million times smaller loses no more."""
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(64, 48, generator=generator) * size, torch.randn(32, 48, generator=generator) * 0.02
     grad = torch.randn(64, 32, generator=generator) * size
-    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-    got = fp8.linear(*leaves)
-    got.backward(grad)
-
-    assert relative(got, x @ weight.t()) < 0.05  # E4M3 keeps 3 bits after the point, E5M2 2
-    assert relative(leaves[0].grad, grad @ weight) < 0.08
-    assert relative(leaves[1].grad, grad.t() @ x) < 0.08
-
-
-def test_an_mlp_is_near_the_exact_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator) for shape in ((64, 48), (96, 48), (32, 96))]
-    grad = torch.randn(64, 32, generator=generator)
-    exact = [x.clone().requires_grad_() for x in inputs]
-    expected = F.gelu(exact[0] @ exact[1].t(), approximate="tanh") @ exact[2].t()
+    exact, leaves = exact_and_there(kind, x, weight)
+    expected, got = exact[0] @ exact[1].t(), fp8.linear(*leaves)
     expected.backward(grad)
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    got = fp8.mlp(*leaves)
-    got.backward(grad)
+    got.backward(grad.to(*kind))
+
+    assert relative(got, expected) < 0.05  # E4M3 keeps 3 bits after the point, E5M2 2
+    assert all(relative(mine.grad, theirs.grad) < 0.08 for mine, theirs in zip(leaves, exact, strict=True))
+
+
+@pytest.mark.parametrize("kind", DEVICES, ids=str)
+def test_an_mlp_is_near_the_exact_one(kind: tuple[str, torch.dtype]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact, leaves = exact_and_there(kind, *(torch.randn(shape, generator=generator) for shape in ((64, 48), (96, 48), (32, 96))))
+    grad = torch.randn(64, 32, generator=generator)
+    expected, got = F.gelu(exact[0] @ exact[1].t(), approximate="tanh") @ exact[2].t(), fp8.mlp(*leaves)
+    expected.backward(grad)
+    got.backward(grad.to(*kind))
 
     assert relative(got, expected) < 0.08
     assert all(relative(mine.grad, theirs.grad) < 0.12 for mine, theirs in zip(leaves, exact, strict=True))
