@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -398,12 +399,28 @@ def main() -> None:
 
 
 def profile(step: Callable[[Any], None], batches: Iterator[Any], out: Path) -> None:
-    """Where three steps' time goes, kernel by kernel."""
+    """Where three steps' time goes, kernel by kernel, and after which kernels the GPU waits."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as found:
         timed(step, batches, 3)
-    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(table)
+    trace = out.with_suffix(".json")
+    found.export_chrome_trace(str(trace))
+    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
+    out.write_text(f"{waits(json.loads(trace.read_text())['traceEvents'])}\n{table}")
+    trace.unlink()
+
+
+def waits(events: list[dict[str, Any]]) -> str:
+    """How long the GPU did nothing, and between which kernels most of it, from a Chrome trace."""
+    work = sorted((e["ts"], e["ts"] + e["dur"], e["name"][:60]) for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"))
+    (began, end, before), gaps = work[0], Counter[tuple[str, str]]()
+    for start, stop, name in work[1:]:
+        if start > end:
+            gaps[before, name] += start - end
+        if stop > end:
+            end, before = stop, name
+    lines = [f"of {(end - began) / 1e3:.1f} ms the GPU did nothing for {gaps.total() / 1e3:.1f}"]
+    return "\n".join(lines + [f"{gap / 1e3:8.2f} ms after {pair[0]} before {pair[1]}" for pair, gap in gaps.most_common(12)])
 
 
 if __name__ == "__main__":

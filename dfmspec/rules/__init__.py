@@ -24,13 +24,14 @@ from dfmspec.rules import (
     parallel,
     pipeline,
     precision,
+    samples,
     sequence,
     spec,
     structural,
 )
 from dfmspec.rules.base import Rule, UnknownValue, View
 
-FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, networks, precision, optimizer, distributed, checkpoint, evaluation, dataset, launch, launchers)
+FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, networks, precision, optimizer, distributed, checkpoint, evaluation, dataset, samples, launch, launchers)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
 LEVELS = ("spec", "paths", "data")
 """What a check may look at: the spec alone, files too, samples too."""

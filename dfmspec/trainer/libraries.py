@@ -5,6 +5,7 @@ The versions are those whose inner functions we call; another one counts as not 
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,12 @@ class Library(NamedTuple):
 
 FLASH_ATTENTION = Library("flash-attn-4", "4.0.0b36", "flash_attn.cute.interface")
 QUACK = Library("quack-kernels", "0.6.5", "quack.gemm_interface")
+
+_COMPILED = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dfmspec")
+"""Where they keep what they compiled: their own choice is a folder that any user of this machine may have made before. Read when they are imported."""
+os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", os.path.join(_COMPILED, "flash-attn-4"))
+os.environ.setdefault("QUACK_CACHE_DIR", os.path.join(_COMPILED, "quack-kernels"))
 
 
 def installed(library: Library) -> bool:

@@ -41,32 +41,19 @@ def train(
         TrainingError: gradients that are not finite.
         OSError: several checkpoints in a row could not be written.
     """
-    stop, train = StopSignal(attempt_dir / "stop" if attempt_dir else None), experiment.train
+    train, saved_at = experiment.train, experiment.checkpoint.save_interval
+    stop = StopSignal(attempt_dir / "stop" if attempt_dir else None)
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
-    start_from, pretrained = _agreed(resume, report), experiment.checkpoint.pretrained_checkpoint
-    trainer = build_trainer(experiment, Path(pretrained) if pretrained and not start_from else None)
-    trainer.graphs = graphed(trainer)
-    stages.end("model")
-    iteration = checkpoint.stored_iteration(start_from) if start_from else 0
-    streams = _streams(experiment, "train", consumed=iteration * train.global_batch_size)
-    if start_from:
-        checkpoint.load(trainer, streams, start_from)
-        report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
-    elif pretrained:
-        report.say(f"[INFO] Weights from {pretrained}")
+    trainer, streams, iteration = _set_out(experiment, _agreed(resume, report), report, stages)
     save = _Saver(trainer, config, digest, report)
-    _refuse_newer(Path(experiment.checkpoint.save), iteration)
-    stages.end("checkpoint and streams")
-    report.event(
-        "started", iteration=iteration, train_iters=train.train_iters, attempt=int(attempt_dir.name) if attempt_dir else None, seconds=stages.seconds
-    )
+    attempt = int(attempt_dir.name) if attempt_dir else None
+    report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=attempt, seconds=stages.seconds)
     report.say("[INFO] Starting pretraining...")
 
-    first, last, stopped_by = iteration + 1, train.train_iters, 0
-    saved_at = experiment.checkpoint.save_interval
+    last, stopped_by = train.train_iters, 0
     if iteration < last:
         batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
-    log = _Log(report, experiment, first)
+    log = _Log(report, experiment, iteration + 1)
     gc.freeze()  # what is there by now stays: a collection need not go through it, in an iteration or in a save
     while iteration < last:
         iteration += 1
@@ -89,6 +76,24 @@ def train(
         report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
     report.close()
     trainer.release_graphs()
+
+
+def _set_out(experiment: Experiment, start_from: Path | None, report: Reporter, stages: Stages) -> tuple[Trainer, RankStreams, int]:
+    """What trains, the samples that come next, and the iteration that is behind them: of a checkpoint, or of a beginning."""
+    pretrained = experiment.checkpoint.pretrained_checkpoint
+    trainer = build_trainer(experiment, Path(pretrained) if pretrained and not start_from else None)
+    trainer.graphs = graphed(trainer)
+    stages.end("model")
+    iteration = checkpoint.stored_iteration(start_from) if start_from else 0
+    _refuse_newer(Path(experiment.checkpoint.save), iteration)
+    streams = _streams(experiment, "train", consumed=iteration * experiment.train.global_batch_size)
+    if start_from:
+        checkpoint.load(trainer, streams, start_from)
+        report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
+    elif pretrained:
+        report.say(f"[INFO] Weights from {pretrained}")
+    stages.end("checkpoint and streams")
+    return trainer, streams, iteration
 
 
 def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None:

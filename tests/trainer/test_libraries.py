@@ -11,6 +11,9 @@ from dfmspec.trainer import libraries
 from tests.conftest import environment
 
 
+KEPT = ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR"]
+
+
 def test_another_version_or_a_broken_one_counts_as_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = libraries.Library("flash-attn-4", "1.2", "json")
     assert not libraries.installed(tried)
@@ -34,3 +37,12 @@ print(libraries.usable(libraries.QUACK))
     result = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120, check=False)
 
     assert result.stdout == "False\n", result.stderr
+
+
+def test_what_they_compile_is_kept_where_only_the_user_writes() -> None:
+    """Both libraries load machine code from there."""
+    code = f"import os; from dfmspec.trainer import libraries; print(*(os.environ[name] for name in {KEPT}))"
+    chosen = {name: value for name, value in environment().items() if name not in KEPT} | {"HOME": "/home/someone", "XDG_CACHE_HOME": "", KEPT[2]: "/elsewhere"}
+    result = subprocess.run([sys.executable, "-c", code], env=chosen, capture_output=True, text=True, timeout=120, check=False)
+
+    assert result.stdout == "1 /home/someone/.cache/dfmspec/flash-attn-4 /elsewhere\n", result.stderr
