@@ -1,6 +1,6 @@
 """Our kernels by themselves at DiT-XL's shapes, by their settings: warps, rows, loads ahead; each timed as a CUDA graph.
 
-usage: python benchmarks/kernels.py [adaln] [heads] [accumulate] [fp8]
+usage: python benchmarks/kernels.py [adaln] [heads] [accumulate] [update] [fp8]
 """
 
 from __future__ import annotations
@@ -96,6 +96,24 @@ def measure_accumulate() -> None:
         show("accumulate", setting, [lambda case=case: optimizer.accumulate(*case, replace=True) for case in cases], [6 * case[0].numel() for case in cases])
 
 
+def measure_update() -> None:
+    """Adam on a tenth and on a hundredth of DiT-XL's weights."""
+    cases = []
+    for size in (67_000_000, 6_700_000):
+        values = [torch.randn(size, device="cuda") for _ in range(4)]
+        values[3].abs_()
+        cases.append((size, [*values, random(size)]))
+    for setting in settings(optimizer, UPDATE_BLOCK=(1024, 2048, 4096), _UPDATE_WARPS=(4, 8)):
+        works = []
+        for size, values in cases:
+            starts = range(0, size, optimizer.UPDATE_BLOCK)
+            rows = [[x.data_ptr() + x.element_size() * start for x in values] + [min(optimizer.UPDATE_BLOCK, size - start)] for start in starts]
+            blocks, norm = torch.tensor(rows, device="cuda"), torch.ones((), device="cuda")
+            how = {"clip": 1.0, "lr": 1e-4, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "step": 10, "write": True}
+            works.append(lambda blocks=blocks, norm=norm, how=how: optimizer.update(blocks, norm, **how))
+        show("update", setting, works, [30 * size for size, _ in cases])
+
+
 def measure_fp8() -> None:
     """Into FP8 and transposed, with the largest value before."""
     kinds = ("cast", fp8.PLAIN, WIDTH, 2), ("cast of GELU", fp8.GELU, 4 * WIDTH, 2), ("cast through GELU", fp8.GELU_BACKWARD, 4 * WIDTH, 4)
@@ -108,7 +126,8 @@ def measure_fp8() -> None:
 def main() -> None:
     """Those that are named, or all."""
     print(f"{torch.cuda.get_device_name()}; {' and '.join(f'{tokens:,}' for tokens in TOKENS)} tokens", flush=True)
-    for name, measure in (("adaln", measure_adaln), ("heads", measure_heads), ("accumulate", measure_accumulate), ("fp8", measure_fp8)):
+    measures = {"adaln": measure_adaln, "heads": measure_heads, "accumulate": measure_accumulate, "update": measure_update, "fp8": measure_fp8}
+    for name, measure in measures.items():
         if name in sys.argv[1:] or len(sys.argv) == 1:
             measure()
 

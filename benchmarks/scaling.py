@@ -1,4 +1,4 @@
-"""How DiT-XL scales over the GPUs of this machine: replicas on W2, tensor and context parallelism on one long sample; memory.
+"""How DiT-XL scales over the GPUs of this machine: replicas on W2, tensor and context parallelism on one sample; memory.
 
 usage: torchrun --nproc-per-node N benchmarks/scaling.py [WORD ...]    the layouts of N GPUs, or those whose name has a WORD
 """
@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.train import HEADS, PEAK, WORKLOADS, Ours, flops, rank, timed, tokens_of
 
 RECOMPUTE = ["model.recompute_granularity=full", "model.recompute_method=uniform", "model.recompute_num_layers=1"]
-STEPS = {"W2": (8, 12), "L32": (5, 8), "L128": (2, 3)}
+STEPS = {"W2": (8, 12), "W3": (8, 20), "L32": (5, 8), "L128": (2, 3)}
 """Steps before the timed ones, and the timed."""
 
 
 def layouts(gpus: int) -> dict[str, list[str]]:
     """Overrides by the name of a workload and a layout."""
     found = {f"W2 DP{gpus}": []}
-    for workload, memory in (("L32", []), ("L128", RECOMPUTE)):
+    for workload, memory in (("W3", []), ("L32", []), ("L128", RECOMPUTE)):
         shared = ["train.global_batch_size=1", *memory]
         if gpus == 1:
             found[f"{workload} one GPU"] = shared

@@ -10,7 +10,6 @@ import pytest
 from dfmspec.trainer import libraries
 from tests.conftest import environment
 
-
 KEPT = ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR"]
 
 

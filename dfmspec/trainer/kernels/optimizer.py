@@ -25,7 +25,7 @@ def accumulate(total: Tensor, part: Tensor, *, replace: bool) -> None:
     _accumulate_kernel[(triton.cdiv(size, _BLOCK),)](total, part.contiguous(), size, REPLACE=replace, BLOCK=_BLOCK, num_warps=_WARPS)
 
 
-UPDATE_BLOCK = 2048
+UPDATE_BLOCK, _UPDATE_WARPS = 2048, 4
 """Values of one program of `update`."""
 
 
@@ -64,5 +64,5 @@ def update(
     """
     beta1, beta2 = betas
     _update_kernel[(len(blocks),)](
-        blocks, norm, clip, lr, weight_decay, beta1, beta2, eps, 1 - beta1**step, 1 - beta2**step, WRITE=write, BLOCK=UPDATE_BLOCK, num_warps=4,
+        blocks, norm, clip, lr, weight_decay, beta1, beta2, eps, 1 - beta1**step, 1 - beta2**step, WRITE=write, BLOCK=UPDATE_BLOCK, num_warps=_UPDATE_WARPS,
     )  # fmt: skip
