@@ -43,9 +43,8 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64
     if rank() == 0:
         print("| workload and layout | tokens/s | ms | MFU | GiB of GPU 0 |\n|---|---|---|---|---|", flush=True)
-    for name, overrides in layouts(gpus).items():
-        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
-            continue
+    chosen = {name: overrides for name, overrides in layouts(gpus).items() if not sys.argv[1:] or any(word in name for word in sys.argv[1:])}
+    for name, overrides in chosen.items():
         (workload, _, _), (shapes,) = name.partition(" "), WORKLOADS[name.split()[0]]
         before, count = STEPS[workload]
         torch.cuda.reset_peak_memory_stats()
@@ -64,7 +63,8 @@ def main() -> None:
         torch._dynamo.reset()
         gc.collect()
         torch.cuda.empty_cache()
-    torch.distributed.destroy_process_group()
+    if chosen:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -402,6 +402,8 @@ def profile(step: Callable[[Any], None], batches: Iterator[Any], out: Path) -> N
     """Where three steps' time goes, kernel by kernel, and after which kernels the GPU waits."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as found:
         timed(step, batches, 3)
+    if rank():
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     trace = out.with_suffix(".json")
     found.export_chrome_trace(str(trace))

@@ -66,13 +66,12 @@ def launch(plan: Plan, place: Place) -> LocalRun:
 
 
 def free_port() -> int:
-    """A port that nobody uses at this moment, below those that systems give to outgoing connections: torchrun takes it seconds later."""
-    for port in (*random.sample(range(20000, 32768), 50), 0):
+    """A port that nobody uses at this moment, below those that systems give out by themselves and torchrun's own: it is taken seconds later."""
+    for port in random.sample(range(20000, 29500), 50):
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found: int = probe.getsockname()[1]
-            return found
-    raise PreflightError("no port of this machine is free; end what holds them")
+            probe.bind(("", port))
+            return port
+    raise PreflightError("fifty ports of this machine between 20000 and 29500 are in use; end what holds them")
 
 
 class LocalRun:

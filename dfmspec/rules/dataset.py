@@ -161,4 +161,4 @@ RULES = (
         "Accepted at start; the loader cannot be built, after the model was.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM,
     ),
     Rule("DAT108", "index-stale", ERROR, _index, "Energon finds samples by the index beside each shard: without, the loader fails; with an old one, it reads in the middle of samples.", "megatron-energon flavors/webdataset/itar.py", ALL, "paths"),
-)  # fmt: skip,
+)  # fmt: skip

@@ -202,4 +202,4 @@ RULES = (
     Rule("DAT211", "samples-counted-differently", ERROR, _counted_differently, "Energon deals samples out by these counts: some are never read, in silence, or a worker reads beyond the end.", "megatron-energon flavors/webdataset/sharder.py", ALL, "data"),
     Rule("DAT212", "loader-memory", WARNING, _memory, "The system ends a worker, or the run, when the buffers are full, which is minutes to hours after the start.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM_DIT, "data"),
     Rule("DAT213", "packs-half-empty", WARNING, _half_empty, "Every iteration computes on padding, which costs as much as tokens.", "dfmspec/trainer/samples.py, TaskEncoder", OURS, "data"),
-)  # fmt: skip,
+)  # fmt: skip

@@ -11,11 +11,11 @@ from functools import wraps
 from typing import Any
 
 import torch
-from flash_attn.cute import interface
+from flash_attn.cute import cache_utils, interface
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
 
-from dfmspec.trainer.libraries import FLASH_ATTENTION, installed
+from dfmspec.trainer.libraries import FLASH_ATTENTION, installed, kept_in
 from dfmspec.trainer.operators import fake_gradients, keep, laid
 
 if not installed(FLASH_ATTENTION):  # another version has other inner functions
@@ -55,8 +55,20 @@ def _after(work: Callable[..., None]) -> Callable[..., None]:
     return right
 
 
+def _keep_compiled() -> None:
+    """Leave its kernels on disk for the next process; of itself it asks the environment when it is first imported, by whomever."""
+    folder = kept_in(FLASH_ATTENTION)
+    if cache_utils.CUTE_DSL_CACHE_ENABLED or folder is None:
+        return
+    cache_utils.CUTE_DSL_CACHE_ENABLED, cache_utils.CUTE_DSL_CACHE_DIR = True, str(folder)
+    works = {"fwd": _flash_attn_fwd, "bwd_pre": interface._bwd_preprocess, "bwd": _flash_attn_bwd, "bwd_post": interface._bwd_postprocess_convert}
+    for name, work in works.items():
+        work.compile_cache = cache_utils.get_jit_cache(name)
+
+
 interface._bwd_preprocess = _before(interface._bwd_preprocess)
 interface._bwd_postprocess_convert = _after(interface._bwd_postprocess_convert)
+_keep_compiled()
 
 
 def _tiles(head: int) -> dict[str, Any]:

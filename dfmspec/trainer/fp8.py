@@ -103,7 +103,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Mlp(torch.autograd.Function):
-    """gelu(x first^T) second^T; neither the GELU nor the gradient through it is ever written down in bf16."""
+    """gelu(x first^T) second^T; the GELU is never written down in bf16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ The versions are those whose inner functions we call; another one counts as not 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,12 +28,6 @@ class Library(NamedTuple):
 FLASH_ATTENTION = Library("flash-attn-4", "4.0.0b36", "flash_attn.cute.interface")
 QUACK = Library("quack-kernels", "0.6.5", "quack.gemm_interface")
 
-_COMPILED = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dfmspec")
-"""Where they keep what they compiled: their own choice is a folder that any user of this machine may have made before. Read when they are imported."""
-os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", os.path.join(_COMPILED, "flash-attn-4"))
-os.environ.setdefault("QUACK_CACHE_DIR", os.path.join(_COMPILED, "quack-kernels"))
-
 
 def installed(library: Library) -> bool:
     """Whether this very version is, with all that it needs."""
@@ -45,3 +41,15 @@ def installed(library: Library) -> bool:
 def usable(library: Library) -> bool:
     """Whether this process's GPU is a Hopper, and it is installed."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9 and installed(library)
+
+
+def kept_in(library: Library) -> Path | None:
+    """A folder of this user's alone for what a library compiles; None where none can be made, or files there cannot be locked."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dfmspec" / library.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+    except OSError:
+        return None
+    return folder

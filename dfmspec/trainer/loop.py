@@ -46,6 +46,7 @@ def train(
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
     trainer, streams, iteration = _set_out(experiment, _agreed(resume, report), report, stages)
     save = _Saver(trainer, config, digest, report)
+    stages.end("checkpoint and streams")
     attempt = int(attempt_dir.name) if attempt_dir else None
     report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=attempt, seconds=stages.seconds)
     report.say("[INFO] Starting pretraining...")
@@ -92,7 +93,6 @@ def _set_out(experiment: Experiment, start_from: Path | None, report: Reporter, 
         report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
     elif pretrained:
         report.say(f"[INFO] Weights from {pretrained}")
-    stages.end("checkpoint and streams")
     return trainer, streams, iteration
 
 

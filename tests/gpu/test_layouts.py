@@ -54,7 +54,10 @@ def reference(base: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def runs(base: Path) -> Callable[[str, str], list[dict[str, Any]]]:
-    """The records of a layout in a precision; all layouts of as many ranks run when one of them is asked for, in the same processes."""
+    """The records of a layout in a precision; all layouts of as many ranks run when one of them is asked for, in the same processes.
+
+    One test process has all of a precision (`--dist loadgroup`).
+    """
 
     @cache
     def failed(count: int, precision: str) -> dict[Path, str]:

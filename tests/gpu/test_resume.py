@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import assert_continues, cut
-from tests.trainer.training import SHORT, kill_tree, losses, pair, start, train, wait_for
+from tests.trainer.training import SHORT, awake, kill_tree, losses, pair, start, train, wait_for
 
 pytestmark = pytest.mark.gpu
 
@@ -28,6 +28,7 @@ LAYOUTS = {
 def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(graphs: str, beside: str, dataset: Path, tmp_path: Path) -> None:
     """In bf16, wherever it stopped, with checkpoints written beside the training or not."""
     words = [*WORDS, f"dataset.path={dataset}", "model.deterministic_mode=true", f"model.cuda_graph_impl={graphs}", f"checkpoint.async_save={beside}"]
+    words.append(awake(tmp_path / "awake", *words))
     train(tmp_path / "whole", *words, "checkpoint.save_interval=1")
     for last in (1, 4, 7):
         resumed = cut(tmp_path / "whole", tmp_path / f"from{last}", last)
@@ -41,6 +42,7 @@ def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(graphs: str, besi
 def test_a_run_continues_in_another_layout_and_back(layout: str, dataset: Path, tmp_path: Path) -> None:
     gpus, cuts = LAYOUTS[layout]
     words = [*WORDS, FP32, f"dataset.path={dataset}"]
+    words.append(awake(tmp_path / "awake", *words))
     train(tmp_path / "one", *words)
     train(tmp_path / layout, *words, *cuts, processes=gpus)
     for before, other, processes in (("one", cuts, gpus), (layout, [], 1)):
@@ -55,6 +57,7 @@ def test_a_run_continues_in_another_layout_and_back(layout: str, dataset: Path, 
 def test_a_killed_run_goes_on_in_another_layout(dataset: Path, tmp_path: Path) -> None:
     """SIGKILL to every process of TP2 x DP; then all GPUs as replicas."""
     words = [*WORDS, FP32, f"dataset.path={dataset}", "train.train_iters=24"]
+    words.append(awake(tmp_path / "awake", *words))
     train(tmp_path / "whole", *words, processes=GPUS)
     run_dir = tmp_path / "killed"
     run_dir.mkdir()

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tests.trainer.training import finish
+
 WORKER = Path(__file__).with_name("parity_worker.py")
 ROOT = Path(__file__).parents[2]
 
@@ -104,19 +106,24 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether every rank's record is there."""
-        return all((self.folder / f"rank{rank}.pt").exists() for rank in range(ranks(self.layout)))
+        """Whether every rank came to its end."""
+        return all((self.folder / f"done{rank}").exists() for rank in range(ranks(self.layout)))
 
 
-def torchrun(script: Path, *args: str, processes: int, seconds: int = 300) -> subprocess.CompletedProcess[str]:
-    """Run a script on `processes` ranks of this machine, on a free port."""
+def torchrun(script: Path, *args: str, processes: int, seconds: int = 300) -> tuple[int, str]:
+    """Run a script on `processes` ranks of this machine, on a free port: exit code, and what it wrote to stderr."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-    return subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=seconds, check=False)
+    process = subprocess.Popen([*command, *args], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    code, _, said = finish(process, seconds)
+    return code, said
 
 
 def run_all(jobs: list[Job]) -> dict[Path, str]:
-    """Run jobs, those of as many ranks in the same processes one after another; in new ones after one that failed. What the failed said, by folder."""
+    """Run jobs, those of as many ranks in the same processes one after another; in new ones after one that failed. What the failed said, by folder.
+
+    A job with a fault is to come alone: what is injected stays.
+    """
     said: dict[Path, str] = {}
     for job in jobs:
         job.folder.mkdir(parents=True)
@@ -125,10 +132,11 @@ def run_all(jobs: list[Job]) -> dict[Path, str]:
         while left:
             listed = left[0].folder / "jobs.json"
             listed.write_text(json.dumps([vars(job) for job in left], default=str))
-            result = torchrun(WORKER, str(listed), processes=count, seconds=120 + 60 * len(left))
-            left = [job for job in left if not job.done]
-            if left:
-                said[left.pop(0).folder] = result.stderr[-3000:]
+            code, words = torchrun(WORKER, str(listed), processes=count, seconds=120 + 60 * len(left))
+            undone = [job for job in left if not job.done]
+            if code:
+                said[(undone or left[-1:])[0].folder] = words[-3000:]
+            left = undone[1:]
     return said
 
 

@@ -110,6 +110,7 @@ def work(job: dict[str, Any]) -> None:
         checkpoint.Writer(trainer, folder, job["experiment"], "").save(packs.states(), experiment.train.train_iters).result()
     trainer.release_graphs()
     parallel_state.destroy_model_parallel()
+    (folder / f"done{torch.distributed.get_rank()}").touch()
 
 
 @torch.no_grad()

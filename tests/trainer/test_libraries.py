@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dfmspec.trainer import libraries
 from tests.conftest import environment
-
-KEPT = ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR"]
 
 
 def test_another_version_or_a_broken_one_counts_as_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +37,13 @@ print(libraries.usable(libraries.QUACK))
     assert result.stdout == "False\n", result.stderr
 
 
-def test_what_they_compile_is_kept_where_only_the_user_writes() -> None:
-    """Both libraries load machine code from there."""
-    code = f"import os; from dfmspec.trainer import libraries; print(*(os.environ[name] for name in {KEPT}))"
-    chosen = {name: value for name, value in environment().items() if name not in KEPT} | {"HOME": "/home/someone", "XDG_CACHE_HOME": "", KEPT[2]: "/elsewhere"}
-    result = subprocess.run([sys.executable, "-c", code], env=chosen, capture_output=True, text=True, timeout=120, check=False)
+def test_what_they_compile_is_kept_where_only_the_user_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine code is loaded from there; where that cannot be, nothing is kept."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = libraries.kept_in(libraries.FLASH_ATTENTION)
 
-    assert result.stdout == "1 /home/someone/.cache/dfmspec/flash-attn-4 /elsewhere\n", result.stderr
+    assert folder == tmp_path / ".cache/dfmspec/flash-attn-4" and folder.stat().st_mode & 0o77 == 0
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert libraries.kept_in(libraries.FLASH_ATTENTION) is None

@@ -16,21 +16,24 @@ import pytest
 from dfmspec import checkpoints
 from dfmspec.events import read_events
 from tests.conftest import environment
-from tests.trainer.training import ENTRY, SHORT, finish, kill_tree, losses, place, start, train, wait_for
+from tests.trainer.training import ENTRY, SHORT, awake, finish, kill_tree, losses, place, start, train, wait_for
 
 ITERATIONS = "train.train_iters=6"
 
 
 @pytest.fixture(scope="module")
-def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def setting(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the runs here have in common; they set out with all weights awake."""
+    words = ["data.num_streams=4", "train.global_batch_size=2", f"dataset.path={dataset}"]
+    return [*words, ITERATIONS, awake(tmp_path_factory.mktemp("awake"), *words)]
+
+
+@pytest.fixture(scope="module")
+def whole(setting: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six iterations that nothing stopped, saved at 2, 4 and 6."""
     run_dir = tmp_path_factory.mktemp("whole")
-    train(run_dir, ITERATIONS, "data.num_streams=4", "train.global_batch_size=2", f"dataset.path={dataset}")
+    train(run_dir, *setting)
     return run_dir
-
-
-def same(dataset: Path, *words: str) -> list[str]:
-    return [ITERATIONS, "data.num_streams=4", "train.global_batch_size=2", f"dataset.path={dataset}", *words]
 
 
 def cut(whole: Path, run_dir: Path, last: int) -> Path:
@@ -43,7 +46,20 @@ def cut(whole: Path, run_dir: Path, last: int) -> Path:
     return run_dir
 
 
+def states(run_dir: Path) -> dict[tuple[int, str], str]:
+    """Checksums of the shards of each checkpoint: weights, averages, fp32 weights and moments."""
+    found = {}
+    for path in checkpoints.committed(run_dir / "checkpoints"):
+        files = json.loads((path / "manifest.json").read_text())["files"]
+        found |= {(checkpoints.iteration_of(path), name): facts["crc32"] for name, facts in files.items() if name.endswith(".distcp")}
+    return found
+
+
 def assert_continues(run_dir: Path, whole: Path, *, exact: bool = True) -> None:
+    """The losses and norms are those of `whole`; if `exact`, so is every bit of the checkpoints that both have."""
+    if exact:
+        mine, theirs = states(run_dir), states(whole)
+        assert (both := mine.keys() & theirs.keys()) and {key: mine[key] for key in both} == {key: theirs[key] for key in both}
     expected, actual = losses(whole), losses(run_dir)
     assert actual
     for iteration, values in actual.items():
@@ -70,51 +86,51 @@ def test_each_iteration_has_the_time_that_it_took(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [2, 4])
-def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", last)
-    assert f"Resumed from iteration {last}" in train(run_dir, *same(dataset))
+    assert f"Resumed from iteration {last}" in train(run_dir, *setting)
 
     assert sorted(losses(run_dir)) == list(range(last + 1, 7))
     assert_continues(run_dir, whole)
 
 
 @pytest.mark.parametrize("distributed", ["true", "false"])
-def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(distributed: str, whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(distributed: str, whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir, optimizer = cut(whole, tmp_path / "run", 0), f"optimizer.use_distributed_optimizer={distributed}"
-    train(run_dir, *same(dataset, optimizer, "checkpoint.async_save=true", "checkpoint.save_interval=1"), processes=2)
+    train(run_dir, *setting, optimizer, "checkpoint.async_save=true", "checkpoint.save_interval=1", processes=2)
     assert [path.name for path in checkpoints.committed(run_dir / "checkpoints")] == [f"iter_000000{i}" for i in range(6, 0, -1)]
 
     resumed = cut(run_dir, tmp_path / "resumed", 3)
-    train(resumed, *same(dataset, optimizer, "checkpoint.async_save=true"), processes=2)
+    train(resumed, *setting, optimizer, "checkpoint.async_save=true", processes=2)
     assert_continues(resumed, run_dir)
 
 
-def test_loader_processes_do_not_change_the_data(whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_loader_processes_do_not_change_the_data(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 0)
-    train(run_dir, *same(dataset, "dataset.num_workers=1"))
+    train(run_dir, *setting, "dataset.num_workers=1")
 
     assert_continues(run_dir, whole)
 
 
 @pytest.mark.parametrize("layout", [[], ["model.tensor_model_parallel_size=2"], ["model.pipeline_model_parallel_size=2"], ["model.context_parallel_size=2"]])
-def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str], whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str], whole: Path, setting: list[str], tmp_path: Path) -> None:
     """DP 1 to DP 2, TP 2 and PP 2: the losses agree, which they do not when one sample is repeated or skipped."""
     run_dir = cut(whole, tmp_path / "run", 2)
-    train(run_dir, *same(dataset, *layout), processes=2)
+    train(run_dir, *setting, *layout, processes=2)
 
     assert sorted(losses(run_dir)) == [3, 4, 5, 6]
     assert_continues(run_dir, whole, exact=False)
 
 
-def test_another_number_of_streams_is_refused(whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_another_number_of_streams_is_refused(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 2)
-    said = train(run_dir, *same(dataset, "data.num_streams=2"), expect=1)
+    said = train(run_dir, *setting, "data.num_streams=2", expect=1)
 
     assert "has 4 streams and this run 2; give data.num_streams=4" in said
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
-def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 4)
     shard = next((run_dir / "checkpoints" / "iter_0000004").glob("*.distcp"))
     data = shard.read_bytes()
@@ -122,24 +138,24 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, da
         shard.unlink()
     else:
         shard.write_bytes(data[:1000] if damage == "truncated" else data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
-    said = train(run_dir, *same(dataset))
+    said = train(run_dir, *setting)
 
     assert "iter_0000004 is passed over" in said and "Resumed from iteration 2" in said
     assert_continues(run_dir, whole)
 
 
-def test_nothing_whole_is_an_error_and_never_a_fresh_start(whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_nothing_whole_is_an_error_and_never_a_fresh_start(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 2)
     (run_dir / "checkpoints" / "iter_0000002" / "common.pt").unlink()
-    said = train(run_dir, *same(dataset), expect=1)
+    said = train(run_dir, *setting, expect=1)
 
     assert "none of the 1 checkpoints" in said and "run.resume=never" in said
 
 
-def test_sigterm_finishes_the_iteration_and_saves(dataset: Path, whole: Path, tmp_path: Path) -> None:
+def test_sigterm_finishes_the_iteration_and_saves(setting: list[str], whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    process = start(run_dir, *SHORT, *same(dataset, "checkpoint.save_interval=100"), processes=0, DFMSPEC_RUN_DIR=str(run_dir))
+    process = start(run_dir, *SHORT, *setting, "checkpoint.save_interval=100", processes=0, DFMSPEC_RUN_DIR=str(run_dir))
     while not losses(run_dir):
         time.sleep(0.01)
         assert process.poll() is None, process.communicate()
@@ -151,16 +167,16 @@ def test_sigterm_finishes_the_iteration_and_saves(dataset: Path, whole: Path, tm
     assert checkpoints.iteration_of(stopped) == max(losses(run_dir))
     if checkpoints.iteration_of(stopped) < 6:
         assert "Stopped by signal 15" in out
-        train(run_dir, *same(dataset))
+        train(run_dir, *setting)
     assert_continues(run_dir, whole)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, setting: list[str], tmp_path: Path) -> None:
     """Killed while saving or between, as often as it takes: every loss is that of the run that was not stopped."""
     run_dir, rng = tmp_path / "run", random.Random(seed)
     run_dir.mkdir()
-    words = same(dataset, "checkpoint.save_interval=1")
+    words = [*setting, "checkpoint.save_interval=1"]
     process = start(run_dir, *SHORT, *words, processes=0, DFMSPEC_RUN_DIR=str(run_dir))
     wait_for(run_dir / "checkpoints", 120)
     time.sleep(rng.uniform(0, 3))
@@ -175,31 +191,31 @@ def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, d
     assert_continues(run_dir, whole)
 
 
-def test_a_damaged_checkpoint_is_kept_aside_when_its_iteration_is_saved_again(whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_kept_aside_when_its_iteration_is_saved_again(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 4)
     (run_dir / "checkpoints" / "iter_0000004" / "common.pt").write_bytes(b"x")
-    train(run_dir, *same(dataset))
+    train(run_dir, *setting)
     folder = run_dir / "checkpoints"
 
     assert checkpoints.problem(folder / "iter_0000004") is None
     assert len(list(folder.glob("iter_0000004.damaged-*"))) == 1
 
 
-def test_a_run_never_starts_before_checkpoints_that_it_would_contradict(whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_run_never_starts_before_checkpoints_that_it_would_contradict(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 6)
-    said = train(run_dir, *same(dataset), "checkpoint.ckpt_step=2", expect=1)
+    said = train(run_dir, *setting, "checkpoint.ckpt_step=2", expect=1)
     assert "has a checkpoint of iteration 6, after the 2 to start from; give checkpoint.save another folder" in said
 
-    train(run_dir, *same(dataset), "checkpoint.ckpt_step=2", f"checkpoint.load={run_dir}/checkpoints", f"checkpoint.save={tmp_path}/other")
+    train(run_dir, *setting, "checkpoint.ckpt_step=2", f"checkpoint.load={run_dir}/checkpoints", f"checkpoint.save={tmp_path}/other")
     assert_continues(run_dir, whole)
     assert [path.name for path in checkpoints.committed(tmp_path / "other")] == ["iter_0000006", "iter_0000004"]
 
 
-def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(whole: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(whole: Path, setting: list[str], tmp_path: Path) -> None:
     """Files may not grow past 100 kB: every save fails, training goes on, the third failure in a row ends it."""
     run_dir = cut(whole, tmp_path / "run", 2)
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", limit, ENTRY, *SHORT, *same(dataset), "checkpoint.save_interval=1"]
+    command = [sys.executable, "-c", limit, ENTRY, *SHORT, *setting, "checkpoint.save_interval=1"]
     env = environment(DFMSPEC_RUN_DIR=str(run_dir))
     result = subprocess.run(command, cwd=place(run_dir), env=env, capture_output=True, text=True, timeout=240, check=False)
     folder = run_dir / "checkpoints"
@@ -211,8 +227,8 @@ def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(
     assert "Traceback" not in result.stderr
 
 
-def test_checkpoints_are_pruned_but_never_below_two(dataset: Path, tmp_path: Path) -> None:
-    train(tmp_path / "run", *same(dataset, "checkpoint.save_interval=1", "checkpoint.most_recent_k=1"))
+def test_checkpoints_are_pruned_but_never_below_two(setting: list[str], tmp_path: Path) -> None:
+    train(tmp_path / "run", *setting, "checkpoint.save_interval=1", "checkpoint.most_recent_k=1")
 
     assert [path.name for path in checkpoints.committed(tmp_path / "run" / "checkpoints")] == ["iter_0000006", "iter_0000005"]
 

@@ -10,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from dfmspec.events import read_events
 from dfmspec.launch.local import free_port
-from tests.conftest import ROOT, TINY, environment
+from tests.conftest import ROOT, TINY, dfmspec, environment
 
 TORCHRUN = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -42,7 +45,7 @@ def pair(cwd: Path, *words: str, processes: int, environments: tuple[dict[str, s
     nodes = [
         subprocess.Popen(
             [TORCHRUN, "--nproc-per-node", str(processes), "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", port, ENTRY, *words],
-            cwd=place(cwd), env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=place(cwd), env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )
         for rank, own in enumerate(environments)
     ]  # fmt: skip
@@ -53,7 +56,12 @@ def pair(cwd: Path, *words: str, processes: int, environments: tuple[dict[str, s
 
 def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
-    out, err = process.communicate(timeout=seconds)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        err += f"\nnot finished after {seconds:.0f} s"
     return process.returncode, out, err
 
 
@@ -63,6 +71,19 @@ def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> st
     code, out, err = finish(start(run_dir, *SHORT, *words, processes=processes, DFMSPEC_RUN_DIR=str(run_dir)))
     assert code == expect, (code, out[-2000:], err[-3000:])
     return out + err
+
+
+def awake(folder: Path, *words: str) -> str:
+    """A word that lets a training of `words` set out with no weight zero: a network as it is initialised hardly shows what its blocks compute."""
+    train(folder, *words, "train.train_iters=1")
+    exported = dfmspec("export", folder, "--out", folder / "asleep.safetensors", "--raw")
+    assert exported.returncode == 0, exported.stderr
+    weights, generator = load_file(folder / "asleep.safetensors"), torch.Generator().manual_seed(0)
+    for weight in weights.values():
+        if weight.abs().max() < 1e-3:  # the first iteration's step is all that it has
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+    save_file(weights, folder / "awake.safetensors")
+    return f"checkpoint.pretrained_checkpoint={folder}/awake.safetensors"
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:

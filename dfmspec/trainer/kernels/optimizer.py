@@ -26,7 +26,7 @@ def accumulate(total: Tensor, part: Tensor, *, replace: bool) -> None:
 
 
 UPDATE_BLOCK, _UPDATE_WARPS = 2048, 4
-"""Values of one program of `update`."""
+"""Values of one program of `update`, and its warps."""
 
 
 @triton.jit
