@@ -1,6 +1,6 @@
 """How DiT-XL scales over the GPUs of this machine: replicas on W2, tensor and context parallelism on one sample; memory.
 
-usage: torchrun --nproc-per-node N benchmarks/scaling.py [WORD ...]    the layouts of N GPUs, or those whose name has a WORD
+usage: torchrun --nproc-per-node N benchmarks/scaling.py [WORD ...] [key=value ...]    the layouts of N GPUs, or those whose name has a WORD
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64
     if rank() == 0:
         print("| workload and layout | tokens/s | ms | MFU | GiB of GPU 0 |\n|---|---|---|---|---|", flush=True)
-    chosen = {name: overrides for name, overrides in layouts(gpus).items() if not sys.argv[1:] or any(word in name for word in sys.argv[1:])}
+    words, given = ([word for word in sys.argv[1:] if ("=" in word) == override] for override in (False, True))
+    chosen = {name: [*overrides, *given] for name, overrides in layouts(gpus).items() if not words or any(word in name for word in words)}
     for name, overrides in chosen.items():
         (workload, _, _), (shapes,) = name.partition(" "), WORKLOADS[name.split()[0]]
         before, count = STEPS[workload]
