@@ -79,9 +79,10 @@ def awake(folder: Path, *words: str) -> str:
     exported = dfmspec("export", folder, "--out", folder / "asleep.safetensors", "--raw")
     assert exported.returncode == 0, exported.stderr
     weights, generator = load_file(folder / "asleep.safetensors"), torch.Generator().manual_seed(0)
-    for weight in weights.values():
-        if weight.abs().max() < 1e-3:  # the first iteration's step is all that it has
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+    asleep = [name for name, weight in weights.items() if weight.abs().max() < 1e-3]  # the first iteration's step is all that they have
+    assert any("adaln.up" in name for name in asleep) and any("final_linear" in name for name in asleep)
+    for name in asleep:
+        weights[name].copy_(torch.randn(weights[name].shape, generator=generator) * 0.05)
     save_file(weights, folder / "awake.safetensors")
     return f"checkpoint.pretrained_checkpoint={folder}/awake.safetensors"
 
