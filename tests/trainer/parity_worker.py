@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from dfmspec.processes import die_with_parent
+
 
 def inject(fault: str) -> None:
     """Make this process commit a fault of the upstream (trainer.md 3.2, items 9 to 11)."""
@@ -55,6 +57,7 @@ def inject(fault: str) -> None:
 
 
 def main() -> None:
+    die_with_parent()
     logging.disable(logging.WARNING)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         inject(job["fault"])
