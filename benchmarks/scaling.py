@@ -5,7 +5,6 @@ usage: torchrun --nproc-per-node N benchmarks/scaling.py [WORD ...] [key=value .
 
 from __future__ import annotations
 
-import gc
 import os
 import statistics
 import sys
@@ -16,7 +15,7 @@ import torch
 from megatron.core import parallel_state
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.train import HEADS, PEAK, WORKLOADS, Ours, flops, rank, timed, tokens_of
+from benchmarks.train import HEADS, PEAK, WORKLOADS, Ours, flops, forget, rank, timed, tokens_of
 
 RECOMPUTE = ["model.recompute_granularity=full", "model.recompute_method=uniform", "model.recompute_num_layers=1"]
 STEPS = {"W2": (8, 12), "W3": (8, 20), "L32": (5, 8), "L128": (2, 3)}
@@ -43,12 +42,11 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64
     if rank() == 0:
         print("| workload and layout | tokens/s | ms | MFU | GiB of GPU 0 |\n|---|---|---|---|---|", flush=True)
-    words, given = ([word for word in sys.argv[1:] if ("=" in word) == override] for override in (False, True))
+    words, given = [word for word in sys.argv[1:] if "=" not in word], [word for word in sys.argv[1:] if "=" in word]
     chosen = {name: [*overrides, *given] for name, overrides in layouts(gpus).items() if not words or any(word in name for word in words)}
     for name, overrides in chosen.items():
-        (workload, _, _), (shapes,) = name.partition(" "), WORKLOADS[name.split()[0]]
-        before, count = STEPS[workload]
-        torch.cuda.reset_peak_memory_stats()
+        workload = name.split()[0]
+        shapes, (before, count) = WORKLOADS[workload][0], STEPS[workload]
         ours = Ours(tokens_of(shapes), HEADS, overrides)
         batches = cycle([ours.batch(shapes) for _ in range(2)])
         timed(ours.step, batches, before)
@@ -61,9 +59,7 @@ def main() -> None:
         ours.trainer.release_graphs()
         del ours, batches
         parallel_state.destroy_model_parallel()
-        torch._dynamo.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
+        forget()
     if chosen:
         torch.distributed.destroy_process_group()
 

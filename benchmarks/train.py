@@ -362,6 +362,15 @@ def measure(args: argparse.Namespace, workload: str, overrides: list[str]) -> li
     return rows
 
 
+def forget() -> None:
+    """Between two workloads: what was compiled, the memory, its peak."""
+    gc.unfreeze()
+    gc.collect()
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
@@ -388,11 +397,7 @@ def main() -> None:
     rows = []
     for workload in [word for word in args.words if "=" not in word]:
         rows += measure(args, workload, [word for word in args.words if "=" in word])
-        gc.unfreeze()
-        gc.collect()
-        torch._dynamo.reset()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        forget()
     if args.json and rank() == 0:
         args.json.write_text(json.dumps(rows, indent=1))
     torch.distributed.destroy_process_group()

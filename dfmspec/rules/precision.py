@@ -92,7 +92,7 @@ def _own_alignment(view: View) -> Iterator[Finding]:
                              ("model.crossattn_emb_size", "model.crossattn_emb_size", view["model.crossattn_emb_size"]),
                              ("dataset.task_encoder_seq_length", tokens, length * packs // cp)):  # fmt: skip
         if side % FP8_ALIGNMENT:
-            yield Finding(path(key), f"FP8 matrix products need sides in multiples of {FP8_ALIGNMENT}, and {words.removesuffix(' / TP 1')} is {side}", f"{key} in multiples of {FP8_ALIGNMENT * cp}, or no {M}fp8" if key.startswith("dataset") else f"sizes that TP divides into multiples of 16, or no {M}fp8")
+            yield Finding(path(key), f"FP8 matrix products need sides in multiples of {FP8_ALIGNMENT}, and {words.removesuffix(' / TP 1')} is {side}", f"{key} in multiples of {FP8_ALIGNMENT * cp}, or no {M}fp8" if key.startswith("dataset") else f"sizes that TP divides into multiples of {FP8_ALIGNMENT}, or no {M}fp8")
 
 
 def _own_kernels(view: View) -> Iterator[Finding]:

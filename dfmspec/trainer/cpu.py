@@ -7,6 +7,7 @@ megatron-core writes `device="cuda"` and `torch.cuda.*` into its buffers, its sc
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,10 +42,7 @@ class _Elsewhere(TorchFunctionMode):
         return result
 
 
-_installed = ""
-"""The device that this process has been given."""
-
-
+@cache
 def install(device: str) -> None:
     """Let megatron-core run on `cpu`, or be built on `meta`, in this process; once is enough.
 
@@ -54,10 +52,6 @@ def install(device: str) -> None:
     if device not in ("cpu", "meta"):
         raise RuntimeError(f"dfmspec.trainer.cpu is for runs without CUDA, not for {device}")
     elsewhere = torch.device(device)
-    global _installed  # noqa: PLW0603
-    if device == _installed:
-        return
-    _installed = device
     _Elsewhere(elsewhere).__enter__()
     cuda = torch.cuda
     cuda.current_device = lambda: elsewhere  # type: ignore[assignment,return-value]

@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
-from dfmspec.trainer.gradients import buffer_of
+from dfmspec.trainer.gradients import accumulate, buffer_of
 from dfmspec.trainer.products import by_rows
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -75,8 +75,7 @@ def weight_gradient(d_out: Tensor, x: Tensor, d_out_inverse: Tensor, x_inverse: 
     if replace and x.is_cuda:
         torch._scaled_mm(d_out, x.t(), d_out_inverse, x_inverse, out_dtype=total.dtype, out=total)
     else:
-        product = _product(d_out, x, d_out_inverse, x_inverse, total.dtype)
-        total.copy_(product) if replace else total.add_(product)
+        accumulate(total, _product(d_out, x, d_out_inverse, x_inverse, total.dtype), replace=replace)
     return torch.empty_like(weight)
 
 

@@ -42,7 +42,7 @@ def into_buffers(model: list[Any]) -> Incoming:
     incoming = Incoming()
 
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        _accumulate(weight.main_grad, gradient, replace=incoming.replace)
+        accumulate(weight.main_grad, gradient, replace=incoming.replace)
         weight.grad_added_to_main_grad = True
 
     def was_added(weight: torch.nn.Parameter, _: torch.Tensor) -> None:
@@ -56,11 +56,12 @@ def into_buffers(model: list[Any]) -> Incoming:
     return incoming
 
 
-def _accumulate(total: torch.Tensor, part: torch.Tensor, *, replace: bool) -> None:
+def accumulate(total: torch.Tensor, part: torch.Tensor, *, replace: bool) -> None:
+    """total += part, in total's type; to `replace`: total = part."""
     if total.is_cuda:
-        from dfmspec.trainer.kernels.optimizer import accumulate
+        from dfmspec.trainer.kernels import optimizer
 
-        accumulate(total, part, replace=replace)
+        optimizer.accumulate(total, part, replace=replace)
     else:
         total.copy_(part) if replace else total.add_(part)
 

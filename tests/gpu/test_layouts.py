@@ -60,17 +60,12 @@ def runs(base: Path) -> Callable[[str, str], list[dict[str, Any]]]:
     """
 
     @cache
-    def failed(count: int, precision: str) -> dict[Path, str]:
+    def of_ranks(count: int, precision: str) -> Callable[[str], list[dict[str, Any]]]:
         checkpoint, _ = reference(base, precision)
         chosen = [layout for layout in LAYOUTS if parity.ranks(layout) == count]
-        return parity.run_all([parity.Job(layout, base / f"{layout}_{precision}", made(layout, precision, LAST), start=checkpoint, graphs=True) for layout in chosen])
+        return parity.together([parity.Job(layout, base / f"{layout}_{precision}", made(layout, precision, LAST), start=checkpoint, graphs=True) for layout in chosen])
 
-    def of(layout: str, precision: str) -> list[dict[str, Any]]:
-        folder, said = base / f"{layout}_{precision}", failed(parity.ranks(layout), precision)
-        assert folder not in said, said[folder]
-        return parity.records(folder)
-
-    return of
+    return lambda layout, precision: of_ranks(parity.ranks(layout), precision)(layout)
 
 
 def say(name: str, difference: parity.Difference) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.conftest import environment
 from tests.trainer.training import finish
 
 WORKER = Path(__file__).with_name("parity_worker.py")
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,8 @@ class Job:
 
 def torchrun(script: Path, *args: str, processes: int, seconds: int = 300) -> tuple[int, str]:
     """Run a script on `processes` ranks of this machine, on a free port: exit code, and what it wrote to stderr."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-    process = subprocess.Popen([*command, *args], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([*command, *args], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     code, _, said = finish(process, seconds)
     return code, said
 
@@ -142,9 +141,19 @@ def run_all(jobs: list[Job]) -> dict[Path, str]:
 
 def run(layout: str, folder: Path, fault: str = "", made: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
     """The ranks' records of one layout: of `made`, or of the small experiment; `options` are those of a Job."""
-    said = run_all([Job(layout, folder, made or experiment(CUTS[layout]), fault, **options)])
-    assert not said, said[folder]
-    return records(folder)
+    return together([Job(layout, folder, made or experiment(CUTS[layout]), fault, **options)])(layout)
+
+
+def together(jobs: list[Job]) -> Callable[[str], list[dict[str, Any]]]:
+    """The ranks' records of a layout by its name, when all have run."""
+    said, folders = run_all(jobs), {job.layout: job.folder for job in jobs}
+
+    def of(layout: str) -> list[dict[str, Any]]:
+        folder = folders[layout]
+        assert folder not in said, said[folder]
+        return records(folder)
+
+    return of
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

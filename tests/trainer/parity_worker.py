@@ -116,6 +116,11 @@ def work(job: dict[str, Any]) -> None:
     (folder / f"done{torch.distributed.get_rank()}").touch()
 
 
+def asleep(name: str) -> bool:
+    """Whether a weight is zero as it is initialised, and keeps blocks, or the whole network, from being seen."""
+    return "adaln.up" in name or name.startswith("final_linear")
+
+
 @torch.no_grad()
 def wake(chunks: list) -> None:
     """Give the zero-initialised weights values, so that every gradient is alive from the first iteration."""
@@ -124,7 +129,7 @@ def wake(chunks: list) -> None:
 
     for chunk in chunks:
         for name, weight in chunk.named_parameters():
-            if "adaln.up" in name or name.startswith("final_linear"):
+            if asleep(name):
                 generator = torch.Generator().manual_seed(counter_seed("wake", global_name(chunk, name)))
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
 

@@ -13,23 +13,11 @@ from tests.trainer import parity
 pytestmark = pytest.mark.xdist_group("parity")
 
 
-def together(jobs: list[parity.Job]) -> Callable[[str], list[dict[str, Any]]]:
-    """The records of a layout by its name, when all have run."""
-    said = parity.run_all(jobs)
-
-    def of(layout: str) -> list[dict[str, Any]]:
-        (folder,) = (job.folder for job in jobs if job.layout == layout)
-        assert folder not in said, said[folder]
-        return parity.records(folder)
-
-    return of
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
     """The records of a layout by its name."""
     base = tmp_path_factory.mktemp("parity")
-    return together([parity.Job(name, base / name, parity.experiment(cuts)) for name, cuts in parity.LAYOUTS.items()])
+    return parity.together([parity.Job(name, base / name, parity.experiment(cuts)) for name, cuts in parity.LAYOUTS.items()])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +41,7 @@ def test_fp8_agrees_within_its_own_rounding(tmp_path: Path) -> None:
         experiment["model"]["seq_length"] = experiment["dataset"]["task_encoder_seq_length"] = 96
         return experiment | {"mixed_precision": {"bf16": False, "fp8": "hybrid"}}
 
-    found = together([parity.Job(name, tmp_path / name, made(name)) for name in ("one", "tp2_sp", "cp2")])
+    found = parity.together([parity.Job(name, tmp_path / name, made(name)) for name in ("one", "tp2_sp", "cp2")])
     differences = {name: parity.compare(found("one"), found(name)) for name in ("tp2_sp", "cp2")}
 
     assert all(difference.agrees(parity.Limits(1e-6, 1e-4, 0.15)) for difference in differences.values()), differences
@@ -68,7 +56,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict
         few = parity.experiment(cuts | {"num_layers": 8})
         return few | {"train": few["train"] | {"global_batch_size": 8}, "data": few["data"] | {"num_streams": 8}}
 
-    return together([parity.Job(name, base / name, made(cuts)) for name, cuts in ({"one": {}} | parity.LARGE).items()])
+    return parity.together([parity.Job(name, base / name, made(cuts)) for name, cuts in ({"one": {}} | parity.LARGE).items()])
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, D, gate_stride, scale_stride,
-    GIVEN: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+    RESIDUAL: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One chunk of rows: their gradients, and the chunk's sums [dgate][dshift, dscale]. x is the residual stream after the gate."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -70,9 +70,7 @@ def _backward_kernel(
         row = (first + i + tl.arange(0, TILE))[:, None]
         at = row * D + columns
         live = (columns < D) & (row < end)
-        dh = tl.zeros([TILE, BLOCK], tl.float32)
-        if GIVEN:
-            dh = tl.load(dx_out + at, mask=live, other=0.0).to(tl.float32)
+        dh = tl.load(dx_out + at, mask=live, other=0.0).to(tl.float32)
         if RESIDUAL:
             branch = tl.load(y + at, mask=live, other=0.0).to(tl.float32)
         if NORM:
@@ -150,12 +148,11 @@ def _(x, y, gate, shift, scale, of_token, chunks, starts, eps):  # type: ignore[
 @torch.library.custom_op("dfmspec::adaln_backward", mutates_args=())
 def adaln_backward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, chunks: Tensor, starts: Tensor, mean: Tensor, rstd: Tensor,
-    dx_out: Tensor | None, dz: Tensor | None,
+    dx_out: Tensor, dz: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dy, sums): dx is empty without a norm, when it is dx_out; sums [n, 1 to 3, D] fp32: dgate given y, then dshift and dscale given scale."""
     residual, norm, width = y is not None, scale is not None, x.size(1)
-    dx_out = None if dx_out is None else dx_out.contiguous()
-    dz = None if dz is None else dz.contiguous()
+    dx_out, dz = dx_out.contiguous(), None if dz is None else dz.contiguous()
     gate, scale = _rows_contiguous(gate), _rows_contiguous(scale)
     dx = torch.empty_like(x) if norm else x.new_empty(0)
     dy = torch.empty_like(x) if residual else x.new_empty(0)
@@ -164,7 +161,7 @@ def adaln_backward(
     block = triton.next_power_of_2(width)
     _backward_kernel[(len(chunks),)](
         x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, width, _stride(gate), _stride(scale),
-        GIVEN=dx_out is not None, RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
+        RESIDUAL=residual, NORM=norm, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     totals = x.new_empty(len(starts) - 1, parts, width, dtype=torch.float32)
     _sum_kernel[(len(totals), triton.cdiv(parts * width, _SUMMED[1]))](sums, starts, totals, parts * width, *_SUMMED, num_warps=4)
