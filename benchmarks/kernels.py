@@ -62,11 +62,11 @@ def measure_adaln() -> None:
         cases.append((random(tokens, WIDTH), random(tokens, WIDTH), gate, shift, scale[:, :WIDTH], where, random(tokens, WIDTH), random(tokens, WIDTH)))
 
     def forward(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, where: tuple[Tensor, ...], *_: Tensor) -> tuple[Tensor, ...]:
-        return adaln.adaln(x, y, gate, shift, scale, *where, 1e-6)
+        return adaln.adaln(x, y, gate, shift, scale, *where, 1e-6, None, False)
 
     def backward(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, where: tuple[Tensor, ...], dx: Tensor, dz: Tensor) -> Callable[[], object]:
-        x_out, _, mean, rstd = adaln.adaln(x, y, gate, shift, scale, *where, 1e-6)
-        return lambda: adaln.adaln_backward(x_out, y, gate, scale, *where[1:], mean, rstd, dx, dz)
+        x_out, _, mean, rstd, _ = adaln.adaln(x, y, gate, shift, scale, *where, 1e-6, None, False)
+        return lambda: adaln.adaln_backward(x_out, y, gate, scale, *where[1:], mean, rstd, dx, dz, False)
 
     for setting in settings(adaln, _FORWARD_WARPS=(2, 4, 8)):
         show("adaln", setting, [lambda case=case: forward(*case) for case in cases], [8 * WIDTH * tokens for tokens in TOKENS])
@@ -81,10 +81,10 @@ def measure_heads() -> None:
         weights = [random(WIDTH // HEADS) for _ in range(2)]
         cases.append((random(tokens, 3 * WIDTH), weights, [random(tokens, HEADS, WIDTH // HEADS) for _ in range(3)]))
     for setting in settings(heads, _FORWARD_WARPS=(2, 4)):
-        works = [lambda x=x, weights=weights: heads.heads(x, weights, 3, WIDTH // HEADS, 1e-6) for x, weights, _ in cases]
+        works = [lambda x=x, weights=weights: heads.heads(x, weights, 3, WIDTH // HEADS, 1e-6, None) for x, weights, _ in cases]
         show("heads", setting, works, [12 * WIDTH * tokens for tokens in TOKENS])
     for setting in settings(heads, _TILE=(16, 32, 64), _WARPS=(4, 8), _PROGRAMS=(528, 1056), _STAGES=(1, 3, 4)):
-        works = [lambda case=case: heads.heads_backward(*case, 1e-6) for case in cases]
+        works = [lambda case=case: heads.heads_backward(*case, 1e-6, False) for case in cases]
         show("heads, backward", setting, works, [16 * WIDTH * tokens for tokens in TOKENS])
 
 
@@ -119,7 +119,7 @@ def measure_fp8() -> None:
     kinds = ("cast", fp8.PLAIN, WIDTH, 2), ("cast of GELU", fp8.GELU, 4 * WIDTH, 2), ("cast through GELU", fp8.GELU_BACKWARD, 4 * WIDTH, 4)
     for what, how, width, bytes_read in kinds:
         cases = [(random(tokens, width), random(tokens, width) if how == fp8.GELU_BACKWARD else None) for tokens in TOKENS]
-        works = [lambda x=x, h=h, how=how: fp8.quantize(x, h, how, False) for x, h in cases]
+        works = [lambda x=x, h=h, how=how: fp8.quantize(x, h, None, how, False) for x, h in cases]
         show(what, "", works, [(2 * bytes_read + 2) * width * tokens for tokens in TOKENS])
 
 

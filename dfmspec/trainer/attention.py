@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dfmspec.limits import FLASH_HEADS
+from dfmspec.trainer.fp8 import project
 from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
+from dfmspec.trainer.measured import Measured, told
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,15 @@ class RMSNorm(nn.Module):
         self.sums_itself = self.weight.is_cuda  # in `kernels/heads.py`
 
 
-def heads(projection: Tensor, norms: list[RMSNorm], parts: int) -> list[Tensor]:
+def heads(projection: Measured, norms: list[RMSNorm], parts: int) -> list[Tensor]:
     """[t, 1, h parts d] -> `parts` tensors [t, h, d], the first of them normed over their channels."""
-    x, width, eps = projection.squeeze(1), norms[0].weight.size(0), norms[0].eps
-    if x.is_cuda:
+    width, eps = norms[0].weight.size(0), norms[0].eps
+    if projection.values.is_cuda:
         from dfmspec.trainer.kernels.heads import heads as fused
 
-        outputs: list[Tensor] = fused(x, [norm.weight for norm in norms], parts, width, eps)
+        outputs: list[Tensor] = fused(projection.values.squeeze(1), [norm.weight for norm in norms], parts, width, eps, projection.largest)
         return outputs
+    x = told(projection).squeeze(1)
     pieces = x.view(len(x), -1, parts, width).unbind(2)
     return [F.rms_norm(piece, (width,), norm.weight, eps) for piece, norm in zip(pieces, norms, strict=False)] + list(pieces[len(norms) :])
 
@@ -130,15 +133,14 @@ def heads(projection: Tensor, norms: list[RMSNorm], parts: int) -> list[Tensor]:
 class PackedSelfAttention(SelfAttention):
     """Megatron's SelfAttention, called without what a diffusion transformer has no use for (caches, rotary positions, masks)."""
 
-    def forward(self, hidden_states: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, hidden_states: Measured, pairs: Pairs) -> Measured:
         """[t, 1, D] of this tensor-parallel rank -> the same."""
-        mixed, _ = self.linear_qkv(hidden_states)  # [t, 1, h 3 d]
+        mixed = project(self.linear_qkv, hidden_states)  # [t, 1, h 3 d]
         q, k, v = heads(mixed, [self.q_layernorm, self.k_layernorm], 3)
         if self.config.context_parallel_size > 1:
             whole = gather_from_sequence_parallel_region(torch.cat([k, v], dim=-1), group=self.pg_collection.cp)
             k, v = whole[pairs.keys[0] : pairs.keys[1]].chunk(2, dim=-1)
-        output: Tensor = self.linear_proj(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1))[0]
-        return output
+        return project(self.linear_proj, Measured(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1)))
 
 
 class PackedCrossAttention(CrossAttention):
@@ -161,13 +163,12 @@ class PackedCrossAttention(CrossAttention):
         self.q_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
         self.k_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
 
-    def forward(self, hidden_states: Tensor, context: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, hidden_states: Measured, context: Tensor, pairs: Pairs) -> Measured:
         """[t, 1, D] and the text [c, 1, E], of this tensor-parallel rank -> [t, 1, D]"""
-        query, _ = self.linear_q(hidden_states)  # [t, 1, h d]
-        mixed, _ = self.linear_kv(context)  # [c, 1, h 2 d]
+        query = project(self.linear_q, hidden_states)  # [t, 1, h d]
+        mixed = project(self.linear_kv, Measured(context))  # [c, 1, h 2 d]
         (q,) = heads(query, [self.q_layernorm], 1)
         k, v = heads(mixed, [self.k_layernorm], 2)
         if self.config.context_parallel_size > 1:
             k, v = k[pairs.keys[0] : pairs.keys[1]], v[pairs.keys[0] : pairs.keys[1]]
-        output: Tensor = self.linear_proj(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1))[0]
-        return output
+        return project(self.linear_proj, Measured(self.core_attention(q, k, v, pairs).flatten(1).unsqueeze(1)))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dfmspec.trainer.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
 from dfmspec.trainer.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_mlp
 from dfmspec.trainer.libraries import QUACK, usable
+from dfmspec.trainer.measured import Measured
 from dfmspec.trainer.modulation import Rows, gated, gated_modulate, modulate
 from dfmspec.trainer.products import ColumnLinear, RowLinear, fused_mlp, linear
 
@@ -66,10 +67,12 @@ class DiTLayer(TransformerLayer):
     that TransformerBlock hands to every layer, and through recomputation, with its gradient.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, mlp_of: Callable[[MLP, Tensor], Tensor], **kwargs: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, mlp_of: Callable[[MLP, Measured], Measured], measure: bool, **kwargs: Any
+    ) -> None:  # fmt: skip
         super().__init__(config, *args, **kwargs)
         self.adaln = AdaLN(config, adaln_lora_rank)
-        self.mlp_of = mlp_of
+        self.mlp_of, self.measure = mlp_of, measure
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any
@@ -81,24 +84,32 @@ class DiTLayer(TransformerLayer):
 
 def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, context: Tensor, segments: Segments) -> Tensor:
     """[s, 1, D], [n, D], [c, 1, E] -> [s, 1, D]"""
-    x, rows, eps = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon
+    x, rows, eps, measure = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon, layer.measure
     shift_sa, scale_sa, gate_sa, shift_ca, scale_ca, gate_ca, shift_mlp, scale_mlp, gate_mlp = layer.adaln(noise_embedding)
 
-    x, z = modulate(x, shift_sa, scale_sa, rows, eps)  # [s, D]
-    y = layer.self_attention(z.unsqueeze(1), segments.self_attention)
-    x, z = gated_modulate(x, y.squeeze(1), gate_sa, shift_ca, scale_ca, rows, eps)
-    y = layer.cross_attention(z.unsqueeze(1), context, segments.cross_attention)
-    x, z = gated_modulate(x, y.squeeze(1), gate_ca, shift_mlp, scale_mlp, rows, eps)
-    y = layer.mlp_of(layer.mlp, z.unsqueeze(1))
-    return gated(x, y.squeeze(1), gate_mlp, rows).unsqueeze(1)
+    x, z = modulate(x, shift_sa, scale_sa, rows, eps, measure=measure)  # [s, D]
+    y = layer.self_attention(_batch(z), segments.self_attention)
+    x, z = gated_modulate(x, _unbatch(y), gate_sa, shift_ca, scale_ca, rows, eps, measure=measure)
+    y = layer.cross_attention(_batch(z), context, segments.cross_attention)
+    x, z = gated_modulate(x, _unbatch(y), gate_ca, shift_mlp, scale_mlp, rows, eps, measure=measure)
+    y = layer.mlp_of(layer.mlp, _batch(z))
+    return gated(x, _unbatch(y), gate_mlp, rows).unsqueeze(1)
+
+
+def _batch(x: Measured) -> Measured:
+    """[s, D] -> [s, 1, D], as megatron-core's parts have it."""
+    return x._replace(values=x.values.unsqueeze(1))
+
+
+def _unbatch(x: Measured) -> Measured:
+    return x._replace(values=x.values.squeeze(1))
 
 
 _compiled_block = torch.compile(_block)
 
 
-def _megatrons_mlp(layer: MLP, hidden_states: Tensor) -> Tensor:
-    output: Tensor = layer(hidden_states)[0]
-    return output
+def _megatrons_mlp(layer: MLP, hidden_states: Measured) -> Measured:
+    return Measured(layer(hidden_states.values)[0])
 
 
 def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int, fp8: bool) -> ModuleSpec:
@@ -109,7 +120,7 @@ def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
-        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of},
+        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of, "measure": fp8},
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,

@@ -2,7 +2,8 @@
 
 E4M3 forward and E5M2 for gradients ("hybrid"; Micikevicius et al. 2022, arXiv 2209.05433). Weights, their gradients, sums
 and everything outside the products stay as they are. Hopper multiplies FP8 rows by rows only, so a tensor is cast once
-and laid down twice, as it is and transposed. Shapes: t tokens, k, f and n the widths of a layer's input, middle and output.
+and laid down twice, as it is and transposed. Where its maker knows its largest value, it comes along (`measured.py`).
+Shapes: t tokens, k, f and n the widths of a layer's input, middle and output.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from megatron.core.tensor_parallel import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.mlp import MLP
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfmspec.trainer.gradients import accumulate, buffer_of
-from dfmspec.trainer.products import by_rows
+from dfmspec.trainer.measured import Measured, largest_of
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 MOST_SCALE = 2.0**126
@@ -41,18 +42,20 @@ class Quantized(NamedTuple):
     """[] what to multiply both by to have the values back."""
 
 
-def quantized(x: Tensor, dtype: torch.dtype, *, gelu: bool = False, through_gelu_of: Tensor | None = None) -> Quantized:
-    """x [t, k], or gelu(x), or the gradient x through gelu(h), in FP8; what is not finite makes all of it so."""
+def quantized(
+    x: Tensor, dtype: torch.dtype, *, largest: Tensor | None = None, gelu: bool = False, through_gelu_of: Tensor | None = None
+) -> Quantized:  # fmt: skip
+    """x [t, k] with its largest value, if that is known, or gelu(x), or the gradient x through gelu(h), in FP8; what is not finite makes all of it so."""
     if x.is_cuda:
         from dfmspec.trainer.kernels.fp8 import GELU, GELU_BACKWARD, PLAIN, quantize
 
         how = GELU if gelu else PLAIN if through_gelu_of is None else GELU_BACKWARD
-        return Quantized(*quantize(x, through_gelu_of, how, dtype == E5M2))
+        return Quantized(*quantize(x, through_gelu_of, largest, how, dtype == E5M2))
     if gelu:
         x = F.gelu(x, approximate="tanh")
     if through_gelu_of is not None:
         x = torch.ops.aten.gelu_backward(x, through_gelu_of, approximate="tanh")
-    largest, most = x.abs().amax().float(), torch.finfo(dtype).max
+    largest, most = largest_of(x) if largest is None else largest, torch.finfo(dtype).max
     scale = torch.where(largest == 0, 1.0, torch.full_like(largest, most) / largest)  # a number / tensor is a product with an inverse, rounded twice
     scale = torch.where(scale > MOST_SCALE, MOST_SCALE, scale)
     rows = (x.float() * scale).clamp(-most, most).to(dtype)
@@ -85,84 +88,107 @@ def _(d_out, x, d_out_inverse, x_inverse, weight):  # type: ignore[no-untyped-de
 
 
 class _Linear(torch.autograd.Function):
-    """x weight^T"""
+    """x weight^T, and what stands for its largest value; `told`: by whose gradient the backward pass knows that of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        q, w = quantized(x, E4M3), quantized(weight, E4M3)
+    def forward(ctx: Any, x: Tensor, largest: Tensor | None, weight: Tensor, told: bool) -> tuple[Tensor, Tensor]:
+        q, w = quantized(x, E4M3, largest=largest), quantized(weight, E4M3)
         ctx.save_for_backward(q.columns, q.inverse, w.columns, w.inverse, weight)
-        return _product(q.rows, w.rows, q.inverse, w.inverse, x.dtype, fast=True)
+        ctx.told = told
+        return _product(q.rows, w.rows, q.inverse, w.inverse, x.dtype, fast=True), torch.empty_like(q.inverse)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor, d_largest: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, x_inverse, w, w_inverse, weight = ctx.saved_tensors
-        d, wanted = quantized(d_out, E5M2), ctx.needs_input_grad[0]
+        d, wanted = quantized(d_out, E5M2, largest=d_largest if ctx.told else None), ctx.needs_input_grad[0]
         d_x = _product(d.rows, w, d.inverse, w_inverse, d_out.dtype) if wanted else None
-        return d_x, weight_gradient(d.columns, x, d.inverse, x_inverse, weight)
+        return d_x, None, weight_gradient(d.columns, x, d.inverse, x_inverse, weight), None
 
 
 class _Mlp(torch.autograd.Function):
-    """gelu(x first^T) second^T; the GELU is never written down in bf16."""
+    """gelu(x first^T) second^T, and what stands for its largest value, as above; the GELU is never written down in bf16."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        q, w1, w2 = quantized(x, E4M3), quantized(first, E4M3), quantized(second, E4M3)
+    def forward(ctx: Any, x: Tensor, largest: Tensor | None, first: Tensor, second: Tensor, told: bool) -> tuple[Tensor, Tensor]:
+        q, w1, w2 = quantized(x, E4M3, largest=largest), quantized(first, E4M3), quantized(second, E4M3)
         h = _product(q.rows, w1.rows, q.inverse, w1.inverse, x.dtype, fast=True)  # [t, f]
         a = quantized(h, E4M3, gelu=True)
         ctx.save_for_backward(q.columns, q.inverse, w1.columns, w1.inverse, h, a.columns, a.inverse, w2.columns, w2.inverse, first, second)
-        return _product(a.rows, w2.rows, a.inverse, w2.inverse, x.dtype, fast=True)
+        ctx.told = told
+        return _product(a.rows, w2.rows, a.inverse, w2.inverse, x.dtype, fast=True), torch.empty_like(a.inverse)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor, d_largest: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, x_inverse, w1, w1_inverse, h, a, a_inverse, w2, w2_inverse, first, second = ctx.saved_tensors
-        kind, d = d_out.dtype, quantized(d_out, E5M2)
+        kind, d = d_out.dtype, quantized(d_out, E5M2, largest=d_largest if ctx.told else None)
         d_h = quantized(_product(d.rows, w2, d.inverse, w2_inverse, kind), E5M2, through_gelu_of=h)
         return (
             _product(d_h.rows, w1, d_h.inverse, w1_inverse, kind),
+            None,
             weight_gradient(d_h.columns, x, d_h.inverse, x_inverse, first),
             weight_gradient(d.columns, a, d.inverse, a_inverse, second),
+            None,
         )
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of FP8_ALIGNMENT."""
-    return by_rows(_Linear, x, weight)
+def _by_rows(function: type[torch.autograd.Function], x: Measured, *weights: Tensor, told: bool) -> Measured:
+    """A function of x [t, k], on x [..., k]: [..., n]"""
+    output, largest = function.apply(x.values.reshape(-1, x.values.size(-1)), x.largest, *weights, told)
+    return Measured(output.view(*x.values.shape[:-1], -1), largest if told else None)
 
 
-def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; all sides multiples of FP8_ALIGNMENT."""
-    return by_rows(_Mlp, x, first, second)
+def linear(x: Measured, weight: Tensor, *, told: bool = False) -> Measured:
+    """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of FP8_ALIGNMENT.
+
+    `told`: whoever takes the output tells of its gradient's largest value.
+    """
+    return _by_rows(_Linear, x, weight, told=told)
 
 
-def _entered(layer: ColumnParallelLinear, x: Tensor) -> Tensor:
+def mlp(x: Measured, first: Tensor, second: Tensor, *, told: bool = False) -> Measured:
+    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; as `linear`."""
+    return _by_rows(_Mlp, x, first, second, told=told)
+
+
+def project(layer: nn.Module, x: Measured) -> Measured:
+    """x through one of megatron-core's linear layers without bias, or of those below."""
+    output = layer(x if isinstance(layer, (Fp8ColumnParallelLinear, Fp8RowParallelLinear)) else x.values)
+    return output if isinstance(output, Measured) else Measured(output[0])
+
+
+def _entered(layer: ColumnParallelLinear, x: Measured) -> Measured:
     """What this tensor-parallel rank multiplies; each scales it for itself."""
     if layer.sequence_parallel:
-        return gather_from_sequence_parallel_region(x, group=layer.tp_group)
-    return copy_to_tensor_model_parallel_region(x, group=layer.tp_group) if layer.allreduce_dgrad else x
+        return Measured(gather_from_sequence_parallel_region(x.values, group=layer.tp_group))
+    return x._replace(values=copy_to_tensor_model_parallel_region(x.values, group=layer.tp_group)) if layer.allreduce_dgrad else x
+
+
+def _left(layer: RowParallelLinear, parts: Measured) -> Measured:
+    """The sum of the ranks' parts; every part's gradient is that of the sum."""
+    if layer.sequence_parallel:
+        return Measured(reduce_scatter_to_sequence_parallel_region(parts.values, group=layer.tp_group))
+    return parts._replace(values=reduce_from_tensor_model_parallel_region(parts.values, group=layer.tp_group))
 
 
 class Fp8ColumnParallelLinear(ColumnParallelLinear):
-    """Megatron's, without bias, its product in FP8."""
+    """Megatron's, without bias, its product in FP8. Whoever takes the output tells of its gradient."""
 
     sums_itself = True
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
-        return linear(_entered(self, input), weight)
+    def forward(self, x: Measured) -> Measured:  # type: ignore[override]
+        return linear(_entered(self, x), self.weight, told=True)
 
 
 class Fp8RowParallelLinear(RowParallelLinear):
-    """Megatron's, without bias, its product in FP8; the ranks' parts are summed as they are."""
+    """Megatron's, without bias, its product in FP8; the ranks' parts are summed as they are. Whoever takes the output tells of its gradient."""
 
     sums_itself = True
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **_: Any) -> Tensor:
-        return linear(input, weight)
+    def forward(self, x: Measured) -> Measured:  # type: ignore[override]
+        return _left(self, linear(x, self.weight, told=not self.sequence_parallel))
 
 
-def fp8_mlp(layer: MLP, hidden_states: Tensor) -> Tensor:
+def fp8_mlp(layer: MLP, hidden_states: Measured) -> Measured:
     """What Megatron's MLP of the two layers above and a GELU gives: [s, 1, D] -> [s, 1, D]"""
-    row = layer.linear_fc2
-    parts = mlp(_entered(layer.linear_fc1, hidden_states), layer.linear_fc1.weight, row.weight)
-    left = reduce_scatter_to_sequence_parallel_region if row.sequence_parallel else reduce_from_tensor_model_parallel_region
-    output: Tensor = left(parts, group=row.tp_group)
-    return output
+    first, second = layer.linear_fc1, layer.linear_fc2
+    return _left(second, mlp(_entered(first, hidden_states), first.weight, second.weight, told=not second.sequence_parallel))

@@ -16,6 +16,7 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
 from dfmspec.trainer.gradients import buffer_of
+from dfmspec.trainer.measured import Measured
 
 
 @torch.library.custom_op("dfmspec::weight_gradient", mutates_args=())
@@ -146,6 +147,6 @@ class RowLinear(_OwnProduct, RowParallelLinear):
     """Megatron's, without bias."""
 
 
-def fused_mlp(layer: MLP, hidden_states: Tensor) -> Tensor:
+def fused_mlp(layer: MLP, hidden_states: Measured) -> Measured:
     """What Megatron's MLP of the two layers above and a GELU gives: [s, 1, D] -> [s, 1, D]"""
-    return mlp(hidden_states, layer.linear_fc1.weight, layer.linear_fc2.weight)
+    return Measured(mlp(hidden_states.values, layer.linear_fc1.weight, layer.linear_fc2.weight))

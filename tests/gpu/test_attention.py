@@ -86,8 +86,10 @@ def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype) -
     expected_grads = torch.autograd.grad(expected, exact, [g.to(dtype).double() for g in grads])
 
     leaves = [t.to("cuda", dtype).requires_grad_() for t in (x, *weights)]
-    got = heads.heads(leaves[0], leaves[1:], parts, width, 1e-6)
-    got_grads = torch.autograd.grad(got, leaves, [g.to("cuda", dtype) for g in grads])
+    x_largest = torch.zeros((), device="cuda", requires_grad=True)
+    got = heads.heads(leaves[0], leaves[1:], parts, width, 1e-6, x_largest)
+    *got_grads, d_largest = torch.autograd.grad(got, [*leaves, x_largest], [g.to("cuda", dtype) for g in grads])
+    assert d_largest == got_grads[0].abs().max()
 
     limit = 1e-6 if dtype == torch.float32 else 1e-2
     for mine, theirs in zip((*got, *got_grads), (*expected, *expected_grads), strict=True):
@@ -107,7 +109,7 @@ def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
         got = fp8.quantized(x, kind, **how)
         expected = fp8.quantized(x.to("cpu", kept), kind, **{key: value.cpu() if key == "through_gelu_of" else value for key, value in how.items()})
 
-        assert torch.allclose(got.inverse.cpu(), expected.inverse, rtol=1e-5)
+        assert torch.allclose(got.inverse.cpu(), expected.inverse, rtol=1e-3 if how else 1e-5)  # the processor's own tanh
         values = [each.rows.float().cpu() * each.inverse.cpu() for each in (got, expected)]
         assert (values[0] - values[1]).norm() <= (1e-2 if how else 1e-3) * values[1].norm()  # a value on the edge may round the other way
         assert torch.equal(got.columns.float(), got.rows.float().t())

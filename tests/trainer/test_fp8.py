@@ -8,10 +8,19 @@ import torch.nn.functional as F
 
 from dfmspec.trainer import fp8
 from dfmspec.trainer.gradients import Incoming
+from dfmspec.trainer.measured import Measured, largest_of, measured, told
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return fp8.linear(Measured(x), weight).values
+
+
+def mlp(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    return fp8.mlp(Measured(x), *weights).values
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got.detach().cpu().float() - expected.detach()).norm() / expected.detach().norm())
+    return float((got.detach().cpu().float() - expected.detach().cpu()).norm() / expected.detach().cpu().norm())
 
 
 DEVICES = [("cpu", torch.float32), pytest.param(("cuda", torch.bfloat16), marks=pytest.mark.gpu)]
@@ -32,7 +41,7 @@ def test_a_product_and_its_gradients_are_near_the_exact_ones(kind: tuple[str, to
     x, weight = torch.randn(64, 48, generator=generator) * size, torch.randn(32, 48, generator=generator) * 0.02
     grad = torch.randn(64, 32, generator=generator) * size
     exact, leaves = exact_and_there(kind, x, weight)
-    expected, got = exact[0] @ exact[1].t(), fp8.linear(*leaves)
+    expected, got = exact[0] @ exact[1].t(), linear(*leaves)
     expected.backward(grad)
     got.backward(grad.to(*kind))
 
@@ -45,7 +54,7 @@ def test_an_mlp_is_near_the_exact_one(kind: tuple[str, torch.dtype]) -> None:
     generator = torch.Generator().manual_seed(0)
     exact, leaves = exact_and_there(kind, *(torch.randn(shape, generator=generator) for shape in ((64, 48), (96, 48), (32, 96))))
     grad = torch.randn(64, 32, generator=generator)
-    expected, got = F.gelu(exact[0] @ exact[1].t(), approximate="tanh") @ exact[2].t(), fp8.mlp(*leaves)
+    expected, got = F.gelu(exact[0] @ exact[1].t(), approximate="tanh") @ exact[2].t(), mlp(*leaves)
     expected.backward(grad)
     got.backward(grad.to(*kind))
 
@@ -53,10 +62,35 @@ def test_an_mlp_is_near_the_exact_one(kind: tuple[str, torch.dtype]) -> None:
     assert all(relative(mine.grad, theirs.grad) < 0.12 for mine, theirs in zip(leaves, exact, strict=True))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_number_that_comes_along_is_the_one_that_would_be_found(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward with a matrix and backward with its gradient: the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator) for shape in ((64, 48), (32, 48), (96, 32), (16, 96))]
+
+    def work(along: bool, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        y = told(fp8.linear(measured(x.cos(), measure=along), weights[0], told=along))
+        return told(fp8.mlp(measured(y.sin(), measure=along), *weights[1:], told=along)).square().sum()
+
+    def gradients(along: bool, forward: float = 1.0, backward: float = 1.0) -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        function = torch.compile(work, fullgraph=True, backend="aot_eager") if compiled else work
+        with monkeypatch.context() as patch:
+            patch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * forward)
+            loss = function(along, *leaves)
+            patch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * backward)
+            return list(torch.autograd.grad(loss, leaves))
+
+    found, along = gradients(False), gradients(True)
+    assert all(torch.equal(*pair) for pair in zip(found, along, strict=True))
+    if not compiled:  # and they are looked at
+        assert not torch.equal(found[0], gradients(True, forward=3.0)[0]) and not torch.equal(found[0], gradients(True, backward=3.0)[0])
+
+
 def test_the_compiler_sees_through_it() -> None:
     """A product that broke its graph would cost more than it saves."""
     weights = [torch.randn(shape, requires_grad=True) for shape in ((48, 32), (96, 48), (32, 96))]
-    work = torch.compile(lambda x: fp8.mlp(fp8.linear(x, weights[0]), *weights[1:]).sum(), fullgraph=True, backend="aot_eager")
+    work = torch.compile(lambda x: mlp(linear(x, weights[0]), *weights[1:]).sum(), fullgraph=True, backend="aot_eager")
 
     work(torch.randn(16, 32, requires_grad=True)).backward()
     assert all(weight.grad.any() for weight in weights)
@@ -69,7 +103,7 @@ def test_gradients_go_where_they_are_summed(device: str) -> None:
     x, *inputs = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in ((64, 32), (48, 32), (96, 48), (32, 96)))
 
     def backward(weights: list[torch.Tensor]) -> None:
-        fp8.mlp(fp8.linear(x, weights[0]), *weights[1:]).sum().backward()
+        mlp(linear(x, weights[0]), *weights[1:]).sum().backward()
 
     apart, together = ([weight.clone().requires_grad_() for weight in inputs] for _ in range(2))
     incoming = Incoming()
@@ -84,7 +118,7 @@ def test_gradients_go_where_they_are_summed(device: str) -> None:
 
 
 def test_zeros_stay_zeros_and_the_largest_value_is_met_exactly() -> None:
-    assert not fp8.linear(torch.zeros(16, 16), torch.zeros(16, 16)).any()
+    assert not linear(torch.zeros(16, 16), torch.zeros(16, 16)).any()
     quantized = fp8.quantized(torch.tensor([[3.7, 0.0], [0.0, -1.0]]), fp8.E4M3)
 
     assert quantized.rows[0, 0].float() * quantized.inverse == pytest.approx(3.7)
@@ -96,4 +130,4 @@ def test_numbers_that_are_not_finite_come_through(value: float) -> None:
     x = torch.ones(16, 16)
     x[3, 5] = value
 
-    assert not fp8.linear(x, torch.ones(16, 16)).isfinite().all()
+    assert not linear(x, torch.ones(16, 16)).isfinite().all()

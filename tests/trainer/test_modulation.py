@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dfmspec.trainer import modulation
+from dfmspec.trainer.measured import Measured, largest_of
 from dfmspec.trainer.modulation import gated, gated_modulate, modulate, rows_of
 
 LENGTHS = [[5, 17, 16, 0, 40, 1], [32, 32], [1], [100, 0]]
@@ -15,14 +16,19 @@ LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
 def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: modulation.Rows) -> list[torch.Tensor]:
-    """All three functions in a chain, and the gradients of x, y and the modulations."""
+    """All three functions in a chain, and the gradients of x, y and the modulations; and the numbers beside z and beside y's gradient."""
     gate, shift, scale = modulations.chunk(3, -1)
-    x0, z = modulate(x, shift, scale, rows, 1e-6)
-    x1, z1 = gated_modulate(x0, y, gate, shift, scale, rows, 1e-6)
-    outputs = [z, x1, z1, gated(x1, y, gate, rows)]
+    y_largest = [torch.zeros((), dtype=torch.float32, device=y.device, requires_grad=True) for _ in range(2)]
+    once, again = y * 1, y * 1
+    x0, z = modulate(x, shift, scale, rows, 1e-6, measure=True)
+    x1, z1 = gated_modulate(x0, Measured(once, y_largest[0]), gate, shift, scale, rows, 1e-6, measure=True)
+    outputs = [z.values, x1, z1.values, gated(x1, Measured(again, y_largest[1]), gate, rows)]
     weights = [torch.randn(out.shape, generator=torch.Generator().manual_seed(i)).to(out) for i, out in enumerate(outputs)]
     total = sum((out * weight).sum(dtype=torch.float64) for out, weight in zip(outputs, weights, strict=True))
-    return outputs + list(torch.autograd.grad(total, [x, y, modulations]))  # type: ignore[arg-type]
+    *gradients, d_once, d_again, largest_once, largest_again = torch.autograd.grad(total, [x, y, modulations, once, again, *y_largest])  # type: ignore[arg-type]
+    for values, largest in ((z.values, z.largest), (z1.values, z1.largest), (d_once, largest_once), (d_again, largest_again)):
+        assert largest == largest_of(values)
+    return outputs + gradients
 
 
 def made(lengths: list[int], width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, modulation.Rows]:

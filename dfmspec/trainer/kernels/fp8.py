@@ -15,11 +15,20 @@ import triton.language as tl
 from torch import Tensor
 
 from dfmspec.trainer.fp8 import MOST_SCALE
+from dfmspec.trainer.kernels.largest import as_bits, bits, none_yet, raise_to
 
 PLAIN, GELU, GELU_BACKWARD = range(3)
 """What is cast: x; gelu(x); the gradient x through gelu(h)."""
 _BLOCK = 8192
 """Values of one program that looks for the largest."""
+_TILE, _WARPS = 64, 8
+"""Of the cast: rows and columns of a program."""
+
+
+@triton.jit
+def _tanh(x):
+    """The processor's own, to 2^-11: two of its operations for exp and a division would take longer than memory."""
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -28,8 +37,7 @@ def _value(x, h, HOW: tl.constexpr):
     if HOW == 0:
         return x
     at = x if HOW == 1 else h
-    inner = 0.7978845608028654 * (at + 0.044715 * at * at * at)
-    tanh = 1 - 2 / (tl.exp(2 * inner) + 1)
+    tanh = _tanh(0.7978845608028654 * (at + 0.044715 * at * at * at))
     if HOW == 1:
         return 0.5 * at * (1 + tanh)
     return x * (0.5 * (1 + tanh) + 0.5 * at * (1 - tanh * tanh) * 0.7978845608028654 * (1 + 3 * 0.044715 * at * at))
@@ -37,7 +45,6 @@ def _value(x, h, HOW: tl.constexpr):
 
 @triton.jit
 def _largest_kernel(x, h, through, largest, size, HOW: tl.constexpr, BLOCK: tl.constexpr):
-    """The bits of numbers that are not negative have the order of the numbers, NaN above all."""
     block = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     found = tl.zeros([BLOCK // 8], tl.int32)
     for part in tl.static_range(8):
@@ -49,18 +56,18 @@ def _largest_kernel(x, h, through, largest, size, HOW: tl.constexpr, BLOCK: tl.c
             rounded = value.to(through.dtype.element_ty)
             tl.store(through + at, rounded, mask=live)
             value = rounded.to(tl.float32)
-        found = tl.maximum(found, tl.abs(value).to(tl.int32, bitcast=True))
-    tl.atomic_max(largest, tl.max(found, 0))
+        found = tl.maximum(found, bits(value))
+    raise_to(largest, tl.max(found, 0))
 
 
 @triton.jit
 def _cast_kernel(x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.constexpr, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
     most: tl.constexpr = 57344.0 if E5M2 else 448.0
     kind: tl.constexpr = tl.float8e5 if E5M2 else tl.float8e4nv
-    t = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
-    k = (tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE))[None, :]
+    t = (tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
+    k = (tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE))[None, :]
     live = (t < T) & (k < K)
-    bound = tl.load(largest).to(tl.float32, bitcast=True)
+    bound = tl.load(largest)
     scale = tl.where(bound == 0, 1.0, tl.div_rn(tl.full([], most, tl.float32), bound))  # exact: where values lie between two, it decides
     scale = tl.where(scale > MOST_SCALE, MOST_SCALE, scale)
     value = tl.load(x + t * K + k, mask=live, other=0.0).to(tl.float32)
@@ -73,23 +80,27 @@ def _cast_kernel(x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.conste
 
 
 @torch.library.custom_op("dfmspec::quantize", mutates_args=())
-def quantize(x: Tensor, h: Tensor | None, how: int, e5m2: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """x and, for GELU_BACKWARD, h [t, k] -> in FP8 (E5M2, or E4M3) [t, k], its transpose [k, t], and [] fp32: what to multiply both by."""
+def quantize(x: Tensor, h: Tensor | None, largest: Tensor | None, how: int, e5m2: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x and, for GELU_BACKWARD, h [t, k] -> in FP8 (E5M2, or E4M3) [t, k], its transpose [k, t], and [] fp32: what to multiply both by.
+
+    `largest`: [] fp32, of a PLAIN x, where it is known.
+    """
     x, h = x.contiguous(), None if h is None else h.contiguous()
     through = None if h is None else torch.empty_like(x)
     (t, k), dtype = x.shape, torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     rows, columns = x.new_empty(t, k, dtype=dtype), x.new_empty(k, t, dtype=dtype)
-    largest, inverse = x.new_zeros((), dtype=torch.int32), x.new_empty((), dtype=torch.float32)
-    _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, through, largest, t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
+    inverse = x.new_empty((), dtype=torch.float32)
+    if largest is None:
+        largest = none_yet(x)
+        _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, through, as_bits(largest), t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
     if through is not None:
         x, how = through, PLAIN
-    tile = 128 if how == PLAIN else 64
-    grid = (triton.cdiv(t, tile), triton.cdiv(k, tile))
-    _cast_kernel[grid](x, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, TILE=tile, num_warps=tile // 16)
+    grid = (triton.cdiv(k, _TILE), triton.cdiv(t, _TILE))
+    _cast_kernel[grid](x, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, TILE=_TILE, num_warps=_WARPS)
     return rows, columns, inverse
 
 
 @quantize.register_fake
-def _(x, h, how, e5m2):  # type: ignore[no-untyped-def]
+def _(x, h, largest, how, e5m2):  # type: ignore[no-untyped-def]
     dtype = torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.size(1), x.size(0), dtype=dtype), x.new_empty((), dtype=torch.float32)

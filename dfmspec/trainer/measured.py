@@ -1,0 +1,46 @@
+"""A matrix and the number beside it: the largest of its values, and, as that number's gradient, the largest of its gradient.
+
+A product in FP8 scales both by their largest values. Who makes a matrix, forward or backward, has its values at hand; to
+read them all once more for the number alone would take a twelfth of a step's time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Measured(NamedTuple):
+    """Where nobody needs or knows the number, there is none."""
+
+    values: Tensor
+    largest: Tensor | None = None
+    """[] fp32, of the absolute values; of a product's output, only what stands for it, so that it has a gradient."""
+
+
+def measured(x: Tensor, *, measure: bool) -> Measured:
+    """x, to `measure` with its number; by plain PyTorch."""
+    return Measured(x, largest_of(x.detach()) if measure else None)
+
+
+def told(x: Measured) -> Tensor:
+    """The values, whose gradient comes with its number; by plain PyTorch."""
+    output: Tensor = x.values if x.largest is None else _Tell.apply(*x)
+    return output
+
+
+def largest_of(x: Tensor) -> Tensor:
+    """[] fp32; NaN where there is one."""
+    return x.abs().amax().float()
+
+
+class _Tell(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, largest: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return gradient, largest_of(gradient)
