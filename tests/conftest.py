@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,12 +35,29 @@ def dfmspec(*args: object, cwd: Path | None = None, **env: str) -> subprocess.Co
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A prepared dataset of 128 embedded pictures at 64 px, made once for all test processes."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "butterfly_webdataset"
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, made by the first test process that asks for it; where it could not be, by the next one."""
+    done = Path(f"{folder}.done")
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            made = dfmspec("data", "prepare", folder, "--num-samples", 128)
-            assert made.returncode == 0, made.stderr
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(shared: Path) -> Path:
+    """A prepared dataset of 128 embedded pictures at 64 px."""
+
+    def prepare(folder: Path) -> None:
+        made = dfmspec("data", "prepare", folder, "--num-samples", 128)
+        assert made.returncode == 0, made.stderr
+
+    return once(shared / "butterfly_webdataset", prepare)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 
+from tests.conftest import once
 from tests.trainer import parity
 
 pytestmark = pytest.mark.gpu
@@ -33,27 +33,21 @@ def made(layout: str, precision: str, last: int) -> dict[str, Any]:
     return experiment | {"train": experiment["train"] | {"train_iters": last}}
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One folder for all test processes."""
-    folder = tmp_path_factory.getbasetemp()
-    return folder if worker_id == "master" else folder.parent
-
-
-def reference(base: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]:
-    """The checkpoint that every layout sets out from, and what one GPU makes of it; made once."""
-    start, one = base / f"start_{precision}", base / f"one_{precision}"
+def reference(shared: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]:
+    """The checkpoint that every layout sets out from, and what one GPU makes of it."""
+    start = shared / f"start_{precision}"
     checkpoint = start / f"iter_{START:07d}"
-    with FileLock(f"{one}.lock"):
-        if not one.exists():
-            jobs = [parity.Job("one", start, made("one", precision, START), save=True), parity.Job("one", one, made("one", precision, LAST), start=checkpoint)]
-            said = parity.run_all(jobs)
-            assert not said, said
-        return checkpoint, parity.records(one)
+
+    def train(one: Path) -> None:
+        jobs = [parity.Job("one", start, made("one", precision, START), save=True), parity.Job("one", one, made("one", precision, LAST), start=checkpoint)]
+        said = parity.run_all(jobs)
+        assert not said, said
+
+    return checkpoint, parity.records(once(shared / f"one_{precision}", train))
 
 
 @pytest.fixture(scope="session")
-def runs(base: Path) -> Callable[[str, str], list[dict[str, Any]]]:
+def runs(shared: Path) -> Callable[[str, str], list[dict[str, Any]]]:
     """The records of a layout in a precision; all layouts of as many ranks run when one of them is asked for, in the same processes.
 
     One test process has all of a precision (`--dist loadgroup`).
@@ -61,9 +55,9 @@ def runs(base: Path) -> Callable[[str, str], list[dict[str, Any]]]:
 
     @cache
     def of_ranks(count: int, precision: str) -> Callable[[str], list[dict[str, Any]]]:
-        checkpoint, _ = reference(base, precision)
+        checkpoint, _ = reference(shared, precision)
         chosen = [layout for layout in LAYOUTS if parity.ranks(layout) == count]
-        return parity.together([parity.Job(layout, base / f"{layout}_{precision}", made(layout, precision, LAST), start=checkpoint, graphs=True) for layout in chosen])
+        return parity.together([parity.Job(layout, shared / f"{layout}_{precision}", made(layout, precision, LAST), start=checkpoint, graphs=True) for layout in chosen])
 
     return lambda layout, precision: of_ranks(parity.ranks(layout), precision)(layout)
 
@@ -79,8 +73,8 @@ def say(name: str, difference: parity.Difference) -> None:
     ("layout", "precision"),
     [pytest.param(layout, precision, marks=pytest.mark.xdist_group(precision)) for precision in PRECISIONS for layout in LAYOUTS],
 )
-def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, runs: Callable[[str, str], list[dict[str, Any]]]) -> None:
-    _, one = reference(base, precision)
+def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, shared: Path, runs: Callable[[str, str], list[dict[str, Any]]]) -> None:
+    _, one = reference(shared, precision)
     difference = parity.compare(one, runs(layout, precision))
     say(f"{layout} {precision}", difference)
 
@@ -90,8 +84,8 @@ def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, base: Path, r
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 @pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize(("layout", "fault"), parity.FAULTS)
-def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, base: Path, tmp_path: Path) -> None:
-    checkpoint, one = reference(base, "fp32")
+def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, shared: Path, tmp_path: Path) -> None:
+    checkpoint, one = reference(shared, "fp32")
     other = parity.run(layout, tmp_path / layout, fault, made(layout, "fp32", START + 4), start=checkpoint)
     difference = parity.compare(one, other)
     say(f"{layout} fp32, {fault}", difference)

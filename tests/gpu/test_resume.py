@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import once
 from tests.trainer.test_resume import assert_continues, cut
 from tests.trainer.training import SHORT, awake, kill_tree, losses, pair, start, train, wait_for
 
@@ -25,10 +26,10 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("beside", ["true", "false"])
 @pytest.mark.parametrize("graphs", ["local", "none"])
-def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(graphs: str, beside: str, dataset: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(graphs: str, beside: str, shared: Path, dataset: Path, tmp_path: Path) -> None:
     """In bf16, wherever it stopped, with checkpoints written beside the training or not."""
-    words = [*WORDS, f"dataset.path={dataset}", "model.deterministic_mode=true", f"model.cuda_graph_impl={graphs}", f"checkpoint.async_save={beside}"]
-    words.append(awake(tmp_path / "awake", *words))
+    words = [*WORDS, f"dataset.path={dataset}", "model.deterministic_mode=true"]
+    words += [awake(shared / "awake_bf16", *words), f"model.cuda_graph_impl={graphs}", f"checkpoint.async_save={beside}"]
     train(tmp_path / "whole", *words, "checkpoint.save_interval=1")
     for last in (1, 4, 7):
         resumed = cut(tmp_path / "whole", tmp_path / f"from{last}", last)
@@ -38,26 +39,30 @@ def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(graphs: str, besi
         assert_continues(resumed, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("layout", [name for name, (gpus, _) in LAYOUTS.items() if gpus <= GPUS])
-def test_a_run_continues_in_another_layout_and_back(layout: str, dataset: Path, tmp_path: Path) -> None:
-    gpus, cuts = LAYOUTS[layout]
+@pytest.fixture
+def setting(shared: Path, dataset: Path) -> list[str]:
+    """What the runs in fp32 have in common."""
     words = [*WORDS, FP32, f"dataset.path={dataset}"]
-    words.append(awake(tmp_path / "awake", *words))
-    train(tmp_path / "one", *words)
-    train(tmp_path / layout, *words, *cuts, processes=gpus)
-    for before, other, processes in (("one", cuts, gpus), (layout, [], 1)):
-        resumed = cut(tmp_path / before, tmp_path / f"from_{before}", 4)
-        train(resumed, *words, *other, processes=processes)
+    return [*words, awake(shared / "awake_fp32", *words)]
+
+
+@pytest.mark.parametrize("layout", [name for name, (gpus, _) in LAYOUTS.items() if gpus <= GPUS])
+def test_a_run_continues_in_another_layout_and_back(layout: str, setting: list[str], shared: Path, tmp_path: Path) -> None:
+    gpus, cuts = LAYOUTS[layout]
+    one = once(shared / "one_gpu", lambda folder: train(folder, *setting))
+    train(tmp_path / layout, *setting, *cuts, processes=gpus)
+    for before, other, processes in ((one, cuts, gpus), (tmp_path / layout, [], 1)):
+        resumed = cut(before, tmp_path / f"from_{before.name}", 4)
+        train(resumed, *setting, *other, processes=processes)
 
         assert sorted(losses(resumed)) == [5, 6, 7, 8]
-        assert_continues(resumed, tmp_path / "one", exact=False)
+        assert_continues(resumed, one, exact=False)
 
 
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
-def test_a_killed_run_goes_on_in_another_layout(dataset: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_in_another_layout(setting: list[str], tmp_path: Path) -> None:
     """SIGKILL to every process of TP2 x DP; then all GPUs as replicas."""
-    words = [*WORDS, FP32, f"dataset.path={dataset}", "train.train_iters=24"]
-    words.append(awake(tmp_path / "awake", *words))
+    words = [*setting, "train.train_iters=24"]
     train(tmp_path / "whole", *words, processes=GPUS)
     run_dir = tmp_path / "killed"
     run_dir.mkdir()
@@ -75,9 +80,9 @@ def test_a_killed_run_goes_on_in_another_layout(dataset: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(GPUS < 4, reason="needs four GPUs")
-def test_two_nodes_give_the_losses_of_one(dataset: Path, tmp_path: Path) -> None:
+def test_two_nodes_give_the_losses_of_one(setting: list[str], tmp_path: Path) -> None:
     """The how-to's pair of torchruns, two GPUs a node."""
-    words = ["--dataset-path", str(dataset), *SHORT, *WORDS, FP32, TP2, "train.train_iters=4"]
+    words = [*SHORT, *setting, TP2, "train.train_iters=4"]
     visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     halves = tuple({"CUDA_VISIBLE_DEVICES": ",".join(half), "DFMSPEC_RUN_DIR": str(tmp_path / "pair")} for half in (visible[:2], visible[2:4]))
     first, second = pair(tmp_path / "pair", *words, processes=2, environments=halves)

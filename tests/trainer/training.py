@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dfmspec.events import read_events
 from dfmspec.launch.local import free_port
-from tests.conftest import ROOT, TINY, dfmspec, environment
+from tests.conftest import ROOT, TINY, dfmspec, environment, once
 from tests.trainer.parity_worker import asleep
 
 TORCHRUN = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
@@ -76,6 +76,10 @@ def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> st
 
 def awake(folder: Path, *words: str) -> str:
     """A word that lets a training of `words` set out with all weights awake: a network as it is initialised hardly shows what its blocks compute."""
+    return f"checkpoint.pretrained_checkpoint={once(folder, lambda _: _wake(folder, *words))}/awake.safetensors"
+
+
+def _wake(folder: Path, *words: str) -> None:
     train(folder, *words, "train.train_iters=1")
     exported = dfmspec("export", folder, "--out", folder / "asleep.safetensors", "--raw")
     assert exported.returncode == 0, exported.stderr
@@ -83,7 +87,6 @@ def awake(folder: Path, *words: str) -> str:
     for name in filter(asleep, weights):
         weights[name].copy_(torch.randn(weights[name].shape, generator=generator) * 0.05)
     save_file(weights, folder / "awake.safetensors")
-    return f"checkpoint.pretrained_checkpoint={folder}/awake.safetensors"
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
