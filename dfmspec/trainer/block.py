@@ -120,7 +120,7 @@ def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
-        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of, "measure": fp8},
+        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of, "measure": fp8 and not config.sequence_parallel},
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,

@@ -45,7 +45,10 @@ class Quantized(NamedTuple):
 def quantized(
     x: Tensor, dtype: torch.dtype, *, largest: Tensor | None = None, gelu: bool = False, through_gelu_of: Tensor | None = None
 ) -> Quantized:  # fmt: skip
-    """x [t, k] with its largest value, if that is known, or gelu(x), or the gradient x through gelu(h), in FP8; what is not finite makes all of it so."""
+    """x [t, k], or gelu(x), or the gradient x through gelu(h), in FP8; what is not finite makes all of it so.
+
+    `largest`: of x alone, where it is known; a value beyond it becomes NaN, so that a number of something else does not pass unseen.
+    """
     if x.is_cuda:
         from dfmspec.trainer.kernels.fp8 import GELU, GELU_BACKWARD, PLAIN, quantize
 
@@ -55,7 +58,11 @@ def quantized(
         x = F.gelu(x, approximate="tanh")
     if through_gelu_of is not None:
         x = torch.ops.aten.gelu_backward(x, through_gelu_of, approximate="tanh")
-    largest, most = largest_of(x) if largest is None else largest, torch.finfo(dtype).max
+    if largest is None:
+        largest = largest_of(x)
+    else:
+        x = torch.where(x.abs() > largest, torch.nan, x)
+    most = torch.finfo(dtype).max
     scale = torch.where(largest == 0, 1.0, torch.full_like(largest, most) / largest)  # a number / tensor is a product with an inverse, rounded twice
     scale = torch.where(scale > MOST_SCALE, MOST_SCALE, scale)
     rows = (x.float() * scale).clamp(-most, most).to(dtype)
@@ -88,19 +95,18 @@ def _(d_out, x, d_out_inverse, x_inverse, weight):  # type: ignore[no-untyped-de
 
 
 class _Linear(torch.autograd.Function):
-    """x weight^T, and what stands for its largest value; `told`: by whose gradient the backward pass knows that of the gradient."""
+    """x weight^T; and, where its gradient will be `measured`, what stands for its largest value, whose gradient is that of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, largest: Tensor | None, weight: Tensor, told: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, largest: Tensor | None, weight: Tensor, measured: bool) -> tuple[Tensor, Tensor | None]:
         q, w = quantized(x, E4M3, largest=largest), quantized(weight, E4M3)
         ctx.save_for_backward(q.columns, q.inverse, w.columns, w.inverse, weight)
-        ctx.told = told
-        return _product(q.rows, w.rows, q.inverse, w.inverse, x.dtype, fast=True), torch.empty_like(q.inverse)
+        return _product(q.rows, w.rows, q.inverse, w.inverse, x.dtype, fast=True), torch.empty_like(q.inverse) if measured else None
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_largest: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor, d_largest: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, x_inverse, w, w_inverse, weight = ctx.saved_tensors
-        d, wanted = quantized(d_out, E5M2, largest=d_largest if ctx.told else None), ctx.needs_input_grad[0]
+        d, wanted = quantized(d_out, E5M2, largest=d_largest), ctx.needs_input_grad[0]
         d_x = _product(d.rows, w, d.inverse, w_inverse, d_out.dtype) if wanted else None
         return d_x, None, weight_gradient(d.columns, x, d.inverse, x_inverse, weight), None
 
@@ -109,18 +115,17 @@ class _Mlp(torch.autograd.Function):
     """gelu(x first^T) second^T, and what stands for its largest value, as above; the GELU is never written down in bf16."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, largest: Tensor | None, first: Tensor, second: Tensor, told: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, largest: Tensor | None, first: Tensor, second: Tensor, measured: bool) -> tuple[Tensor, Tensor | None]:
         q, w1, w2 = quantized(x, E4M3, largest=largest), quantized(first, E4M3), quantized(second, E4M3)
         h = _product(q.rows, w1.rows, q.inverse, w1.inverse, x.dtype, fast=True)  # [t, f]
         a = quantized(h, E4M3, gelu=True)
         ctx.save_for_backward(q.columns, q.inverse, w1.columns, w1.inverse, h, a.columns, a.inverse, w2.columns, w2.inverse, first, second)
-        ctx.told = told
-        return _product(a.rows, w2.rows, a.inverse, w2.inverse, x.dtype, fast=True), torch.empty_like(a.inverse)
+        return _product(a.rows, w2.rows, a.inverse, w2.inverse, x.dtype, fast=True), torch.empty_like(a.inverse) if measured else None
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_largest: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor, d_largest: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, x_inverse, w1, w1_inverse, h, a, a_inverse, w2, w2_inverse, first, second = ctx.saved_tensors
-        kind, d = d_out.dtype, quantized(d_out, E5M2, largest=d_largest if ctx.told else None)
+        kind, d = d_out.dtype, quantized(d_out, E5M2, largest=d_largest)
         d_h = quantized(_product(d.rows, w2, d.inverse, w2_inverse, kind), E5M2, through_gelu_of=h)
         return (
             _product(d_h.rows, w1, d_h.inverse, w1_inverse, kind),
@@ -131,29 +136,30 @@ class _Mlp(torch.autograd.Function):
         )
 
 
-def _by_rows(function: type[torch.autograd.Function], x: Measured, *weights: Tensor, told: bool) -> Measured:
+def _by_rows(function: type[torch.autograd.Function], x: Measured, *weights: Tensor, gradient_measured: bool) -> Measured:
     """A function of x [t, k], on x [..., k]: [..., n]"""
-    output, largest = function.apply(x.values.reshape(-1, x.values.size(-1)), x.largest, *weights, told)
-    return Measured(output.view(*x.values.shape[:-1], -1), largest if told else None)
+    output, largest = function.apply(x.values.reshape(-1, x.values.size(-1)), x.largest, *weights, gradient_measured)
+    return Measured(output.view(*x.values.shape[:-1], -1), largest)
 
 
-def linear(x: Measured, weight: Tensor, *, told: bool = False) -> Measured:
+def linear(x: Measured, weight: Tensor, *, gradient_measured: bool) -> Measured:
     """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of FP8_ALIGNMENT.
 
-    `told`: whoever takes the output tells of its gradient's largest value.
+    `gradient_measured`: whoever takes the output gives its number a gradient too.
     """
-    return _by_rows(_Linear, x, weight, told=told)
+    return _by_rows(_Linear, x, weight, gradient_measured=gradient_measured)
 
 
-def mlp(x: Measured, first: Tensor, second: Tensor, *, told: bool = False) -> Measured:
+def mlp(x: Measured, first: Tensor, second: Tensor, *, gradient_measured: bool) -> Measured:
     """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; as `linear`."""
-    return _by_rows(_Mlp, x, first, second, told=told)
+    return _by_rows(_Mlp, x, first, second, gradient_measured=gradient_measured)
 
 
 def project(layer: nn.Module, x: Measured) -> Measured:
     """x through one of megatron-core's linear layers without bias, or of those below."""
-    output = layer(x if isinstance(layer, (Fp8ColumnParallelLinear, Fp8RowParallelLinear)) else x.values)
-    return output if isinstance(output, Measured) else Measured(output[0])
+    if isinstance(layer, (Fp8ColumnParallelLinear, Fp8RowParallelLinear)):
+        return layer(x)  # type: ignore[no-any-return]
+    return Measured(layer(x.values)[0])
 
 
 def _entered(layer: ColumnParallelLinear, x: Measured) -> Measured:
@@ -171,24 +177,24 @@ def _left(layer: RowParallelLinear, parts: Measured) -> Measured:
 
 
 class Fp8ColumnParallelLinear(ColumnParallelLinear):
-    """Megatron's, without bias, its product in FP8. Whoever takes the output tells of its gradient."""
+    """Megatron's, without bias, its product in FP8; to be called through `project`."""
 
     sums_itself = True
 
     def forward(self, x: Measured) -> Measured:  # type: ignore[override]
-        return linear(_entered(self, x), self.weight, told=True)
+        return linear(_entered(self, x), self.weight, gradient_measured=True)
 
 
 class Fp8RowParallelLinear(RowParallelLinear):
-    """Megatron's, without bias, its product in FP8; the ranks' parts are summed as they are. Whoever takes the output tells of its gradient."""
+    """Megatron's, without bias, its product in FP8; the ranks' parts are summed as they are. To be called through `project`."""
 
     sums_itself = True
 
     def forward(self, x: Measured) -> Measured:  # type: ignore[override]
-        return _left(self, linear(x, self.weight, told=not self.sequence_parallel))
+        return _left(self, linear(x, self.weight, gradient_measured=not self.sequence_parallel))
 
 
 def fp8_mlp(layer: MLP, hidden_states: Measured) -> Measured:
     """What Megatron's MLP of the two layers above and a GELU gives: [s, 1, D] -> [s, 1, D]"""
     first, second = layer.linear_fc1, layer.linear_fc2
-    return _left(second, mlp(_entered(first, hidden_states), first.weight, second.weight, told=not second.sequence_parallel))
+    return _left(second, mlp(_entered(first, hidden_states), first.weight, second.weight, gradient_measured=not second.sequence_parallel))

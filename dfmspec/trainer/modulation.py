@@ -43,7 +43,7 @@ def rows_of(of_token: Tensor, segments: int) -> Rows:
     return Rows(of_token.int(), torch.tensor(chunks, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool = False) -> tuple[Tensor, Measured]:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool) -> tuple[Tensor, Measured]:
     """[s, D] -> x as it is, and [s, D] layer norm of it without weights, then the segment's scale and shift [n, D].
 
     Who goes on with this x spares the backward pass an addition: both gradients meet in the kernel.
@@ -63,7 +63,7 @@ def gated(x: Tensor, y: Measured, gate: Tensor, rows: Rows) -> Tensor:
 
 
 def gated_modulate(
-    x: Tensor, y: Measured, gate: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool = False
+    x: Tensor, y: Measured, gate: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool
 ) -> tuple[Tensor, Measured]:  # fmt: skip
     """`gated`, and `modulate` of what that gives: both, in one pass."""
     if x.is_cuda:
@@ -80,10 +80,11 @@ class _Modulate(torch.autograd.Function):
 
         _, z, mean, rstd, largest = adaln(x, None, None, shift, scale, of_token, chunks, starts, eps, None, measure)
         ctx.save_for_backward(x, scale, chunks, starts, mean, rstd)
+        ctx.mark_non_differentiable(largest)
         return x, z, largest
 
     @staticmethod
-    def backward(ctx: Any, dx_out: Tensor, dz: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dx_out: Tensor, dz: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         from dfmspec.trainer.kernels.adaln import adaln_backward
 
         x, scale, chunks, starts, mean, rstd = ctx.saved_tensors

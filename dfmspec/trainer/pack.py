@@ -126,14 +126,18 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
 
 
 def _padded(counts: list[int], texts: list[int], sigmas: list[float], length: int, multiple: int) -> tuple[list[int], list[int], list[float]]:
-    """With a segment of padding, then empty ones, so that few different shapes come up: each is compiled and captured once.
+    """With segments of padding, then empty ones, so that few different shapes come up: each is compiled and captured once.
 
-    Sequence parallelism cuts the text tokens over TP too, and FP8 products have their own measure, so their number is a multiple of both.
+    Padding is cut like the longest sample, for attention works on it too, by the square of its length; each piece meets a
+    text token at least. Sequence parallelism cuts the text tokens over TP too, and FP8 products have their own measure, so
+    their number is a multiple of both.
     """
-    used, text = sum(counts), sum(texts)
-    empty = [0] * (_rounded(len(counts) + 1, 1) - len(counts) - 1)
-    padding = _rounded(text + 1, multiple) - text
-    return [*counts, length - used, *empty], [*texts, padding, *empty], [*sigmas, 1.0, *(1.0 for _ in empty)]
+    longest, left, text = max(counts), length - sum(counts), sum(texts)
+    pieces = [min(longest, left - at) for at in range(0, left, longest)] or [0]
+    empty = [0] * (_rounded(len(counts) + len(pieces), 1) - len(counts) - len(pieces))
+    keys = [1] * len(pieces)
+    keys[-1] += _rounded(text + len(pieces), multiple) - text - len(pieces)
+    return [*counts, *pieces, *empty], [*texts, *keys, *empty], [*sigmas, *(1.0 for _ in (*pieces, *empty))]
 
 
 def _rounded(count: int, multiple: int) -> int:

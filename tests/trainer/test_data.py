@@ -27,6 +27,7 @@ from dfmspec.trainer.decode import load_context, load_latent
 from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
 from dfmspec.trainer.noise import draw as draw_noise
+from dfmspec.trainer.pack import _padded
 from dfmspec.trainer.patches import num_tokens, patch_positions, patchify, unpatchify
 from tests.conftest import TINY, dfmspec
 
@@ -225,6 +226,19 @@ def test_a_truncated_shard_stops_the_reader_with_a_way_out(workers: int, dataset
     with pytest.raises(DataError, match=r"split train of .*truncated cannot be read: .*unexpected end of data; dfmspec data inspect"):
         for _ in range(60):
             next(packs)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=20), st.integers(0, 300), st.sampled_from([1, 2, 16, 32]))
+def test_padding_is_cut_like_the_longest_sample(lengths: list[tuple[int, int]], left: int, multiple: int) -> None:
+    counts, texts = [list(each) for each in zip(*lengths, strict=True)]
+    total = sum(counts) + left
+    padded, keys, sigmas = _padded(counts, texts, [2.0] * len(counts), total, multiple)
+
+    assert (padded[: len(counts)], keys[: len(counts)]) == (counts, texts)
+    assert sum(padded) == total and max(padded) == max(counts)
+    assert sum(keys) % multiple == 0 and sum(keys) <= 9 / 8 * (sum(texts) + len(padded)) + 2 * multiple
+    assert all(key for count, key in list(zip(padded, keys, strict=True))[len(counts) :] if count)
+    assert len(padded) == len(keys) == len(sigmas) and sigmas == [2.0] * len(counts) + [1.0] * (len(padded) - len(counts))
 
 
 def test_data_inspect_reports_a_truncated_shard_and_a_hostile_pickle(dataset: Path, tmp_path: Path) -> None:

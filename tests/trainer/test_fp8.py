@@ -12,11 +12,11 @@ from dfmspec.trainer.measured import Measured, largest_of, measured, told
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return fp8.linear(Measured(x), weight).values
+    return fp8.linear(Measured(x), weight, gradient_measured=False).values
 
 
 def mlp(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-    return fp8.mlp(Measured(x), *weights).values
+    return fp8.mlp(Measured(x), *weights, gradient_measured=False).values
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -62,29 +62,40 @@ def test_an_mlp_is_near_the_exact_one(kind: tuple[str, torch.dtype]) -> None:
     assert all(relative(mine.grad, theirs.grad) < 0.12 for mine, theirs in zip(leaves, exact, strict=True))
 
 
+def through(kind: str, along: bool, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    """A product whose input and whose output's gradient come with their numbers, or without."""
+    product = fp8.linear if kind == "linear" else fp8.mlp
+    return told(product(measured(x.cos(), measure=along), *weights, gradient_measured=along)).square().sum()
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_number_that_comes_along_is_the_one_that_would_be_found(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("where", DEVICES, ids=str)
+def test_a_number_that_comes_along_is_the_one_that_would_be_found(where: tuple[str, torch.dtype], kind: str, compiled: bool) -> None:
     """Forward with a matrix and backward with its gradient: the same bits."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator) for shape in ((64, 48), (32, 48), (96, 32), (16, 96))]
+    inputs = [torch.randn(shape, generator=generator).to(*where) for shape in ((64, 48), (96, 48), (32, 96))]
+    function = torch.compile(through, fullgraph=True, backend="aot_eager") if compiled else through
 
-    def work(along: bool, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        y = told(fp8.linear(measured(x.cos(), measure=along), weights[0], told=along))
-        return told(fp8.mlp(measured(y.sin(), measure=along), *weights[1:], told=along)).square().sum()
+    def gradients(along: bool) -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in inputs[: 2 if kind == "linear" else 3]]
+        return list(torch.autograd.grad(function(kind, along, *leaves), leaves))
 
-    def gradients(along: bool, forward: float = 1.0, backward: float = 1.0) -> list[torch.Tensor]:
-        leaves = [x.clone().requires_grad_() for x in inputs]
-        function = torch.compile(work, fullgraph=True, backend="aot_eager") if compiled else work
-        with monkeypatch.context() as patch:
-            patch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * forward)
-            loss = function(along, *leaves)
-            patch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * backward)
-            return list(torch.autograd.grad(loss, leaves))
+    assert all(torch.equal(*pair) for pair in zip(gradients(False), gradients(True), strict=True))
 
-    found, along = gradients(False), gradients(True)
-    assert all(torch.equal(*pair) for pair in zip(found, along, strict=True))
-    if not compiled:  # and they are looked at
-        assert not torch.equal(found[0], gradients(True, forward=3.0)[0]) and not torch.equal(found[0], gradients(True, backward=3.0)[0])
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize(("forward", "backward"), [(0.5, 1.0), (1.0, 0.5), (1.0, 0.0)])
+def test_a_number_of_something_else_does_not_pass_unseen(kind: str, forward: float, backward: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero is what autograd has for a number that nobody gave a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((64, 48), (96, 48), (32, 96))]
+    monkeypatch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * forward)
+    loss = through(kind, True, *leaves[: 2 if kind == "linear" else 3])
+    monkeypatch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * backward)
+
+    assert loss.isfinite() == (forward == 1)
+    assert torch.autograd.grad(loss, leaves[0])[0].isnan().any()
 
 
 def test_the_compiler_sees_through_it() -> None:

@@ -27,7 +27,7 @@ _TILE, _WARPS = 64, 8
 
 @triton.jit
 def _tanh(x):
-    """The processor's own, to 2^-11: two of its operations for exp and a division would take longer than memory."""
+    """The processor's own, to 2^-11, as quack-kernels has it in bf16: exp and a division would take longer than memory."""
     return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
@@ -61,7 +61,9 @@ def _largest_kernel(x, h, through, largest, size, HOW: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def _cast_kernel(x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.constexpr, HOW: tl.constexpr, E5M2: tl.constexpr, TILE: tl.constexpr):
+def _cast_kernel(
+    x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.constexpr, HOW: tl.constexpr, E5M2: tl.constexpr, GIVEN: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     most: tl.constexpr = 57344.0 if E5M2 else 448.0
     kind: tl.constexpr = tl.float8e5 if E5M2 else tl.float8e4nv
     t = (tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE))[:, None]
@@ -72,6 +74,8 @@ def _cast_kernel(x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.conste
     scale = tl.where(scale > MOST_SCALE, MOST_SCALE, scale)
     value = tl.load(x + t * K + k, mask=live, other=0.0).to(tl.float32)
     value = _value(value, value, HOW)
+    if GIVEN:
+        value = tl.where(tl.abs(value) > bound, float("nan"), value)
     value = tl.clamp(value * scale, -most, most, propagate_nan=tl.PropagateNan.ALL).to(kind)
     tl.store(rows + t * K + k, value, mask=live)
     tl.store(columns + tl.trans(k) * T + tl.trans(t), tl.trans(value), mask=tl.trans(live))
@@ -83,20 +87,20 @@ def _cast_kernel(x, largest, rows, columns, inverse, T, K, MOST_SCALE: tl.conste
 def quantize(x: Tensor, h: Tensor | None, largest: Tensor | None, how: int, e5m2: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x and, for GELU_BACKWARD, h [t, k] -> in FP8 (E5M2, or E4M3) [t, k], its transpose [k, t], and [] fp32: what to multiply both by.
 
-    `largest`: [] fp32, of a PLAIN x, where it is known.
+    `largest`: [] fp32, of a PLAIN x, where it is known; a value beyond it becomes NaN.
     """
     x, h = x.contiguous(), None if h is None else h.contiguous()
     through = None if h is None else torch.empty_like(x)
     (t, k), dtype = x.shape, torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     rows, columns = x.new_empty(t, k, dtype=dtype), x.new_empty(k, t, dtype=dtype)
-    inverse = x.new_empty((), dtype=torch.float32)
+    inverse, given = x.new_empty((), dtype=torch.float32), largest is not None
     if largest is None:
         largest = none_yet(x)
         _largest_kernel[(triton.cdiv(t * k, _BLOCK),)](x, h, through, as_bits(largest), t * k, HOW=how, BLOCK=_BLOCK, num_warps=4)
     if through is not None:
         x, how = through, PLAIN
     grid = (triton.cdiv(k, _TILE), triton.cdiv(t, _TILE))
-    _cast_kernel[grid](x, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, TILE=_TILE, num_warps=_WARPS)
+    _cast_kernel[grid](x, largest, rows, columns, inverse, t, k, MOST_SCALE=MOST_SCALE, HOW=how, E5M2=e5m2, GIVEN=given, TILE=_TILE, num_warps=_WARPS)
     return rows, columns, inverse
 
 
