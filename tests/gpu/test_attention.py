@@ -114,3 +114,14 @@ def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
         values = [each.rows.float().cpu() * each.inverse.cpu() for each in (got, expected)]
         assert (values[0] - values[1]).norm() <= (1e-2 if how else 1e-3) * values[1].norm()  # a value on the edge may round the other way
         assert torch.equal(got.columns.float(), got.rows.float().t())
+
+
+def test_a_cast_makes_nan_of_what_is_beyond_the_largest_value_that_it_is_given() -> None:
+    from dfmspec.trainer import fp8
+
+    x = torch.randn(200, 144, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
+    largest = x.abs().max().float()
+    found, given, halved = fp8.quantized(x, fp8.E4M3), fp8.quantized(x, fp8.E4M3, largest=largest), fp8.quantized(x, fp8.E4M3, largest=largest / 2)
+
+    assert all(torch.equal(mine.float(), theirs.float()) for mine, theirs in zip(given, found, strict=True))
+    assert torch.equal(halved.rows.float().isnan(), x.abs() > largest / 2) and torch.equal(halved.columns.float().isnan(), (x.abs() > largest / 2).t())
