@@ -83,26 +83,17 @@ class DiTLayer(TransformerLayer):
 
 
 def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, context: Tensor, segments: Segments) -> Tensor:
-    """[s, 1, D], [n, D], [c, 1, E] -> [s, 1, D]"""
+    """[s, 1, D], [n, D], [c, 1, E] -> [s, 1, D]; inside, no axis of one."""
     x, rows, eps, measure = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon, layer.measure
     shift_sa, scale_sa, gate_sa, shift_ca, scale_ca, gate_ca, shift_mlp, scale_mlp, gate_mlp = layer.adaln(noise_embedding)
 
     x, z = modulate(x, shift_sa, scale_sa, rows, eps, measure=measure)  # [s, D]
-    y = layer.self_attention(_batch(z), segments.self_attention)
-    x, z = gated_modulate(x, _unbatch(y), gate_sa, shift_ca, scale_ca, rows, eps, measure=measure)
-    y = layer.cross_attention(_batch(z), context, segments.cross_attention)
-    x, z = gated_modulate(x, _unbatch(y), gate_ca, shift_mlp, scale_mlp, rows, eps, measure=measure)
-    y = layer.mlp_of(layer.mlp, _batch(z))
-    return gated(x, _unbatch(y), gate_mlp, rows).unsqueeze(1)
-
-
-def _batch(x: Measured) -> Measured:
-    """[s, D] -> [s, 1, D], as megatron-core's parts have it."""
-    return x._replace(values=x.values.unsqueeze(1))
-
-
-def _unbatch(x: Measured) -> Measured:
-    return x._replace(values=x.values.squeeze(1))
+    y = layer.self_attention(z, segments.self_attention)
+    x, z = gated_modulate(x, y, gate_sa, shift_ca, scale_ca, rows, eps, measure=measure)
+    y = layer.cross_attention(z, context.squeeze(1), segments.cross_attention)
+    x, z = gated_modulate(x, y, gate_ca, shift_mlp, scale_mlp, rows, eps, measure=measure)
+    y = layer.mlp_of(layer.mlp, z)
+    return gated(x, y, gate_mlp, rows).unsqueeze(1)
 
 
 _compiled_block = torch.compile(_block)

@@ -136,23 +136,17 @@ class _Mlp(torch.autograd.Function):
         )
 
 
-def _by_rows(function: type[torch.autograd.Function], x: Measured, *weights: Tensor, gradient_measured: bool) -> Measured:
-    """A function of x [t, k], on x [..., k]: [..., n]"""
-    output, largest = function.apply(x.values.reshape(-1, x.values.size(-1)), x.largest, *weights, gradient_measured)
-    return Measured(output.view(*x.values.shape[:-1], -1), largest)
-
-
 def linear(x: Measured, weight: Tensor, *, gradient_measured: bool) -> Measured:
-    """[..., k], [n, k] -> x weight^T, [..., n]; all sides multiples of FP8_ALIGNMENT.
+    """[t, k], [n, k] -> x weight^T, [t, n]; all sides multiples of FP8_ALIGNMENT.
 
     `gradient_measured`: whoever takes the output gives its number a gradient too.
     """
-    return _by_rows(_Linear, x, weight, gradient_measured=gradient_measured)
+    return Measured(*_Linear.apply(*x, weight, gradient_measured))
 
 
 def mlp(x: Measured, first: Tensor, second: Tensor, *, gradient_measured: bool) -> Measured:
-    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]; as `linear`."""
-    return _by_rows(_Mlp, x, first, second, gradient_measured=gradient_measured)
+    """[t, k], [f, k], [n, f] -> gelu(x first^T) second^T, [t, n]; as `linear`."""
+    return Measured(*_Mlp.apply(*x, first, second, gradient_measured))
 
 
 def project(layer: nn.Module, x: Measured) -> Measured:
@@ -195,6 +189,6 @@ class Fp8RowParallelLinear(RowParallelLinear):
 
 
 def fp8_mlp(layer: MLP, hidden_states: Measured) -> Measured:
-    """What Megatron's MLP of the two layers above and a GELU gives: [s, 1, D] -> [s, 1, D]"""
+    """What Megatron's MLP of the two layers above and a GELU gives: [s, D] -> [s, D]"""
     first, second = layer.linear_fc1, layer.linear_fc2
     return _left(second, mlp(_entered(first, hidden_states), first.weight, second.weight, gradient_measured=not second.sequence_parallel))

@@ -107,20 +107,16 @@ class _Mlp(torch.autograd.Function):
         return d_h @ first, weight_gradient(d_h, x, first), weight_gradient(d_out, a, second)
 
 
-def by_rows(function: type[torch.autograd.Function], x: Tensor, *weights: Tensor) -> Tensor:
-    """A function of x [t, k], on x [..., k]: [..., n]"""
-    output: Tensor = function.apply(x.reshape(-1, x.size(-1)), *weights)
-    return output.view(*x.shape[:-1], -1)
-
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """[..., k], [n, k] -> x weight^T, [..., n]"""
-    return by_rows(_Linear, x, weight)
+    """[t, k], [n, k] -> x weight^T, [t, n]"""
+    output: Tensor = _Linear.apply(x, weight)
+    return output
 
 
 def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """[..., k], [f, k], [n, f] -> gelu(x first^T) second^T, [..., n]"""
-    return by_rows(_Mlp, x, first, second)
+    """[t, k], [f, k], [n, f] -> gelu(x first^T) second^T, [t, n]"""
+    output: Tensor = _Mlp.apply(x, first, second)
+    return output
 
 
 class _OwnProduct:
@@ -148,5 +144,5 @@ class RowLinear(_OwnProduct, RowParallelLinear):
 
 
 def fused_mlp(layer: MLP, hidden_states: Measured) -> Measured:
-    """What Megatron's MLP of the two layers above and a GELU gives: [s, 1, D] -> [s, 1, D]"""
+    """What Megatron's MLP of the two layers above and a GELU gives: [s, D] -> [s, D]"""
     return Measured(mlp(hidden_states.values, layer.linear_fc1.weight, layer.linear_fc2.weight))
