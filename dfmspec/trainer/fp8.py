@@ -2,7 +2,7 @@
 
 E4M3 forward and E5M2 for gradients ("hybrid"; Micikevicius et al. 2022, arXiv 2209.05433). Weights, their gradients, sums
 and everything outside the products stay as they are. Hopper multiplies FP8 rows by rows only, so a tensor is cast once
-and laid down twice, as it is and transposed. Where its maker knows its largest value, it comes along (`measured.py`).
+and laid down twice, as it is and transposed. Where adaLN or the heads made it, its largest value comes along (`measured.py`).
 Shapes: t tokens, k, f and n the widths of a layer's input, middle and output.
 """
 
@@ -47,8 +47,13 @@ def quantized(
 ) -> Quantized:  # fmt: skip
     """x [t, k], or gelu(x), or the gradient x through gelu(h), in FP8; what is not finite makes all of it so.
 
-    `largest`: of x alone, where it is known; a value beyond it becomes NaN, so that a number of something else does not pass unseen.
+    `largest`: of x, where it is known; a value beyond it becomes NaN, so that a number of something else does not pass unseen.
+
+    Raises:
+        ValueError: a largest value of x, where something else is made of it.
     """
+    if largest is not None and (gelu or through_gelu_of is not None):
+        raise ValueError("the largest value of x is not that of its GELU, or of a gradient through one")
     if x.is_cuda:
         from dfmspec.trainer.kernels.fp8 import GELU, GELU_BACKWARD, PLAIN, quantize
 

@@ -1,7 +1,8 @@
 """A matrix and the number beside it: the largest of its values, and, as that number's gradient, the largest of its gradient.
 
-A product in FP8 scales both by their largest values. Who makes a matrix, forward or backward, has its values at hand; to
-read them all once more for the number alone would take a twelfth of a step's time.
+A product in FP8 scales both by their largest values. adaLN and the heads have the values at hand as they write what products
+read, forward or backward; a pass for the numbers alone took 9 of 290 ms of a step of DiT-XL on an H100. What others make
+(attention, a GELU, weights, text) is read for it still.
 """
 
 from __future__ import annotations

@@ -98,6 +98,12 @@ def test_a_number_of_something_else_does_not_pass_unseen(kind: str, forward: flo
     assert torch.autograd.grad(loss, leaves[0])[0].isnan().any()
 
 
+@pytest.mark.parametrize("made_of", [{"gelu": True}, {"through_gelu_of": torch.ones(16, 16)}], ids=str)
+def test_a_number_is_of_the_matrix_and_not_of_what_is_made_of_it(made_of: dict[str, bool | torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="not that of its GELU"):
+        fp8.quantized(torch.ones(16, 16), fp8.E4M3, largest=torch.ones(()), **made_of)  # type: ignore[arg-type]
+
+
 def test_the_compiler_sees_through_it() -> None:
     """A product that broke its graph would cost more than it saves."""
     weights = [torch.randn(shape, requires_grad=True) for shape in ((48, 32), (96, 48), (32, 96))]

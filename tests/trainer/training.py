@@ -76,7 +76,7 @@ def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> st
 
 def awake(folder: Path, *words: str) -> str:
     """A word that lets a training of `words` set out with all weights awake: a network as it is initialised hardly shows what its blocks compute."""
-    return f"checkpoint.pretrained_checkpoint={once(folder, lambda _: _wake(folder, *words))}/awake.safetensors"
+    return f"checkpoint.pretrained_checkpoint={once(folder, lambda made: _wake(made, *words))}/awake.safetensors"
 
 
 def _wake(folder: Path, *words: str) -> None:

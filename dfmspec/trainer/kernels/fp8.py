@@ -1,9 +1,9 @@
 """Into FP8 (`trainer/fp8.py`): the largest value, then the cast and its transpose, of a matrix, of its GELU or of a gradient through one.
 
 The first pass goes from the end to the beginning, so that the second finds some of it in the cache (both together 1 to 7 %
-faster on an H100). It writes a gradient through a GELU down, which is no more to move than reading both its parts twice. (Cast
-where it is computed from two loads, its transpose was wrong: Triton 3.6 exchanges 8-bit values between threads wrongly.
-`tests/gpu` compares the two.)
+faster on an H100, with the tiles that casts had then). It writes a gradient through a GELU down, which is no more to move
+than reading both its parts twice. (Cast where it is computed from two loads, its transpose was wrong: Triton 3.6 exchanges
+8-bit values between threads wrongly. `tests/gpu` compares the two.)
 """
 
 # ruff: noqa: N803 (constants of a kernel are in capitals, as Triton has them)
