@@ -1,7 +1,7 @@
 """events.jsonl: one JSON object a line, written by rank 0 while it trains.
 
-Types: started (iteration, train_iters, attempt, seconds of the start's stages), iteration (iteration, loss, grad_norm, lr, seconds, tokens_per_second),
-evaluation (iteration, loss), checkpoint (iteration, path, seconds, blocked), save_failed (iteration, error),
+Types: started (iteration, train_iters, attempt, seconds of the start's stages), iteration (iteration, loss, grad_norm, lr, seconds, tokens_per_second,
+padding, a share of the packs), evaluation (iteration, loss), checkpoint (iteration, path, seconds, blocked), save_failed (iteration, error),
 stopped and finished (iteration, signal). Each has `time`, seconds since the epoch.
 """
 

@@ -77,7 +77,9 @@ class Metrics(_Record):
     """Mean of the last tenth of the iterations, at least one and at most a hundred."""
     eval_loss: float | None = None
     tokens_per_second: float | None = None
-    """Median over the iterations, padding included."""
+    """Median over the iterations, padding left out."""
+    padding: float | None = None
+    """Share of the packs that was padding, over all iterations."""
     seconds_per_iteration: float | None = None
     """Median over the iterations."""
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from dfmspec.events import read_events
 from dfmspec.launch.local import free_port
 from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
 
@@ -48,6 +49,7 @@ def processes_with(word: str) -> list[int]:
 
 def test_a_run_ends_with_a_true_manifest_and_is_not_run_twice(spec: Path, dataset: Path, tmp_path: Path) -> None:
     words = ["run", spec, f"dataset.path={dataset}", *SMALL, "train.eval_iters=1", "model.tensor_model_parallel_size=2", "run.num_samples=2", "diffusion.num_steps=3"]
+    words += ["dataset.task_encoder_seq_length=72", "train.global_batch_size=4"]  # four pictures of 16 tokens, and 8 of padding
     result = dfmspec(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run_dir = result.stdout.strip()
@@ -56,6 +58,9 @@ def test_a_run_ends_with_a_true_manifest_and_is_not_run_twice(spec: Path, datase
     assert manifest["verdict"] == "succeeded" and manifest["attempts"][0]["to_iteration"] == 3
     assert [checkpoint["iteration"] for checkpoint in manifest["checkpoints"]] == [2, 3]
     assert manifest["metrics"]["eval_loss"] is not None
+    assert manifest["metrics"]["padding"] == pytest.approx(1 / 9, abs=1e-4)
+    for event in read_events(Path(run_dir) / "events.jsonl"):
+        assert event["type"] != "iteration" or event["tokens_per_second"] * event["seconds"] == pytest.approx(4 * 64, rel=0.01)
     assert set(manifest["artifacts"]) >= {"samples/grid.png", "samples/loss.png"}
     assert {path.name for path in Path(run_dir).iterdir()} >= {"spec.yaml", "plan.json", "config.yaml", "manifest.json", "events.jsonl", "attempts", "checkpoints", "tensorboard", "samples"}
     assert (Path(run_dir).parent / "latest").resolve() == Path(run_dir).resolve()
@@ -68,6 +73,7 @@ def test_a_run_ends_with_a_true_manifest_and_is_not_run_twice(spec: Path, datase
     assert "succeeded" in listed.stdout and Path(run_dir).name in listed.stdout
     shown = dfmspec("show", "tiny", cwd=tmp_path)
     assert "iteration 3 was reached and its checkpoint is whole" in shown.stdout
+    assert "tokens/s, padding 11%" in shown.stdout
     assert re.search(r"start     [\d.]+ s: imports [\d.]+, .*first iteration [\d.]+", shown.stdout)
 
 

@@ -76,7 +76,8 @@ def show(
     if metrics.final_loss is not None:
         evaluation = "" if metrics.eval_loss is None else f", evaluation {metrics.eval_loss:.4f}"
         lines.append(f"  loss        {metrics.first_loss:.4f} -> {metrics.final_loss:.4f}{evaluation}")
-        lines.append(f"  speed       {metrics.seconds_per_iteration:.3f} s an iteration, {metrics.tokens_per_second:,.0f} tokens/s")
+        padding = "" if metrics.padding is None else f", padding {metrics.padding:.0%}"
+        lines.append(f"  speed       {metrics.seconds_per_iteration:.3f} s an iteration, {metrics.tokens_per_second:,.0f} tokens/s{padding}")
     for attempt in manifest.attempts:
         codes = ",".join(str(node.exit_code) for node in attempt.nodes)
         lines.append(

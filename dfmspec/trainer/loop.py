@@ -150,7 +150,7 @@ class _Log:
             return
         iteration, outcome, lr = self._waiting
         self._waiting, train = None, self._experiment.train
-        loss, grad_norm = outcome.values(iteration)
+        loss, grad_norm, tokens = outcome.values(iteration)
         seconds = outcome.done.seconds_since(self._since)
         self._since = outcome.done
         self._report.iteration(
@@ -160,7 +160,8 @@ class _Log:
             grad_norm=grad_norm,
             lr=lr,
             seconds=round(seconds, 4),
-            tokens_per_second=round(train.global_batch_size * self._experiment.model.seq_length / seconds, 1),
+            tokens_per_second=round(tokens / seconds, 1),
+            padding=round(1 - tokens / (train.global_batch_size * self._experiment.model.seq_length), 4),
         )
 
 

@@ -37,8 +37,8 @@ def num_microbatches(experiment: Experiment) -> int:
     return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
 
 
-def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options: bool) -> Tensor:
-    """One global batch through the model; leaves the gradients, and returns the mean loss over its tokens on every rank.
+def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options: bool) -> tuple[Tensor, Tensor]:
+    """One global batch through the model; leaves the gradients, and returns on every rank its mean loss [] and tokens [], padding left out.
 
     `options` are the schedule's own: `forward_only`, `force_all_reduce`.
     """
@@ -63,7 +63,7 @@ def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options:
     loss = sum(reports) if reports else torch.zeros((), dtype=torch.float64, device="cuda")  # only the last pipeline stage has reports
     dist.all_reduce(loss, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(loss, group=parallel_state.get_pipeline_model_parallel_group())
-    return loss
+    return loss, tokens
 
 
 def _forward_step(sigma_data: float, tokens: Tensor, batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
@@ -106,23 +106,23 @@ def graphed(trainer: Trainer) -> Graphs | None:
 class Outcome:
     """What an iteration gave. Reading it waits for this iteration alone: its values are on their way to the host when the next one is given to the GPU."""
 
-    def __init__(self, loss: Tensor, grad_norm: Tensor, device: str) -> None:
-        """loss [] and grad_norm [], before clipping."""
-        values = torch.stack([loss.double(), grad_norm.to(loss.device, torch.float64)])
-        self._values = torch.empty(2, dtype=torch.float64, device="cpu", pin_memory=device == "cuda").copy_(values, non_blocking=True)
+    def __init__(self, loss: Tensor, grad_norm: Tensor, tokens: Tensor, device: str) -> None:
+        """loss [], grad_norm [] before clipping, and tokens [] of the global batch without its padding."""
+        values = torch.stack([value.to(loss.device, torch.float64) for value in (loss, grad_norm, tokens)])
+        self._values = torch.empty(3, dtype=torch.float64, device="cpu", pin_memory=device == "cuda").copy_(values, non_blocking=True)
         self.done = Mark(device)
 
-    def values(self, iteration: int) -> tuple[float, float]:
-        """Loss and gradient norm before clipping.
+    def values(self, iteration: int) -> tuple[float, float, float]:
+        """Loss, gradient norm before clipping, and tokens.
 
         Raises:
             TrainingError: one is not finite; on a GPU, the weights were left as they were.
         """
         self.done.wait()
-        loss, grad_norm = self._values.tolist()
+        loss, grad_norm, tokens = self._values.tolist()
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise TrainingError(f"iteration {iteration}: loss {loss} and gradient norm {grad_norm} must be finite; lower optimizer.lr, or look at the data")
-        return loss, grad_norm
+        return loss, grad_norm, tokens
 
 
 def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) -> Outcome:
@@ -131,12 +131,12 @@ def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) 
         if not chunk.training:
             chunk.train()
         gradients.start(chunk, cleared=trainer.graphs is None)
-    loss = forward_backward(trainer, batches)
+    loss, tokens = forward_backward(trainer, batches)
     trainer.ema.wait()
     grad_norm = trainer.update()
     trainer.scheduler.step(increment=1)
     trainer.ema.update(iteration)
-    return Outcome(loss, grad_norm, trainer.experiment.cluster.device)
+    return Outcome(loss, grad_norm, tokens, trainer.experiment.cluster.device)
 
 
 @torch.no_grad()
@@ -144,4 +144,4 @@ def evaluate(trainer: Trainer, batches: Iterator[Microbatch], iterations: int) -
     """Mean loss over `iterations` global batches of the evaluation split."""
     for chunk in trainer.model:
         chunk.eval()
-    return sum(float(forward_backward(trainer, batches, forward_only=True)) for _ in range(iterations)) / iterations
+    return sum(float(forward_backward(trainer, batches, forward_only=True)[0]) for _ in range(iterations)) / iterations

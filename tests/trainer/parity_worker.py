@@ -98,7 +98,7 @@ def work(job: dict[str, Any]) -> None:
         for chunk in trainer.model:
             chunk.train()
             chunk.zero_grad_buffer()
-        record["losses"].append(float(step.forward_backward(trainer, step.microbatches(experiment, packs), force_all_reduce=True)))
+        record["losses"].append(float(step.forward_backward(trainer, step.microbatches(experiment, packs), force_all_reduce=True)[0]))
         if first and (iteration <= done + 4 or iteration % 10 == 0):
             record["gradients"].append({name: weight.main_grad.to("cpu", copy=True) for name, weight in named()})
         trainer.ema.wait()
