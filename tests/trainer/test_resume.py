@@ -114,7 +114,7 @@ def test_loader_processes_do_not_change_the_data(whole: Path, setting: list[str]
 
 @pytest.mark.parametrize("layout", [[], ["model.tensor_model_parallel_size=2"], ["model.pipeline_model_parallel_size=2"], ["model.context_parallel_size=2"]])
 def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str], whole: Path, setting: list[str], tmp_path: Path) -> None:
-    """DP 1 to DP 2, TP 2 and PP 2: the losses agree, which they do not when one sample is repeated or skipped."""
+    """DP 1 to DP 2, TP 2, PP 2 and CP 2: the losses agree, which they do not when one sample is repeated or skipped."""
     run_dir = cut(whole, tmp_path / "run", 2)
     train(run_dir, *setting, *layout, processes=2)
 
