@@ -242,9 +242,9 @@ def _valid_specs() -> list[Resolved]:
 def page(rule: Rule, found: dict[str, list[Diagnostic]]) -> str:
     """A rule's manual."""
     said = next((findings[0] for findings in found.values() if findings), None)
-    other = f", or {said.severity.label}, by case" if said is not None and said.severity != rule.severity else ""
+    severity = rule.severity.label.capitalize() + (f", or {said.severity.label}, by case" if said is not None and said.severity != rule.severity else "")
     lines = [
-        f"# {rule.code} {rule.name}", "", f"{rule.severity.label.capitalize()}{other}. Targets: {', '.join(rule.targets)}. Looks at {LOOKS_AT[rule.level]}.", "",
+        f"# {rule.code} {rule.name}", "", f"{severity}. Targets: {', '.join(rule.targets)}. Looks at {LOOKS_AT[rule.level]}.", "",
         "## What happens", "", rule.why, "", f"Source: {rule.source}.", "",
     ]  # fmt: skip
     if rule.level != "deep":

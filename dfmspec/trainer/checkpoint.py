@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
 from dfmspec.errors import CheckpointError
-from dfmspec.trainer.setup import Trainer
+from dfmspec.trainer.setup import Trainer, patience
 from dfmspec.trainer.state import HostMemory, Moment, load_state
 from dfmspec.trainer.streams import RankStreams, load_states, save_states
 
@@ -38,9 +37,8 @@ class Writer:
 
     def __init__(self, trainer: Trainer, folder: Path, config: dict[str, Any], digest: str) -> None:
         self._trainer, self._folder, self._config, self._digest = trainer, folder, config, digest
-        minutes = trainer.experiment.dist.distributed_timeout_minutes
         # What the thread says to other ranks must not meet the training's collectives.
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+        self._group = dist.new_group(backend="gloo", timeout=patience(trainer.experiment))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._checked = False
         """Who writes what has been looked at, and stays as it is."""
@@ -74,31 +72,32 @@ class Writer:
         return self._thread.submit(self._write, state, streams, aside, final, iteration)
 
     def _write(self, state: Moment, streams: dict[int, Any], aside: Path, final: Path, iteration: int) -> Path:
-        mine: list[Path] = []
+        facts: dict[str, Any] = {}
 
         def write() -> None:
             state.write(aside, self._group)
-            mine.extend(aside.glob(f"__{dist.get_rank()}_*.distcp"))
+            mine = list(aside.glob(f"__{dist.get_rank()}_*.distcp"))
             mine.extend(save_states(aside / "streams", streams) if _owns_streams() else ())
             if dist.get_rank() == 0:
                 mine.extend(aside / name for name in _SHARED if (aside / name).exists())
             for path in mine:
                 _fsync(path)
+            for path, crc in zip(mine, crc32s(mine), strict=True):
+                facts[path.relative_to(aside).as_posix()] = {"size": path.stat().st_size, "crc32": crc}
 
         def commit() -> None:
-            _commit(aside, final, iteration, {name: facts for of_rank in files for name, facts in of_rank.items()}, self._config, self._digest)
+            _commit(aside, final, iteration, {name: fact for of_rank in files for name, fact in of_rank.items()}, self._config, self._digest)
 
         try:
             self._together(write)
             files: list[dict[str, Any]] = [{}] * dist.get_world_size()
-            facts = {path.relative_to(aside).as_posix(): {"size": path.stat().st_size, "crc32": crc} for path, crc in zip(mine, crc32s(mine), strict=True)}
             dist.all_gather_object(files, facts, group=self._group)
             self._together(lambda: commit() if dist.get_rank() == 0 else None)
         except OSError as error:
             raise self._abandoned(aside, error) from error
         if dist.get_rank() == 0:
             with suppress(OSError):  # what could not be removed is tried again after the next save
-                _prune(self._folder, self._trainer.experiment.checkpoint.most_recent_k)
+                _prune(self._folder, self._trainer.experiment.checkpoint.most_recent_k, iteration)
         return final
 
     def _abandoned(self, aside: Path, error: OSError) -> OSError:
@@ -169,12 +168,15 @@ def _commit(aside: Path, final: Path, iteration: int, files: dict[str, Any], con
     _fsync(final.parent)
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _prune(folder: Path, keep: int, iteration: int) -> None:
     """Remove the oldest checkpoints beyond `keep` (at least 2; -1: keep all), and what killed saves left aside.
+
+    Those after `iteration`, the one just saved, are damaged, or the run would have begun there: they count for nothing, and stay.
 
     A checkpoint is first renamed aside: a kill in the middle of its removal leaves no half of one under its name.
     """
-    for path in committed(folder)[max(keep, 2) :] if keep != -1 else ():
+    behind = [path for path in committed(folder) if iteration_of(path) <= iteration]
+    for path in behind[max(keep, 2) :] if keep != -1 else ():
         os.rename(path, path.with_name(f"{path.name}.tmp-old-{uuid.uuid4().hex[:8]}"))
     _fsync(folder)
     for left in folder.glob("iter_*.tmp-*"):
@@ -208,6 +210,13 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
     return None
 
 
+_NETWORK = (
+    "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "kv_channels", "num_query_groups", "crossattn_emb_size", "in_channels",
+    "patch_spatial", "patch_temporal", "max_frames", "max_img_h", "max_img_w", "adaln_lora_rank",
+)  # fmt: skip
+"""The keys of `model` that shape its parameters."""
+
+
 def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
     """Restore everything that `save` wrote, into this layout.
 
@@ -220,6 +229,12 @@ def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
         raise CheckpointError(
             f"checkpoint {checkpoint} has {stored['data']['num_streams']} streams and this run {ours.data.num_streams}; "
             f"give data.num_streams={stored['data']['num_streams']} to continue its data exactly"
+        )
+    theirs, mine = stored["model"], ours.model.model_dump()
+    if other := [key for key in _NETWORK if theirs.get(key, mine[key]) != mine[key]]:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is of another network: {', '.join(f'model.{key} is {theirs[key]}, not {mine[key]}' for key in other)}; "
+            "give its values, or a checkpoint.save of its own to this network"
         )
     load_state(trainer, checkpoint)
     load_states(checkpoint / "streams", list(streams.streams.values()))

@@ -34,7 +34,9 @@ class Graphs:
         """The report of this microbatch; `how`: what else the work depends on, and a graph holds."""
         kind = (self._shape(batch), how)
         if kind not in self._graphs:
-            if kind not in self._seen or len(self._graphs) == _MOST:
+            if len(self._graphs) == _MOST:
+                return self._work(batch, tokens)
+            if kind not in self._seen:
                 self._seen.add(kind)
                 return self._work(batch, tokens)
             self._graphs[kind] = self._capture(batch, tokens)

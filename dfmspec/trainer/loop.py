@@ -19,7 +19,7 @@ from dfmspec.trainer import checkpoint
 from dfmspec.trainer.clock import Mark, Stages
 from dfmspec.trainer.prefetch import Prefetch
 from dfmspec.trainer.report import Reporter
-from dfmspec.trainer.setup import Trainer, build_trainer
+from dfmspec.trainer.setup import Trainer, build_trainer, patience
 from dfmspec.trainer.signals import StopSignal
 from dfmspec.trainer.step import Outcome, evaluate, graphed, microbatches, train_step
 from dfmspec.trainer.streams import RankStreams
@@ -42,7 +42,7 @@ def train(
         OSError: several checkpoints in a row could not be written.
     """
     train, saved_at = experiment.train, experiment.checkpoint.save_interval
-    stop = StopSignal(attempt_dir / "stop" if attempt_dir else None)
+    stop = StopSignal(attempt_dir / "stop" if attempt_dir else None, patience(experiment))
     report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
     trainer, streams, iteration = _set_out(experiment, _agreed(resume, report), report, stages)
     save = _Saver(trainer, config, digest, report)

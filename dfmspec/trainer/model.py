@@ -1,7 +1,7 @@
 """The diffusion transformer: DFM's DiT (dfm/src/megatron/model/dit/dit_model.py) on megatron-core's TransformerBlock.
 
 Differences from DFM, each with its reason, are in docs/deviations.md. Shapes: s tokens of a microbatch, n segments
-(packed samples, then one of padding), c text tokens, P = C pt p p values of a patch, D hidden size, E text width.
+(packed samples, then those of padding), c text tokens, P = C pt p p values of a patch, D hidden size, E text width.
 """
 
 from __future__ import annotations

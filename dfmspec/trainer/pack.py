@@ -47,7 +47,7 @@ Pack = tuple[DrawnSample, ...]
 class Microbatch:
     """`micro_batch_size` packs as one sequence of static length, with everything that loss and network need, in fp32.
 
-    If there is padding, it is a segment after the others: its tokens are zeros, attend only to themselves and to zero text tokens,
+    If there is padding, it is segments after the others: their tokens are zeros, attend only to themselves and to zero text tokens,
     and count nothing in the loss. Under context parallelism a rank has its rows of the sequence, and the whole text.
     """
 

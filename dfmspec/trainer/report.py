@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
+_NEEDED = ("started", "stopped", "finished")
+"""Events without which a run cannot be judged."""
+
 
 class Reporter:
-    """The voice of rank 0; silent on the others."""
+    """The voice of rank 0; silent on the others. A full disk costs what it says, not the run."""
 
     def __init__(self, *, train_iters: int, tensorboard_dir: str | None, events: str | None) -> None:
         self._loud = dist.get_rank() == 0
         self._train_iters = train_iters
-        self._events: TextIO | None = None
+        self._events: BinaryIO | None = None
         self._board: Any = None
         if not self._loud:
             return
         if events:
-            self._events = Path(events).open("a")
+            self._events = _for_lines(Path(events))
         if tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -31,25 +35,29 @@ class Reporter:
     def say(self, line: str) -> None:
         """One console line."""
         if self._loud:
-            print(line, flush=True)
+            with suppress(OSError):
+                print(line, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
         """One line of events.jsonl: type, time (seconds since the epoch), and the type's own fields.
 
         On the disk when this returns, except for an iteration's: beside a checkpoint that is being written, that would take as long as iterations do.
+        On a full disk an event waits in memory, but for those that are needed.
+
+        Raises:
+            OSError: one of those cannot be written.
         """
         if self._events:
-            self._events.write(json.dumps({"type": kind, "time": round(time.time(), 3), **fields}) + "\n")
-            self._events.flush()
-            if kind != "iteration":
-                os.fsync(self._events.fileno())
+            with suppress(OSError) if kind not in _NEEDED else nullcontext():
+                self._events.write(json.dumps({"type": kind, "time": round(time.time(), 3), **fields}).encode() + b"\n")
+                self._events.flush()
+                if kind != "iteration":
+                    os.fsync(self._events.fileno())
 
     def iteration(self, iteration: int, *, console: bool, **scalars: float) -> None:
         """What one iteration measured."""
         self.event("iteration", iteration=iteration, **scalars)
-        if self._board:
-            for name, value in scalars.items():
-                self._board.add_scalar(f"train/{name}", value, iteration)
+        self._draw(iteration, {f"train/{name}": value for name, value in scalars.items()})
         if console:
             width = len(str(self._train_iters))
             self.say(
@@ -60,8 +68,7 @@ class Reporter:
     def evaluation(self, iteration: int, loss: float) -> None:
         """The evaluation loss after an iteration."""
         self.event("evaluation", iteration=iteration, loss=loss)
-        if self._board:
-            self._board.add_scalar("eval/loss", loss, iteration)
+        self._draw(iteration, {"eval/loss": loss})
         self.say(f"[INFO] Evaluation at iteration {iteration}, Loss: {loss:.3f}")
 
     def checkpoint(self, iteration: int, path: Path, seconds: float, blocked: float) -> None:
@@ -72,6 +79,23 @@ class Reporter:
     def close(self) -> None:
         """Flush everything."""
         if self._board:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
         if self._events:
             self._events.close()
+
+    def _draw(self, iteration: int, scalars: dict[str, float]) -> None:
+        if self._board:
+            with suppress(OSError):  # of its writing thread
+                for name, value in scalars.items():
+                    self._board.add_scalar(name, value, iteration)
+
+
+def _for_lines(path: Path) -> BinaryIO:
+    """A file to append to, from the beginning of a line on: one that was cut short takes no other with it."""
+    file = path.open("ab+")
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file

@@ -24,6 +24,11 @@ from dfmspec.trainer.model import DiT, initialize, transformer_config
 from dfmspec.trainer.update import Update, update_of
 
 
+def patience(experiment: Experiment) -> timedelta:
+    """How long ranks wait for one another."""
+    return timedelta(minutes=experiment.dist.distributed_timeout_minutes)
+
+
 def initialize_distributed(experiment: Experiment) -> None:
     """Join the process groups that torchrun's environment and the layout describe; without torchrun, a world of one.
 
@@ -42,13 +47,13 @@ def initialize_distributed(experiment: Experiment) -> None:
             torch.use_deterministic_algorithms(True)
     if not dist.is_initialized():
         alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        timeout = timedelta(minutes=experiment.dist.distributed_timeout_minutes)
-        dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timeout, **alone)
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=patience(experiment), **alone)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
         context_parallel_size=model.context_parallel_size,
+        distributed_timeout_minutes=experiment.dist.distributed_timeout_minutes,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(experiment.rng.seed)
     # Nothing is drawn in a block (no dropout), and to change the generator's state there is not possible in a CUDA graph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch.distributed as dist
 class StopSignal:
     """Remembers SIGTERM, SIGINT or SIGUSR1 until an iteration asks."""
 
-    def __init__(self, file: Path | None) -> None:
-        """file: where a launcher of other machines leaves the number of a signal; rank 0 looks for it."""
+    def __init__(self, file: Path | None, timeout: timedelta) -> None:
+        """`file`: where a launcher of other machines leaves the number of a signal; rank 0 looks for it. `timeout`: how long ranks wait for one another."""
         self._received, self._file = 0, file if dist.get_rank() == 0 else None
-        self._group = dist.new_group(backend="gloo")  # a question between hosts: the GPUs are not waited for
+        self._group = dist.new_group(backend="gloo", timeout=timeout)  # a question between hosts: the GPUs are not waited for
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 

@@ -29,7 +29,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
 
 from dfmspec.errors import CheckpointError
@@ -50,7 +50,8 @@ class HostMemory:
 
     def __init__(self, trainer: Trainer) -> None:
         size = sum(weight.numel() * (weight.element_size() + 16) for chunk in trainer.chunks for weight in chunk.parameters())
-        self._memory = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=torch.cuda.is_available())
+        self.on_gpu = trainer.experiment.cluster.device == "cuda"
+        self._memory = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.on_gpu)
         self._used = 0
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -75,7 +76,7 @@ def _copied(sharded: ShardedStateDict, memory: HostMemory) -> None:
     for tensor in nested_values(sharded):
         if isinstance(tensor, ShardedTensor) and is_main_replica(tensor.replica_id) and not memory.holds(tensor.data):
             tensor.data = memory.empty(tensor.data.shape, tensor.data.dtype).copy_(tensor.data.detach(), non_blocking=True)
-    if torch.cuda.is_available():
+    if memory.on_gpu:
         torch.cuda.current_stream().synchronize()
 
 
@@ -131,6 +132,7 @@ class Moment:
             self._common = copy.deepcopy(self._common)
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         self._shards = mcore_to_pyt_state_dict(renamed, False)
+        self._threads = _WRITERS if trainer.experiment.cluster.device == "cuda" else 1
 
     def write(self, folder: Path, group: dist.ProcessGroup) -> None:
         """The shards of every rank, fsynced, and what is common to all."""
@@ -139,7 +141,7 @@ class Moment:
             save_config(CheckpointingConfig("torch_dist", 1), str(folder))
         torch_save(
             self._shards,
-            storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=_WRITERS if torch.cuda.is_available() else 1),
+            storage_writer=FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=self._threads),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
             process_group=group,
         )
@@ -172,25 +174,33 @@ def load_state(trainer: Trainer, checkpoint: Path) -> None:
         state = dist_checkpointing.load(
             sharded_state(trainer, is_loading=True), str(checkpoint), sharded_strategy=TorchDistLoadShardedStrategy()
         )
-    except (KeyError, ValueError, dist_checkpointing.core.CheckpointingException) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"checkpoint {checkpoint} is of another model: {first}") from error
+    except (KeyError, ValueError, dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise CheckpointError(f"checkpoint {checkpoint} is of another model: {str(cause).strip().splitlines()[0]}") from error
     for index, chunk in enumerate(trainer.chunks):
         chunk.load_state_dict(state["model"][f"chunk{index}"])
     _load_optimizer(trainer.optimizer, state["optimizer"])
     trainer.scheduler.load_state_dict(state["scheduler"])
 
 
-def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """megatron-core's load_state_dict, mended for torch's Adam (it is written for Apex's and Transformer Engine's).
+_SAID = ("max_lr", "min_lr", "betas", "eps")
+"""What a group of parameters has from the experiment; rate and weight decay of an iteration follow from the schedule."""
 
-    It forgets the step count among the loaded tensors, and then gives all parameters one shared step tensor, which
-    torch counts up once for each of them.
+
+def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """megatron-core's load_state_dict, but what the experiment says stays: it would take rates, betas and eps from the checkpoint.
+
+    Mended too for torch's Adam (it is written for Apex's and Transformer Engine's): it forgets the step count among the
+    loaded tensors, and then gives all parameters one shared step tensor, which torch counts up once for each of them.
     """
+    said = [[{key: group[key] for key in _SAID if key in group} for group in single.optimizer.param_groups] for single in single_optimizers(optimizer)]
     for single in single_optimizers(optimizer):
         if isinstance(single, DistributedOptimizer) and "step" in next(iter(single.optimizer.state.values()), {}):
             single._set_main_param_and_optimizer_states = partial(_set_with_step, single)
     optimizer.load_state_dict(state)
+    for single, values_said in zip(single_optimizers(optimizer), said, strict=True):
+        for group, value_said in zip(single.optimizer.param_groups, values_said, strict=True):
+            group.update(value_said)
     for single in single_optimizers(optimizer):
         for values in single.optimizer.state.values():
             if isinstance(values.get("step"), torch.Tensor):

@@ -116,7 +116,7 @@ class Outcome:
         """Loss, gradient norm before clipping, and tokens.
 
         Raises:
-            TrainingError: one is not finite; on a GPU, the weights were left as they were.
+            TrainingError: one is not finite; the fused update has left the weights as they were.
         """
         self.done.wait()
         loss, grad_norm, tokens = self._values.tolist()

@@ -9,6 +9,7 @@ whole; their state is saved by stream, so a run can go on with another DP and no
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from dfmspec.trainer.pack import DrawnSample, Pack
 from dfmspec.trainer.patches import num_tokens
 from dfmspec.trainer.samples import PackedSample, TaskEncoder, packed, raise_data_error
 
+_ENERGON = threading.Lock()
+"""Energon notes its active loader once for all threads, and an evaluation's loaders are read while another thread reads the training's."""
 _SHUFFLE_SEQUENCE = 100  # samples read in a row from one place of a shard before jumping to another
 
 
@@ -66,9 +69,10 @@ class EnergonPacks:
 
     def __next__(self) -> PackedSample:
         try:
-            if self._packs is None:
-                self._packs = iter(self._loader)
-            return next(self._packs)
+            with _ENERGON:
+                if self._packs is None:
+                    self._packs = iter(self._loader)
+                return next(self._packs)
         except Exception as error:  # a sample's fault, or whatever a damaged shard leads Energon to
             # From a loader process comes its whole traceback as one text; the last line says what it was.
             last = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -77,10 +81,12 @@ class EnergonPacks:
             raise DataError(f"{self._place} cannot be read: {last}; dfmspec data inspect names the damaged shard") from error
 
     def state(self) -> Any:
-        return self._loader.save_state_rank()
+        with _ENERGON:
+            return self._loader.save_state_rank()
 
     def restore(self, state: Any) -> None:
-        self._loader.restore_state_rank(state)
+        with _ENERGON:
+            self._loader.restore_state_rank(state)
 
 
 class MockPacks:

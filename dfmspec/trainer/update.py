@@ -18,13 +18,13 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 Update = Callable[[], Tensor]
-"""Updates the weights from their gradients; returns the gradient norm before clipping, [] on the device. A norm that is not finite changes nothing."""
+"""Updates the weights from their gradients; returns the gradient norm before clipping, [] on the device."""
 
 
 def update_of(optimizer: MegatronOptimizer) -> Update:
-    """The fused update, where it holds: Transformer Engine's Adam in distributed optimizers. Otherwise megatron-core's own step."""
+    """The fused update, where it holds: Transformer Engine's Adam in distributed optimizers, on gradients in fp32. Otherwise megatron-core's own step."""
     singles = single_optimizers(optimizer)
-    if all(isinstance(single, DistributedOptimizer) and type(single.optimizer).__name__ == "FusedAdam" for single in singles):
+    if all(isinstance(single, DistributedOptimizer) and type(single.optimizer).__name__ == "FusedAdam" and _in_fp32(single) for single in singles):
         return FusedUpdate(singles)
 
     def plain() -> Tensor:
@@ -36,6 +36,11 @@ def update_of(optimizer: MegatronOptimizer) -> Update:
         return torch.tensor(norm, dtype=torch.float64)
 
     return plain
+
+
+def _in_fp32(optimizer: DistributedOptimizer) -> bool:
+    """Whether the optimizer's gradients are the buffers' own memory; of others megatron-core makes copies in each step."""
+    return all(buffer.grad_dtype == torch.float32 for buffer in optimizer.buffers)
 
 
 def single_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
@@ -56,7 +61,7 @@ class _Launch(NamedTuple):
 
 
 class FusedUpdate:
-    """Clipping, Adam and the bf16 weights by one kernel for each group of parameters."""
+    """Clipping, Adam and the bf16 weights by one kernel for each group of parameters; a norm that is not finite changes nothing."""
 
     def __init__(self, optimizers: list[Any]) -> None:
         self._optimizers = optimizers

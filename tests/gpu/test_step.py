@@ -29,10 +29,11 @@ def build() -> Iterator[Any]:
     setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
 
     def make(
-        bf16: bool = True, length: int = 344, resolution: int = 128, fp8: str | None = None, **model: Any
+        bf16: bool = True, length: int = 344, resolution: int = 128, fp8: str | None = None, ddp: dict[str, Any] | None = None, **model: Any
     ) -> tuple[Any, Any]:
         made = parity.gpu_experiment(model, bf16=bf16, iterations=8)
         made["mixed_precision"]["fp8"] = fp8
+        made["ddp"] |= ddp or {}
         made["data"]["resolution"] = resolution
         made["model"]["seq_length"] = made["dataset"]["task_encoder_seq_length"] = length
         experiment = Experiment.model_validate(made)
@@ -76,6 +77,14 @@ def test_the_fused_update_is_megatrons_own_step(bf16: bool, build: Any) -> None:
 
     plain.update = megatrons
     assert_close(run(plain, same_packs), run(fused, packs), 2e-3 if bf16 else 1e-5)
+
+
+def test_gradients_that_are_summed_in_bf16_are_those_of_their_iteration(build: Any) -> None:
+    from dfmspec.trainer.update import FusedUpdate
+
+    halves, packs = build(ddp={"grad_reduce_in_fp32": False})
+    assert not isinstance(halves.update, FusedUpdate)  # which takes the addresses of fp32 buffers once
+    assert_close(run(*build()), run(halves, packs), 2e-2)
 
 
 @pytest.mark.parametrize(

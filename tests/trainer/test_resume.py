@@ -122,6 +122,33 @@ def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str],
     assert_continues(run_dir, whole, exact=False)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluations_leave_the_training_as_it_is(workers: int, setting: list[str], tmp_path: Path) -> None:
+    """Their samples are read while another thread reads the training's."""
+    words = [*setting, "dataset.packing_buffer_size=40", f"dataset.num_workers={workers}", "data.num_streams=16"]
+    train(tmp_path / "without", *words)
+    train(tmp_path / "with", *words, "train.eval_interval=1", "train.eval_iters=3")
+
+    assert len([event for event in read_events(tmp_path / "with" / "events.jsonl") if event["type"] == "evaluation"]) == 6
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_a_resumed_run_has_the_rate_that_it_is_given(whole: Path, setting: list[str], tmp_path: Path) -> None:
+    """The checkpoint's own would hide it: what a message advises must be possible."""
+    run_dir = cut(whole, tmp_path / "run", 2)
+    train(run_dir, *setting, "optimizer.lr=3e-5", "scheduler.lr_decay_style=constant", "scheduler.lr_warmup_iters=0")
+
+    assert {event["lr"] for event in read_events(run_dir / "events.jsonl") if event["type"] == "iteration"} == {3e-5}
+
+
+@pytest.mark.parametrize("other", ["num_layers is 2, not 1", "hidden_size is 64, not 128"])
+def test_another_network_is_refused(other: str, whole: Path, setting: list[str], tmp_path: Path) -> None:
+    key, _, _, _, value = other.split()
+    said = train(cut(whole, tmp_path / "run", 2), *setting, f"model.{key}={value}", expect=1)
+
+    assert f"is of another network: model.{other}" in said and "Traceback" not in said
+
+
 def test_another_number_of_streams_is_refused(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 2)
     said = train(run_dir, *setting, "data.num_streams=2", expect=1)
@@ -231,6 +258,63 @@ def test_checkpoints_are_pruned_but_never_below_two(setting: list[str], tmp_path
     train(tmp_path / "run", *setting, "checkpoint.save_interval=1", "checkpoint.most_recent_k=1")
 
     assert [path.name for path in checkpoints.committed(tmp_path / "run" / "checkpoints")] == ["iter_0000006", "iter_0000005"]
+
+
+def test_damaged_checkpoints_take_no_place_among_those_that_are_kept(whole: Path, setting: list[str], tmp_path: Path) -> None:
+    run_dir = cut(whole, tmp_path / "run", 6)
+    for iteration in (4, 6):
+        (run_dir / "checkpoints" / f"iter_000000{iteration}" / "common.pt").write_bytes(b"x")
+    train(run_dir, *setting, "checkpoint.save_interval=1", "checkpoint.most_recent_k=2", "train.train_iters=3")
+
+    whole_ones = [path.name for path in checkpoints.committed(run_dir / "checkpoints") if checkpoints.problem(path) is None]
+    assert whole_ones == ["iter_0000003", "iter_0000002"]
+
+
+def test_a_rank_that_cannot_read_its_shard_back_costs_that_checkpoint_alone(setting: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "entry.py"
+    script.write_text(f"""
+import os, runpy
+from dfmspec.trainer import checkpoint
+
+def crc32s(paths, real=checkpoint.crc32s):
+    checkpoint.crc32s = real
+    if os.environ["RANK"] == "1":
+        raise OSError(5, "Input/output error")
+    return real(paths)
+
+checkpoint.crc32s = crc32s
+runpy.run_path({ENTRY!r}, run_name="__main__")
+""")
+    words = [*SHORT, *setting, "train.train_iters=4", "model.tensor_model_parallel_size=2", "dist.distributed_timeout_minutes=1"]
+    code, out, err = finish(start(tmp_path, *words, processes=2, script=str(script), DFMSPEC_RUN_DIR=str(tmp_path)))
+
+    assert code == 0, err[-2000:]
+    assert "[WARNING] Checkpoint of iteration 2 not saved: [Errno 5] Input/output error" in out
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("iter*")) == ["iter_0000004"]
+
+
+def test_a_full_disk_keeps_events_waiting_but_for_those_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfmspec.trainer import report
+
+    monkeypatch.setattr(report.dist, "get_rank", lambda: 0)
+    reporter = report.Reporter(train_iters=1, tensorboard_dir=None, events="/dev/full")
+    reporter.event("iteration", iteration=1)
+
+    with pytest.raises(OSError, match="No space left"):
+        reporter.event("finished", iteration=1)
+
+
+def test_a_line_that_was_cut_short_takes_no_event_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from dfmspec.trainer import report
+
+    monkeypatch.setattr(report.dist, "get_rank", lambda: 0)
+    (tmp_path / "events.jsonl").write_text('{"type": "evaluation"}\n{"type": "iteration", "lo')
+    for kind in ("started", "finished"):
+        reporter = report.Reporter(train_iters=1, tensorboard_dir=None, events=str(tmp_path / "events.jsonl"))
+        reporter.event(kind)
+        reporter.close()
+
+    assert [event["type"] for event in read_events(tmp_path / "events.jsonl")] == ["evaluation", "started", "finished"]
 
 
 def test_a_checkpoint_is_sampled_from_in_one_process(whole: Path, tmp_path: Path) -> None:

@@ -31,12 +31,12 @@ def place(folder: Path) -> Path:
     return folder
 
 
-def start(cwd: Path, *words: str, processes: int = 1, **env: str) -> subprocess.Popen[str]:
+def start(cwd: Path, *words: str, processes: int = 1, script: str = ENTRY, **env: str) -> subprocess.Popen[str]:
     """torchrun with the how-to's words, on a port of its own; events go to cwd/run."""
     launch = [TORCHRUN, "--nproc-per-node", str(processes)] if processes else [sys.executable]
     env = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())} | env
     return subprocess.Popen(
-        [*launch, ENTRY, *words], cwd=place(cwd), env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [*launch, script, *words], cwd=place(cwd), env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
 
 
