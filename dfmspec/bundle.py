@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,14 @@ def check_files(plan: Plan, folder: Path) -> None:
 
 
 def stale_files(plan: Plan, folder: Path) -> list[str]:
-    """The files of a folder that are not what the plan would write; guards aside, which are of a machine and a version."""
+    """The files of a folder that are not what the plan would write; guards aside, which are of a machine and a version.
+
+    Left alone is what runs leave that are started in the folder: folders that no bundle has, and Slurm's own logs.
+    """
     fresh = bundle_files(at(plan, folder))
+    written = {Path(name).parts[0] for name in fresh if "/" in name}
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    present = {name for name in present if (Path(name).parts[0] in written if "/" in name else not re.fullmatch(r"slurm-\S+", name))}
     return sorted(name for name in fresh.keys() | present if not _same(fresh.get(name), folder / name))
 
 

@@ -100,7 +100,7 @@ class Manifest(_Record):
     """The iteration or folder that `run.resume` named; null for auto, require and never."""
     created: str
     git: dict[str, Any] | None
-    """Commit, and whether the working tree differed; null outside a repository."""
+    """Commit, and whether the working tree differed (null: git took too long to tell); null outside a repository."""
     environment: dict[str, Any]
     """Python, packages, host, processors, GPUs."""
     attempts: list[Attempt] = Field(default_factory=list)
@@ -126,7 +126,7 @@ def now() -> str:
 def write_aside(path: Path, text: str) -> None:
     """Replace a file by a whole new one, on disk before it has the name."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w") as handle:
+    with aside.open("w", encoding="utf-8", errors="surrogateescape") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
@@ -144,7 +144,7 @@ def read_manifest(run_dir: Path) -> Manifest:
     Raises:
         OSError, ValueError: it is absent or damaged.
     """
-    return Manifest.model_validate_json((run_dir / "manifest.json").read_text())
+    return Manifest.model_validate(json.loads((run_dir / "manifest.json").read_text()))  # paths need not be UTF-8
 
 
 def environment() -> dict[str, Any]:
@@ -166,7 +166,8 @@ def _gpus() -> list[dict[str, str]]:
         return []
     fields = ("name", "uuid", "memory.total", "driver_version")
     text = _output(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
-    return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in (text or "").splitlines()]
+    lines = [line.split(",") for line in (text or "").splitlines()]  # warnings may stand among them
+    return [dict(zip(fields, map(str.strip, words), strict=True)) for words in lines if len(words) == len(fields)]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
@@ -174,8 +175,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
     if not commit:
         return None
-    changes = _output(["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain"]) or ""
-    return {"commit": commit.strip(), "dirty": bool(changes.strip())}
+    changes = _output(["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain"])
+    return {"commit": commit.strip(), "dirty": None if changes is None else bool(changes.strip())}
 
 
 def _output(argv: list[str]) -> str | None:

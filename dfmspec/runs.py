@@ -55,15 +55,15 @@ def link_latest(run_dir: Path) -> None:
 
 
 @contextmanager
-def owned(run_dir: Path) -> Iterator[None]:
-    """Own a run directory for as long as the block lasts; the kernel frees it when the process dies.
+def owned(folder: Path, what: str) -> Iterator[None]:
+    """Own a folder (`what` it is: of a run, say) for as long as the block lasts; the kernel frees it when the process dies.
 
     Raises:
         LockedError: another process owns it.
     """
     from filelock import FileLock, Timeout
 
-    lock, owner = FileLock(run_dir / ".lock", timeout=0), run_dir / ".owner.json"
+    lock, owner = FileLock(folder / ".lock", timeout=0), folder / ".owner.json"
     try:
         lock.acquire()
     except Timeout:
@@ -72,9 +72,10 @@ def owned(run_dir: Path) -> Iterator[None]:
             by = f"process {who['pid']} on {who['host']} since {who['since']}"
         except (OSError, ValueError, KeyError):
             by = "another process"
-        raise LockedError(f"run {run_dir} is locked by {by}; wait for it, or stop that process") from None
+        raise LockedError(f"{what} {folder} is locked by {by}; wait for it, or stop that process") from None
     try:
         write_aside(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}) + "\n")
         yield
     finally:
+        owner.unlink(missing_ok=True)
         lock.release()

@@ -122,17 +122,19 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) 
 
 @lru_cache(maxsize=1024)
 def meant_key(name: str, section: str, target: str) -> str | None:
-    """The key that an unknown one was probably meant for: a usual short name, a near spelling here, the same name elsewhere."""
+    """The key that an unknown one was probably meant for: a usual short name, the same name elsewhere, a near spelling here."""
     legal = catalogue(target)
     if (short := SHORT_NAMES.get(name.lower())) and legal.field(short) is not None:
         return short
     dot = f"{section}." if section else ""
+    if elsewhere := next((f"{other}.{name}" for other in legal.top_level if name in legal.fields(other)), None):
+        return elsewhere
     known = legal.fields(section) if section else legal.top_level
     useful = [field for field in known if "x-no-effect" not in (legal.field(f"{dot}{field}") or {})]
     for names in (useful, known):
         if close := get_close_matches(name, names, n=1, cutoff=0.6):
             return f"{dot}{close[0]}"
-    return next((f"{other}.{name}" for other in legal.top_level if name in legal.fields(other)), None)
+    return None
 
 
 def _bad_value(path: Path, kind: str, error: Any, data: dict[str, Any], document: Document, legal: Catalogue) -> Diagnostic:

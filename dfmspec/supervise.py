@@ -12,11 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dfmspec.bundle import at, programs, write_files
+from dfmspec.checkpoints import committed, iteration_of
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.launch import Handle, Launcher, Place, launcher
 from dfmspec.load import PATH_KEYS, local_path
@@ -49,7 +51,7 @@ def execute(request: Request) -> tuple[int, Path]:
 
     Raises:
         StalePlanError: the run to continue was started on other data.
-        LockedError: another process runs it.
+        LockedError: another process runs it, or saves its checkpoints in the same folder.
     """
     plan = request.plan
     folder = Path(plan.located(plan.run["output_dir"])) / plan.name
@@ -57,23 +59,32 @@ def execute(request: Request) -> tuple[int, Path]:
     if manifest.verdict == "succeeded":
         request.talk(f"Run {run_dir} has finished already; nothing to do (run.resume=never starts a new one)")
         return OK, run_dir
-    with owned(run_dir):
+    elsewhere = _checkpoints_elsewhere(plan)
+    with owned(run_dir, "run"), owned(elsewhere, "checkpoint.save") if elsewhere else nullcontext():
         manifest = read_manifest(run_dir)  # another process may have gone on with it meanwhile
         link_latest(run_dir)
         supervisor = _Supervisor(request, run_dir, manifest)
         return supervisor.run(), run_dir
 
 
+def guards_now(plan: Plan) -> dict[str, str]:
+    """The guards that the plan would have, made at this moment."""
+    return guards({"dataset.path": _data_of(plan)}, plan.target)
+
+
+def _data_of(plan: Plan) -> str | None:
+    path = plan.config.get("dataset", {}).get("path")
+    return path and plan.located(path)
+
+
 def check_guards(plan: Plan) -> None:
     """Refuse a saved plan whose code or data is no longer what it was made with; raises StalePlanError."""
-    path = plan.config.get("dataset", {}).get("path")
-    flat = {"dataset.path": path and plan.located(path)}
-    current = guards(flat, plan.target)
+    current = guards_now(plan)
     if plan.target == "megatron_core" and "code" not in plan.guards:
         raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
         if current.get(name) != digest:
-            what = "dfmspec's own code" if name == "code" else f"the metadata of dataset {flat['dataset.path']}"
+            what = "dfmspec's own code" if name == "code" else f"the metadata of dataset {_data_of(plan)}"
             raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 
@@ -97,14 +108,14 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
     if resume == "never" and not config["checkpoint"]["save"].startswith("${") and list(Path(config["checkpoint"]["save"]).glob("iter_*")):
         raise UsageError(f"run.resume is never, but {config['checkpoint']['save']} has checkpoints; give checkpoint.save another folder")
     if isinstance(resume, int):  # a new run, from that iteration of an earlier one
-        config["checkpoint"] |= {"load": _folder_with(resume, same_plan, folder), "ckpt_step": resume}
+        config["checkpoint"] |= {"load": _folder_with(resume, plan, [run_dir for run_dir, _ in same_plan], folder), "ckpt_step": resume}
     elif source is not None:
         config["checkpoint"]["load"] = os.path.abspath(os.path.expanduser(source))
     run_id = new_run_id(plan)
     run_dir = folder / run_id
     run_dir.mkdir(parents=True)
     if request.spec_text is not None:
-        (run_dir / "spec.yaml").write_text(request.spec_text)
+        (run_dir / "spec.yaml").write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
     write_aside(run_dir / "plan.json", json.dumps(at(plan, run_dir).as_json(), indent=2, sort_keys=True) + "\n")
     write_aside(run_dir / CONFIG, config_text(config))
     manifest = Manifest(
@@ -125,12 +136,12 @@ def _check_same_data(run_dir: Path, manifest: Manifest, plan: Plan) -> None:
         )
 
 
-def _folder_with(iteration: int, runs: list[tuple[Path, Manifest]], folder: Path) -> str:
-    """The checkpoint folder of the newest run of this plan that has an iteration."""
-    for _, manifest in runs:
-        for checkpoint in manifest.checkpoints:
-            if checkpoint.iteration == iteration and Path(checkpoint.path).is_dir():
-                return str(Path(checkpoint.path).parent)
+def _folder_with(iteration: int, plan: Plan, runs: list[Path], folder: Path) -> str:
+    """The checkpoint folder of the newest run of this plan that has an iteration: on the disk, also where nobody lived to write it down."""
+    for run_dir in runs:
+        saved = _checkpoint_folder(plan, run_dir)
+        if any(iteration_of(path) == iteration for path in committed(saved)):
+            return str(saved)
     raise UsageError(f"run.resume is {iteration}, but no run of this plan in {folder} has a checkpoint of that iteration")
 
 
@@ -145,8 +156,24 @@ def _config_at_launch(plan: Plan) -> dict[str, Any]:
     return located  # type: ignore[no-any-return]
 
 
+def _checkpoint_folder(plan: Plan, run_dir: Path) -> Path:
+    return local_path(str(_config_at_launch(plan)["checkpoint"]["save"]).replace("${RUN_DIR}", str(run_dir)))
+
+
+def _checkpoints_elsewhere(plan: Plan) -> Path | None:
+    """The folder of the checkpoints, where it is not the run's own: another run may have named it too."""
+    save = str(_config_at_launch(plan)["checkpoint"]["save"])
+    if save.startswith("${RUN_DIR}"):
+        return None
+    folder = local_path(save)
+    with suppress(OSError):  # the ranks will say so
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    return None
+
+
 def _digest(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass
@@ -164,14 +191,19 @@ class _Supervisor:
         previous = {name: signal.signal(name, self._remember) for name in (signal.SIGINT, signal.SIGTERM)}
         handle, detached = None, False
         try:
-            handle = module.attach(plan, place) or self._launch(module, place)
-            self._conclude_earlier(handle.attempt)
+            handle = module.attach(plan, place)
+            self._conclude_earlier(handle.attempt if handle else 0)
+            if handle is None and self.manifest.verdict == "succeeded":  # while nobody watched
+                return OK
+            handle = handle or self._launch(module, place)
             while True:
                 attempt = self._begin(handle)
                 if self.request.detach:
                     detached = True
                     return OK
                 codes = self._watch(handle)
+                if None in codes:
+                    handle.kill()  # what is judged has ended
                 self._conclude(attempt, codes, handle.last_word())
                 if not handle.again():
                     return self._exit_code()
@@ -209,8 +241,7 @@ class _Supervisor:
                 self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone")
 
     def _conclude(self, attempt: Attempt, codes: list[int | None], word: str) -> None:
-        save = str(_config_at_launch(self.request.plan)["checkpoint"]["save"])
-        folder = local_path(save.replace("${RUN_DIR}", str(self.run_dir)))
+        folder = _checkpoint_folder(self.request.plan, self.run_dir)
         conclude(self.manifest, attempt, self.run_dir, folder, codes, signals=self.signals, word=word)
         write_manifest(self.run_dir, self.manifest)
 
@@ -269,5 +300,6 @@ def _next_attempt(folder: Path) -> int:
 
 
 def talk_to_stderr(line: str) -> None:
-    """Progress goes to stderr; stdout is data."""
-    print(line, file=sys.stderr, flush=True)
+    """Progress goes to stderr; stdout is data. Where nobody reads it any more, a run goes on all the same."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)

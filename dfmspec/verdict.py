@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import statistics
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, 
     kinds = {event["type"] for event in events}
     manifest.checkpoints = _records(folder)
     _fill_metrics(manifest, events, iterations)
-    fault = _fault_of_the_last(folder)
+    fault = _fault_of(folder, attempt.to_iteration)
     target = started["train_iters"] if started else None
     if "finished" in kinds and attempt.to_iteration == target and fault is None:
         attempt.outcome, manifest.verdict = "finished", "succeeded"
@@ -91,13 +92,16 @@ def _records(folder: Path) -> list[CheckpointRecord]:
     ]  # fmt: skip
 
 
-def _fault_of_the_last(folder: Path) -> str | None:
-    newest = checkpoints.committed(folder)
-    return checkpoints.problem(newest[0]) if newest else "there is none"
+def _fault_of(folder: Path, iteration: int | None) -> str | None:
+    """Why the checkpoint of an attempt's last iteration is not whole; later ones are damaged, and were passed over when it began."""
+    path = folder / f"iter_{iteration or 0:07d}"
+    return checkpoints.problem(path) if path.exists() else "there is none"
 
 
 def _first_failure(attempt_dir: Path) -> Failure | None:
-    """The error of the rank that failed first."""
+    """The error of the rank that failed first; one that was killed left none, and torchrun knows of it."""
+    if killed := _killed(attempt_dir):
+        return killed
     records = []
     for path in attempt_dir.glob("node*/rank*/error.json"):
         try:
@@ -110,6 +114,26 @@ def _first_failure(attempt_dir: Path) -> Failure | None:
     return Failure(
         node=node, rank=record["rank"], error_type=record["error_type"], message=record["message"], traceback=record["traceback"]
     )
+
+
+_ROOT_CAUSE = re.compile(r"Root Cause.*?^ *rank *: (\d+).*?^ *exitcode *: -(\d+)", re.DOTALL | re.MULTILINE)
+
+
+def _killed(attempt_dir: Path) -> Failure | None:
+    """The rank that a signal ended before any other failed, by the last lines of torchrun's log."""
+    for log in sorted(attempt_dir.glob("node*/torchrun.log")):
+        if found := _ROOT_CAUSE.search(_end_of(log)):
+            rank, number = int(found[1]), int(found[2])
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+            advice = "; when nobody sent it, the machine's memory ran out (see dmesg)" if number == signal.SIGKILL else ""
+            return Failure(node=int(log.parent.name[4:]), rank=rank, error_type=name, message=f"killed from outside{advice}", traceback="")
+    return None
+
+
+def _end_of(path: Path, size: int = 1 << 16) -> str:
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - size))
+        return handle.read().decode(errors="replace")
 
 
 def _last_line(attempt_dir: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 import jsonschema
 import psutil
 import pytest
-from filelock import FileLock
 
+from dfmspec import manifest as manifests
+from dfmspec import verdict
 from dfmspec.events import read_events
 from dfmspec.launch.local import free_port
+from dfmspec.runs import owned
 from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
 
 SPEC = """
@@ -41,6 +44,22 @@ def manifest_of(run_dir: str) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((Path(run_dir.strip()) / "manifest.json").read_text())
     jsonschema.validate(manifest, json.loads((ROOT / "schemas" / "manifest.schema.json").read_text()))
     return manifest
+
+
+def begun(*words: object, cwd: Path) -> subprocess.Popen[str]:
+    """A run that has told of an iteration."""
+    command = [sys.executable, "-m", "dfmspec", "run", *map(str, words)]
+    process = subprocess.Popen(command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not any(event["type"] == "iteration" for events in cwd.glob("runs/tiny/2*/events.jsonl") for event in read_events(events)):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def rank_pids(cwd: Path) -> list[int]:
+    """The processes of the first attempt's ranks."""
+    return [int(pid.read_text()) for pid in sorted(cwd.glob("runs/tiny/2*/attempts/1/node0/rank*/pid"))]
 
 
 def processes_with(word: str) -> list[int]:
@@ -102,14 +121,8 @@ def test_a_spec_with_paths_of_its_own_is_one_run_from_any_working_directory(data
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
 def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, spec: Path, tmp_path: Path) -> None:
-    words = [*map(str, ["run", spec]), "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", f"rng.seed={int(number)}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dfmspec", *words], cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/tiny/*/events.jsonl")) or "iteration" not in next(tmp_path.glob("runs/tiny/2*/events.jsonl")).read_text():
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    words = [spec, "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", f"rng.seed={int(number)}"]
+    process = begun(*words, cwd=tmp_path)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     manifest = manifest_of(out)
@@ -120,7 +133,7 @@ def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, s
     assert manifest["checkpoints"][-1]["iteration"] == stopped_at < 40
     assert not processes_with(Path(out.strip()).name)
 
-    again = dfmspec(*words, cwd=tmp_path)
+    again = dfmspec("run", *words, cwd=tmp_path)
     manifest = manifest_of(again.stdout)
     assert again.returncode == 0 and again.stdout == out
     assert [attempt["outcome"] for attempt in manifest["attempts"]] == ["stopped", "finished"]
@@ -128,18 +141,50 @@ def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, s
 
 
 def test_a_killed_supervisor_leaves_no_process_behind(spec: Path, tmp_path: Path) -> None:
-    words = [*map(str, ["run", spec]), "data.source=mock", *SMALL, "train.train_iters=100000"]
-    process = subprocess.Popen([sys.executable, "-m", "dfmspec", *words], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/tiny/2*/events.jsonl")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    pids = [int(path.read_text()) for path in tmp_path.glob("runs/tiny/2*/attempts/1/node0/rank*/pid")]
+    process = begun(spec, "data.source=mock", *SMALL, "train.train_iters=100000", cwd=tmp_path)
+    pids = rank_pids(tmp_path)
     process.kill()
     process.wait()
     gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=45)
 
     assert pids and not alive, gone
+
+
+def test_an_error_that_a_comment_accepts_starts_nothing(spec: Path, tmp_path: Path) -> None:
+    spec.write_text(spec.read_text() + "model: {num_attention_heads: 5} # dfmspec: ignore[MOD101] meant\n")
+    result = dfmspec("run", spec, "data.source=mock", cwd=tmp_path)
+
+    assert result.returncode == 1 and "MOD101 is accepted by a comment, but the trainer refuses it" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_judged_by_its_own_last_checkpoint(tmp_path: Path) -> None:
+    """A damaged one of a later iteration was passed over when it began."""
+    for iteration in (4, 8):
+        (tmp_path / f"iter_000000{iteration}").mkdir()
+    (tmp_path / "iter_0000004" / "manifest.json").write_text('{"files": {}}')
+    (tmp_path / "iter_0000008" / "manifest.json").write_text("{")
+
+    assert verdict._fault_of(tmp_path, 4) is None
+    assert verdict._fault_of(tmp_path, 8) and verdict._fault_of(tmp_path, 6)
+
+
+def test_what_the_machine_says_of_itself_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests.shutil, "which", lambda name: name)
+    monkeypatch.setattr(manifests, "_output", lambda argv: "WARNING: infoROM is corrupted at gpu 0\nNVIDIA H100, GPU-1, 81559 MiB, 580.1\n")
+    assert [gpu["name"] for gpu in manifests._gpus()] == ["NVIDIA H100"]
+
+    monkeypatch.setattr(manifests, "_output", lambda argv: "abc\n" if "rev-parse" in argv else None)  # a status that takes too long
+    assert manifests.git_state(Path()) == {"commit": "abc", "dirty": None}
+
+
+def test_a_path_that_is_no_utf_8_stays_in_a_manifest(spec: Path, tmp_path: Path) -> None:
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/o\xff")
+    result = dfmspec("run", spec, "data.source=mock", *SMALL, "train.train_iters=1", "--output-dir", out, cwd=tmp_path)
+
+    assert result.returncode in (0, 1) and "internal error" not in result.stderr, result.stderr
+    (run_dir,) = Path(out).glob("tiny/2*")
+    assert manifests.read_manifest(run_dir).verdict in ("succeeded", "failed")
 
 
 def test_a_run_that_is_locked_says_by_whom(spec: Path, tmp_path: Path) -> None:
@@ -148,11 +193,68 @@ def test_a_run_that_is_locked_says_by_whom(spec: Path, tmp_path: Path) -> None:
     run_dir = next((tmp_path / "runs" / "tiny").glob("2*"))
     manifest = json.loads((run_dir / "manifest.json").read_text())
     (run_dir / "manifest.json").write_text(json.dumps(manifest | {"verdict": "failed"}))
-    with FileLock(run_dir / ".lock"):
+    with owned(run_dir, "run"):
         result = dfmspec(*words, cwd=tmp_path)
 
     assert result.returncode == 5
-    assert "is locked by process" in result.stderr and "Traceback" not in result.stderr
+    assert f"is locked by process {os.getpid()} on" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_two_runs_do_not_save_in_one_folder(spec: Path, tmp_path: Path) -> None:
+    with owned(shared := tmp_path / "shared", "checkpoint.save"):
+        result = dfmspec("run", spec, "data.source=mock", *SMALL, f"checkpoint.save={shared}", cwd=tmp_path)
+
+    assert result.returncode == 5 and f"checkpoint.save {shared} is locked by process {os.getpid()}" in result.stderr
+
+
+def test_a_rank_that_was_killed_is_named(spec: Path, tmp_path: Path) -> None:
+    """And not the one that lost it."""
+    process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=2000", cwd=tmp_path)
+    os.kill(rank_pids(tmp_path)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+
+    assert process.returncode == 1
+    assert "failed: rank 1: SIGKILL: killed from outside" in err and "full traceback" not in err
+
+
+def test_ranks_whose_torchrun_was_killed_end_before_the_verdict(spec: Path, tmp_path: Path) -> None:
+    process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=2000", cwd=tmp_path)
+    pids = rank_pids(tmp_path)
+    psutil.Process(pids[0]).parent().kill()
+    process.communicate(timeout=120)
+
+    assert process.returncode == 1 and not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(spec: Path, tmp_path: Path) -> None:
+    process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=40", "logger.log_interval=1", cwd=tmp_path)
+    process.stderr.close()
+
+    assert manifest_of(process.stdout.read())["verdict"] == "succeeded"
+    assert process.wait() == 0
+
+
+def test_a_bundle_is_run_twice_from_its_own_folder(spec: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert dfmspec("plan", spec, "data.source=mock", *SMALL, "train.train_iters=1", "-o", bundle, cwd=tmp_path).returncode == 0
+    first, second = (dfmspec("run", ".", cwd=bundle) for _ in range(2))
+
+    assert first.returncode == 0, first.stderr
+    assert second.returncode == 0 and "finished already" in second.stderr
+
+
+def test_drawn_data_that_was_deleted_is_drawn_again_and_the_run_goes_on(spec: Path, tmp_path: Path) -> None:
+    words = ["run", spec, *SMALL, "data.source=embedded", "data.num_samples=64", "train.train_iters=1"]
+    first = dfmspec(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    run_dir = Path(first.stdout.strip())
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert "dataset" in manifest["guards"]
+    (run_dir / "manifest.json").write_text(json.dumps(manifest | {"verdict": "stopped"}))
+    shutil.rmtree(tmp_path / "data")
+    again = dfmspec(*words, cwd=tmp_path)
+
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_training_that_fails_says_why_and_where(spec: Path, dataset: Path, tmp_path: Path) -> None:

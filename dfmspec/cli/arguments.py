@@ -127,9 +127,11 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     """
     import subprocess
 
+    from dfmspec.processes import die_with_parent
+
     require_trainer()
     command = [sys.executable, "-P", "-m", f"dfmspec.trainer.{module}", *args]
-    return subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode
+    return subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, preexec_fn=die_with_parent, check=False).returncode
 
 
 def require_trainer() -> None:

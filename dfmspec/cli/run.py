@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
-from dfmspec.errors import OK, PreflightError, UsageError
+from dfmspec.diagnostics import Diagnostic, Severity, shown
+from dfmspec.errors import OK, InvalidSpec, PreflightError, UsageError
 
 if TYPE_CHECKING:
     from dfmspec.plan import Plan
@@ -37,7 +39,7 @@ def run(
     from dfmspec.describe import described
     from dfmspec.launch import launcher
     from dfmspec.plan import make_plan
-    from dfmspec.supervise import Request, check_guards, execute, talk_to_stderr
+    from dfmspec.supervise import Request, execute, talk_to_stderr
 
     file, overrides = one_file(words)
     text: str | None = None
@@ -48,10 +50,10 @@ def run(
         if dry_run:
             raise UsageError(f"{file} is a plan already; read {file}/plan.json, or run it")
         check_files(plan, Path(file))
-        check_guards(plan)
     else:
-        resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"))
-        require_valid(resolved, findings)
+        resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
+        require_valid(resolved, shown(findings))
+        _refuse_accepted(findings)
         if resolved["dataset.path"] is None and resolved.values.get("data.source") != "mock" and not dry_run:
             raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
         plan = make_plan(resolved)
@@ -70,7 +72,7 @@ def run(
         raise UsageError(f"--detach: what launcher {kind} starts ends with this command; launcher slurm goes on")
     if kind == "local" and plan.gpus_per_node and not Path("/dev/nvidiactl").exists():
         raise PreflightError("the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU")
-    _prepare(plan)
+    plan = _prepared(plan, saved=Path(file).is_dir())
     code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr, detach))
     if code == OK and plan.run["num_samples"] and not detach:
         _draw(run_dir, plan.run["num_samples"])
@@ -78,13 +80,34 @@ def run(
     raise typer.Exit(code)
 
 
-def _prepare(plan: Plan) -> None:
-    """Draw the embedded data before anything is launched."""
+def _refuse_accepted(findings: Sequence[Diagnostic]) -> None:
+    """Errors that a comment accepts: every rank would find them in the plan's configuration, which has no comments.
+
+    Raises:
+        InvalidSpec: there are some.
+    """
+    codes = sorted({finding.code for finding in findings if finding.suppression is not None and finding.severity is Severity.ERROR})
+    if codes:
+        raise InvalidSpec(f"{', '.join(codes)} is accepted by a comment, but the trainer refuses it all the same; nothing was started")
+
+
+def _prepared(plan: Plan, *, saved: bool) -> Plan:
+    """With the embedded data drawn before anything is launched; then the guards hold, or are taken anew.
+
+    Raises:
+        StalePlanError: the plan was `saved`, and code or data is no longer what it was.
+    """
+    from dfmspec.supervise import check_guards, guards_now
+
     data, path = plan.config["data"], plan.located(plan.config["dataset"]["path"] or "")
     if data["source"] == "embedded" and not Path(path).exists():
         arguments = [path, "--resolution", str(data["resolution"]), "--num-samples", str(data["num_samples"]), "--seed", str(data["seed"])]
         if trainer_module("prepare", *arguments, quiet=True):
             raise PreflightError(f"the embedded dataset {path} could not be made; the lines above say why")
+    if saved:
+        check_guards(plan)
+        return plan
+    return dataclasses.replace(plan, guards=guards_now(plan))
 
 
 def _draw(run_dir: Path, count: int) -> None:
@@ -104,18 +127,19 @@ def _draw(run_dir: Path, count: int) -> None:
 def _conclude(run_dir: Path, code: int) -> None:
     """The verdict on stderr, the run directory on stdout."""
     from dfmspec.manifest import read_manifest
+    from dfmspec.supervise import talk_to_stderr
 
     manifest = read_manifest(run_dir)
     metrics = manifest.metrics
-    typer.echo(f"{manifest.verdict}: {manifest.reason}", err=True)
+    talk_to_stderr(f"{manifest.verdict}: {manifest.reason}")
     if metrics.final_loss is not None and metrics.first_loss is not None:
         evaluation = f", evaluation {metrics.eval_loss:.3f}" if metrics.eval_loss is not None else ""
-        typer.echo(f"loss {metrics.first_loss:.3f} -> {metrics.final_loss:.3f}{evaluation}; {metrics.tokens_per_second:,.0f} tokens/s", err=True)
+        talk_to_stderr(f"loss {metrics.first_loss:.3f} -> {metrics.final_loss:.3f}{evaluation}; {metrics.tokens_per_second:,.0f} tokens/s")
     if manifest.verdict == "failed":
         attempt = manifest.attempts[-1] if manifest.attempts else None
-        if attempt and attempt.failure:
-            typer.echo(f"full traceback: {run_dir}/attempts/{attempt.number}/node{attempt.failure.node}/rank{attempt.failure.rank}/error.json", err=True)
-        typer.echo(f"logs: {run_dir}/attempts", err=True)
+        if attempt and attempt.failure and attempt.failure.traceback:
+            talk_to_stderr(f"full traceback: {run_dir}/attempts/{attempt.number}/node{attempt.failure.node}/rank{attempt.failure.rank}/error.json")
+        talk_to_stderr(f"logs: {run_dir}/attempts")
     for artifact in manifest.artifacts:
-        typer.echo(f"drawn: {run_dir}/{artifact}", err=True)
+        talk_to_stderr(f"drawn: {run_dir}/{artifact}")
     typer.echo(run_dir)

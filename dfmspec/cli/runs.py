@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,12 @@ def runs(
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _git(state: dict[str, Any] | None) -> str:
+    if state is None:
+        return "-"
+    return str(state["commit"]) + {True: " with changes", None: ", changes unknown"}.get(state["dirty"], "")
+
+
 def show(
     run: Annotated[str, typer.Argument(help="A run directory, a run id, or an experiment's name (its latest run).")],
     output_dir: Annotated[Path, typer.Option(help="Folder of the run directories.")] = Path("runs"),
@@ -70,7 +76,7 @@ def show(
         f"  directory   {run_dir}",
         f"  spec        {manifest.spec_file or '-'}  {' '.join(manifest.overrides)}".rstrip(),
         f"  plan        {manifest.plan_id}",
-        f"  git         {'-' if manifest.git is None else manifest.git['commit'] + (' with changes' if manifest.git['dirty'] else '')}",
+        f"  git         {_git(manifest.git)}",
         f"  packages    {', '.join(f'{name} {version}' for name, version in packages.items())}",
     ]
     if metrics.final_loss is not None:

@@ -106,8 +106,11 @@ class LocalRun:
         return self._described
 
     def poll(self) -> list[int | None]:
-        """Exit code of each node's torchrun; None while it runs."""
-        return [process.poll() for process in self._processes]
+        """Exit code of each node's torchrun; None while it runs. Ranks that a killed one left behind are ended."""
+        codes = [process.poll() for process in self._processes]
+        if any(code is not None and code < 0 for code in codes):
+            self.kill()
+        return codes
 
     def again(self) -> bool:
         """Nobody starts it again."""
@@ -122,15 +125,19 @@ class LocalRun:
 
         Before any rank is there, torchrun is asked to end.
         """
-        texts = [pid.read_text() for folder in self._folders for pid in folder.glob("rank*/pid")]
-        ranks = [int(text) for text in texts if text]
-        for pid in ranks:
+        ranks = self._ranks()
+        for rank in ranks:
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(rank, number)
         if not ranks:
             for process in self._processes:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
+
+    def _ranks(self) -> list[int]:
+        """The process ids that ranks have left."""
+        texts = [pid.read_text() for folder in self._folders for pid in folder.glob("rank*/pid")]
+        return [int(text) for text in texts if text]
 
     def kill(self) -> None:
         """End every process of the run, and those that they started."""
@@ -141,6 +148,11 @@ class LocalRun:
             with suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(process.pid)
                 family += [*parent.children(recursive=True), parent]
+        for rank in self._ranks():  # of a torchrun that is gone
+            with suppress(psutil.Error):
+                left = psutil.Process(rank)
+                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == str(self._folders[0].parent):
+                    family += [*left.children(recursive=True), left]
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()

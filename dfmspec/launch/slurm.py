@@ -168,10 +168,17 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
 
 
 def attach(plan: Plan, place: Place) -> SlurmJob | None:
-    """The job of an earlier attempt, when it still waits or runs."""
+    """The job of an earlier attempt, when it still waits or runs.
+
+    Raises:
+        PreflightError: Slurm does not answer.
+    """
     for begun in sorted(Path(place.run_dir, "attempts").glob(f"*/{_ID}"), key=lambda file: -int(file.parent.name)):
         job, first = json.loads(begun.read_text())["job"], int(begun.parent.name)
-        state, restarts, _ = _ask(job) or ("GONE", 0, "")
+        try:
+            state, restarts, _ = _ask(job) or ("GONE", 0, "")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise PreflightError(f"Slurm does not answer, and job {job} of this run may still go on: {error}; try again") from error
         if state not in _ENDED:
             place.talk(f"Slurm job {job} goes on: {state}")
             return SlurmJob(job, plan, place._replace(attempt=first + restarts), restarts=restarts)

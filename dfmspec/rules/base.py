@@ -127,18 +127,18 @@ def requires(key: str, *needs: tuple[str, Any], because: str, unless: Callable[[
     return check
 
 
-def must_divide(divisor: str, number: str, *, words: str, at: str | None = None) -> Check:
-    """`number` must be a multiple of `divisor`; the hint names the divisors that work."""
+def must_divide(divisor: str, number: str, *, words: str, at: str | None = None, fits: Callable[[View, int], bool] = lambda view, value: True) -> Check:
+    """`number` must be a multiple of `divisor`; the hint names the divisors that work, and other numbers that `fits` allows."""
 
     def check(view: View) -> Iterator[Finding]:
         small, large = view[divisor], view[number]
         if large % small:
             works = ", ".join(str(value) for value in range(1, 65) if large % value == 0)
-            near = " or ".join(map(str, nearest_multiples(large, small)))
+            near = " or ".join(str(value) for value in nearest_multiples(large, small) if fits(view, value))
             yield Finding(
                 path(at or (divisor if view.is_users(divisor) else number)),
                 f"{number} {large} is not a multiple of {divisor} {small}; {words}",
-                f"{divisor} may be {works}; or {number} {near}",
+                f"{divisor} may be {works}" + (f"; or {number} {near}" if near else ""),
             )
 
     return check

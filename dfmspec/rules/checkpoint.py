@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path as FilePath
@@ -94,10 +95,24 @@ def _load_missing(view: View) -> Iterator[Finding]:
         yield Finding(path(LOAD), f"checkpoint folder {view[LOAD]} does not exist", "check the path, or remove it to start afresh")
     elif step is not None and not (folder / f"iter_{step:07d}").is_dir():
         yield Finding(path(STEP if view.is_users(STEP) else LOAD), f"{view[LOAD]} has no checkpoint of iteration {step}", f"it has: {', '.join(map(str, iterations(folder))) or 'none'}")
-    elif view.target != "megatron_core" and not any((folder / name).exists() for name in ("latest_train_state.pt", "latest_checkpointed_iteration.txt")):
+    elif view.target == "megatron_core":
+        yield from _nothing_to_train(view, folder, iterations(folder), step)
+    elif not any((folder / name).exists() for name in ("latest_train_state.pt", "latest_checkpointed_iteration.txt")):
         have = iterations(folder)
         hint = f"name it with checkpoint.load, and checkpoint.ckpt_step one of {', '.join(map(str, have))}" if have else "name the folder that holds the iter_ folders"
         yield Finding(path(LOAD), f"{view[LOAD]} has no tracker file (latest_train_state.pt), so upstream takes it for no checkpoint at all", hint)
+
+
+def _nothing_to_train(view: View, folder: FilePath, have: list[int], step: int | None) -> Iterator[Finding]:
+    if not have:
+        of_one = re.fullmatch(r"iter_0*(\d+)", folder.name)
+        hint = f"name {folder.parent}, and {STEP} {of_one[1]}" if of_one else "name the folder that holds the iter_ folders"
+        yield Finding(path(LOAD), f"{view[LOAD]} holds no iter_ folder, and so no checkpoint to resume from", hint)
+    elif (begins := step or have[-1]) >= view[ITERS] and view[LOAD] != view[SAVE]:
+        yield Finding(
+            path(LOAD), f"{view[LOAD]} goes on after iteration {begins}, but {ITERS} is {view[ITERS]}: nothing would be trained",
+            f"a larger {ITERS}" + (f", or {STEP} {', '.join(str(n) for n in have if n < view[ITERS])}" if have[0] < view[ITERS] else ""),
+        )  # fmt: skip
 
 
 _MOST_FOLDERS = 5000

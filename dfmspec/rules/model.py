@@ -7,7 +7,29 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import DFM, DFM_DIT, DIT, ERROR, HEADS, HIDDEN, HINT, LAYERS, OURS, SP, WARNING, Rule, View, excludes, path, requires, same, together
+from dfmspec.rules.base import (
+    DFM,
+    DFM_DIT,
+    DIT,
+    ERROR,
+    HEADS,
+    HIDDEN,
+    HINT,
+    LAYERS,
+    OURS,
+    PP,
+    SP,
+    TP,
+    VPP,
+    WARNING,
+    Rule,
+    View,
+    excludes,
+    path,
+    requires,
+    same,
+    together,
+)
 
 
 def _position_width(view: View) -> Iterator[Finding]:
@@ -22,7 +44,7 @@ def _position_width(view: View) -> Iterator[Finding]:
 def _heads(view: View) -> Iterator[Finding]:
     hidden, heads = view[HIDDEN], view[HEADS]
     if hidden % heads:
-        works = [n for n in range(1, 65) if hidden % n == 0 and hidden // n % 8 == 0 and hidden // n <= 256]
+        works = [n for n in range(1, 65) if hidden % n == 0 and hidden // n % 8 == 0 and hidden // n <= 256 and n % view[TP] == 0]
         near = " or ".join(map(str, nearest_multiples(hidden, math.lcm(heads, 16))))
         yield Finding(
             path(HEADS if view.is_users(HEADS) else HIDDEN), f"{HIDDEN} {hidden} is not a multiple of {HEADS} {heads}; a head is an equal share of the width",
@@ -45,6 +67,11 @@ def _recompute(view: View) -> Iterator[Finding]:
             path("model.recompute_method" if method else "model.recompute_num_layers"),
             "recompute_method and recompute_num_layers do nothing without recompute_granularity",
             "set model.recompute_granularity=full, or remove them", Severity.WARNING,
+        )  # fmt: skip
+    elif granularity == "full" and method == "uniform" and view.target == "megatron_core" and (chunk := view[LAYERS] // (view[PP] * (view[VPP] or 1))) % layers:
+        yield Finding(
+            path("model.recompute_num_layers"), f"recompute_method uniform goes over {chunk} layers of a rank by {layers}, and past the last of them",
+            f"model.recompute_num_layers {', '.join(str(n) for n in range(1, chunk + 1) if chunk % n == 0)}; or recompute_method block",
         )  # fmt: skip
     elif granularity == "full" and layers > view[LAYERS]:
         yield Finding(path("model.recompute_num_layers"), f"recompute_num_layers {layers} is more than the {view[LAYERS]} layers", f"1 to {view[LAYERS]}", Severity.WARNING)
@@ -96,6 +123,10 @@ def _embedded_fits(view: View) -> Iterator[Finding]:
             path("dataset.task_encoder_seq_length"), f"one picture of {side * 8} px has {tokens} tokens, but a pack has {length}",
             f"dataset.task_encoder_seq_length {tokens} or more",
         )  # fmt: skip
+    made = (("model.in_channels", 16), ("model.patch_temporal", 1), ("model.crossattn_emb_size", 1024)) if view["data.source"] == "embedded" else ()
+    for key, value in made:
+        if view[key] != value:
+            yield Finding(path(key), f"{key} is {view[key]}, but the embedded data has {value}", f"{key} {value}, or a dataset.path of your own")
 
 
 def _mock_whole_patches(view: View) -> Iterator[Finding]:

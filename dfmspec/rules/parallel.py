@@ -15,11 +15,15 @@ from dfmspec.rules.base import (
     ERROR,
     FFN,
     HEADS,
+    HIDDEN,
     HINT,
     LAYERS,
+    LENGTH,
+    MBS,
     PP,
     SP,
     TP,
+    VPP,
     WARNING,
     Rule,
     View,
@@ -37,11 +41,12 @@ def _world_size(view: View) -> Iterator[Finding]:
     if layout.data_parallel_size:
         return
     world, tp, pp, cp = layout.world_size, view[TP], view[PP], view[CP]
-    ours = view.target == "megatron_core"  # which has no CP yet, as DFM has no PP
+    sp, vpp, tokens = view[SP], view[VPP] is not None, (view[LENGTH] or 0) * view[MBS]
     fits = [
         (t, p, c)
         for t, p, c in product(divisors(world), repeat=3)
-        if world % (t * p * c) == 0 and view[HEADS] % t == view[FFN] % t == view[LAYERS] % p == 0 and (c if ours else p) == 1
+        if world % (t * p * c) == 0 and view[HEADS] % t == view[FFN] % t == view[LAYERS] % p == 0 and (t > 1 or not sp) and (p > 1 or not vpp)
+        and (p == 1 or view.target == "megatron_core") and tokens % (c * (t if sp else 1)) == 0  # DFM has no PP
     ]
     fits.sort(key=lambda sizes: (abs(sizes[0] - tp) + abs(sizes[1] - pp) + abs(sizes[2] - cp), sizes))
     triples = [f"TP {t} PP {p} CP {c}" for t, p, c in fits]
@@ -115,7 +120,7 @@ RULES = (
         "Megatron-Bridge training/config.py, get_data_parallel_size",
     ),
     Rule(
-        "PAR102", "heads-not-divisible", ERROR, must_divide(TP, HEADS, words="each tensor-parallel rank needs whole heads"),
+        "PAR102", "heads-not-divisible", ERROR, must_divide(TP, HEADS, words="each tensor-parallel rank needs whole heads", fits=lambda v, heads: v[HIDDEN] % heads == 0),
         "Attention heads are dealt out whole over the tensor-parallel ranks; megatron-core raises a ValueError otherwise.", _TC,
     ),
     Rule(

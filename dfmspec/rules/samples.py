@@ -101,7 +101,7 @@ def _texts(view: View) -> Iterator[Finding]:
     lengths = {s.text.shape[0]: s for s in whole if s.text}
     if view.target == "dfm" and (longest := max(lengths, default=0)) > 512:
         yield Finding(path(DATASET), f"texts of up to {longest} tokens: DFM cuts them to 512 and keeps the mask of the longer text", "cut them to 512 when they are encoded")
-    if view[CP] > 1 and (odd_lengths := sorted(n for n in lengths if n % 64)):
+    if view.target == "dfm" and view[CP] > 1 and (odd_lengths := sorted(n for n in lengths if n % 64)):
         yield Finding(path(CP), f"with CP {view[CP]} texts must have a multiple of 64 tokens, and some have {odd_lengths[0]}", "pad them to 512 when they are encoded")
 
 

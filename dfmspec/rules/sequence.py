@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dfmspec.diagnostics import Finding, Severity
 from dfmspec.layout import nearest_multiples
-from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, HINT, LAYERS, LENGTH, OURS, SP, TP, WAN, WARNING, Rule, View, excludes, path, shown, together
+from dfmspec.rules.base import CP, DFM, DFM_DIT, ERROR, HINT, LAYERS, LENGTH, MBS, OURS, SP, TP, WAN, WARNING, Rule, View, excludes, path, shown, together
 
 _PAD = 64
 """Tokens to which DFM's task encoder pads each sample."""
@@ -16,11 +16,11 @@ PACKING = "dataset.packing_buffer_size"
 
 def _pack_over_ranks(view: View) -> Iterator[Finding]:
     cuts = [(name, view[key]) for name, key, cuts in (("CP", CP, True), ("TP", TP, view[SP])) if cuts and view[key] > 1]
-    need, length = math.prod(size for _, size in cuts), view[LENGTH]
-    if length % need:
+    need, length, tokens = math.prod(size for _, size in cuts), view[LENGTH], view[LENGTH] * view[MBS]
+    if tokens % need:
         words = " x ".join(f"{name} {size}" for name, size in cuts) + (f" = {need}" if len(cuts) > 1 else "")
         yield Finding(
-            path(LENGTH), f"a pack's {length} tokens are cut over {words}, which does not divide them",
+            path(LENGTH), f"a microbatch's {tokens} tokens are cut over {words}, which does not divide them",
             f"{LENGTH} {' or '.join(map(str, nearest_multiples(length, need)))}",
         )  # fmt: skip
 

@@ -98,6 +98,58 @@ def test_a_copy_that_contradicts_its_source_is_an_error_even_alone(override: str
     assert findings["SPC301"].severity is Severity.ERROR
 
 
+def test_the_layouts_that_a_hint_offers_are_legal() -> None:
+    words = ["cluster.nproc_per_node=8", "model.tensor_model_parallel_size=3", "model.context_parallel_size=4", "model.num_attention_heads=24", "model.sequence_parallel=true"]
+    _, hint = found(*words)["PAR101"]
+    offered = re.findall(r"TP (\d+) PP (\d+) CP (\d+)", hint)
+
+    assert ("2", "1", "4") in offered
+    for sizes in offered:
+        keys = ("tensor_model", "pipeline_model", "context")
+        assert not found(*words, *(f"model.{key}_parallel_size={size}" for key, size in zip(keys, sizes, strict=True))).keys() & {"PAR101", "PAR102", "PAR103", "SEQ101"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["model.num_layers=3", "model.recompute_num_layers=2"], "MOD103"),
+        (["model.num_layers=6", "model.recompute_num_layers=2", "cluster.nproc_per_node=2", "model.pipeline_model_parallel_size=2"], "MOD103"),
+        (["model.num_layers=6", "model.recompute_num_layers=3"], None),
+    ],
+)
+def test_uniform_recomputation_ends_with_the_last_layer(words: list[str], code: str | None) -> None:
+    both = found(*words, "model.recompute_granularity=full", "model.recompute_method=uniform", "data.source=mock")
+
+    assert ("MOD103" in both) == (code is not None)
+
+
+def test_a_ramp_of_the_weight_decay_is_no_stale_copy() -> None:
+    for weight_decay in ([], ["optimizer.weight_decay=0.2"]):
+        assert "SPC301" not in found("scheduler.start_weight_decay=0.0", "scheduler.end_weight_decay=0.1", *weight_decay)
+    assert "SPC301" in found("scheduler.start_weight_decay=0.1", "scheduler.end_weight_decay=0.1", "optimizer.weight_decay=0.2")
+
+
+@pytest.mark.parametrize("word", ["model.in_channels=8", "model.patch_temporal=2", "model.crossattn_emb_size=48"])
+def test_the_embedded_data_has_shapes_of_its_own(word: str) -> None:
+    assert word.partition("=")[0] in found("data.source=embedded", word)["MOD104"][0]
+    assert "MOD104" not in found("data.source=mock", word)
+
+
+def test_two_packs_may_be_cut_where_one_may_not() -> None:
+    words = ["cluster.nproc_per_node=2", "model.context_parallel_size=2", "dataset.task_encoder_seq_length=1025", "data.source=mock"]
+
+    assert "SEQ101" in found(*words) and "SEQ101" not in found(*words, "train.micro_batch_size=2")
+
+
+def test_a_folder_to_go_on_from_has_something_to_go_on_from(tmp_path: Path) -> None:
+    (tmp_path / "iter_0000005").mkdir()
+    load = f"checkpoint.load={tmp_path}"
+
+    assert f"name {tmp_path}, and checkpoint.ckpt_step 5" in found(f"{load}/iter_0000005")["CKP104"][1]
+    assert "nothing would be trained" in found(load, "train.train_iters=5")["CKP104"][0]
+    assert "CKP104" not in found(load, "train.train_iters=6")
+
+
 def test_a_rule_on_a_broken_value_is_skipped() -> None:
     codes = found("model.num_attention_heads=none", "model.tensor_model_parallel_size=3").keys()
 
