@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfmspec.diagnostics import Severity
-from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, TrainingError, UsageError
+from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
 from dfmspec.load import PATH_KEYS, load_spec, local_path
 from dfmspec.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
@@ -157,6 +157,12 @@ def _train(resolved: Resolved) -> int:
         import torch
     except ImportError as error:
         raise OSError(f"the trainer needs {error.name}; run: {EXTRA}") from error
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if experiment.cluster.device == "cuda" and processes > gpus:
+        raise PreflightError(
+            f"{processes} process{'es need a GPU each' if processes > 1 else ' needs a GPU'}, and this machine has {gpus or 'none'}; "
+            f"{'start as many, or ' if gpus else ''}give cluster.device=cpu to try it on the CPU"
+        )
     if experiment.cluster.device == "cuda" and experiment.model.attention_backend == "flash":
         from dfmspec.trainer.libraries import FLASH_ATTENTION, installed
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dfmspec.errors import LockedError, UsageError
+from dfmspec.events import read_events
 from dfmspec.manifest import Manifest, now, read_manifest, write_aside
 from dfmspec.plan import Plan
 
@@ -52,6 +53,29 @@ def link_latest(run_dir: Path) -> None:
     aside = run_dir.parent / f".latest.{os.getpid()}"
     aside.symlink_to(run_dir.name)
     os.replace(aside, link)
+
+
+def is_owned(run_dir: Path) -> bool:
+    """Whether a process watches over a run now."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            return False
+    except (OSError, Timeout):
+        return True
+
+
+def reached(run_dir: Path, manifest: Manifest) -> int | None:
+    """The last iteration of a run's last attempt; of one that goes on, by its events."""
+    if manifest.verdict == "running":
+        return next((event["iteration"] for event in reversed(read_events(run_dir / "events.jsonl")) if event["type"] == "iteration"), None)
+    return manifest.attempts[-1].to_iteration if manifest.attempts else None
+
+
+def state(run_dir: Path, manifest: Manifest) -> str:
+    """The verdict; `unwatched`: it was running when its supervisor was lost, or was left to its scheduler."""
+    return "unwatched" if manifest.verdict == "running" and not is_owned(run_dir) else manifest.verdict
 
 
 @contextmanager

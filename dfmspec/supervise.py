@@ -30,6 +30,7 @@ from dfmspec.verdict import conclude
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,14 @@ def _data_of(plan: Plan) -> str | None:
 
 
 def check_guards(plan: Plan) -> None:
-    """Refuse a saved plan whose code or data is no longer what it was made with; raises StalePlanError."""
+    """Refuse a saved plan whose code or data is no longer what it was made with; data that is still to be drawn is none yet.
+
+    Raises:
+        StalePlanError: it is stale.
+    """
     current = guards_now(plan)
+    if plan.config.get("data", {}).get("source") == "embedded" and "dataset" not in current:
+        current |= {name: digest for name, digest in plan.guards.items() if name == "dataset"}
     if plan.target == "megatron_core" and "code" not in plan.guards:
         raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
@@ -110,7 +117,8 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
     if isinstance(resume, int):  # a new run, from that iteration of an earlier one
         config["checkpoint"] |= {"load": _folder_with(resume, plan, [run_dir for run_dir, _ in same_plan], folder), "ckpt_step": resume}
     elif source is not None:
-        config["checkpoint"]["load"] = os.path.abspath(os.path.expanduser(source))
+        named = local_path(source)
+        config["checkpoint"]["load"] = os.path.abspath(named / "checkpoints" if (named / "manifest.json").exists() else named)  # a run directory will do
     run_id = new_run_id(plan)
     run_dir = folder / run_id
     run_dir.mkdir(parents=True)
@@ -125,7 +133,19 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
         git=git_state(Path.cwd()), environment=environment(),
     )  # fmt: skip
     write_manifest(run_dir, manifest)
+    _tell_of_another(folder, request)
     return run_dir, manifest
+
+
+def _tell_of_another(folder: Path, request: Request) -> None:
+    """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another."""
+    left = next(((run_dir, manifest) for run_dir, manifest in runs_of(folder) if manifest.verdict in ("stopped", "failed") and manifest.checkpoints), None)
+    if left and request.plan.run["resume"] == "auto":
+        run_dir, manifest = left
+        request.talk(
+            f"A new run: {run_dir}, at iteration {manifest.checkpoints[-1].iteration}, has another plan (dfmspec plan --diff {run_dir} tells what differs); "
+            f"run.resume={run_dir} goes on from there"
+        )
 
 
 def _check_same_data(run_dir: Path, manifest: Manifest, plan: Plan) -> None:
@@ -188,7 +208,7 @@ class _Supervisor:
     def run(self) -> int:
         plan, module = self.request.plan, launcher(self.request.plan.launcher["kind"])
         place = Place(str(self.run_dir), _next_attempt(self.run_dir / "attempts"), self.request.talk)
-        previous = {name: signal.signal(name, self._remember) for name in (signal.SIGINT, signal.SIGTERM)}
+        previous = {name: signal.signal(name, self._remember) for name in _SIGNALS if signal.getsignal(name) != signal.SIG_IGN}
         handle, detached = None, False
         try:
             handle = module.attach(plan, place)
@@ -214,7 +234,7 @@ class _Supervisor:
                 signal.signal(name, handler)
 
     def _remember(self, number: int, frame: Any) -> None:
-        self.signals.append(number)
+        self.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)  # ranks know no terminal that could close
 
     def _launch(self, module: Launcher, place: Place) -> Handle:
         Path(place.attempt_dir).mkdir(parents=True)

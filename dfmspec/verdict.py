@@ -99,17 +99,17 @@ def _fault_of(folder: Path, iteration: int | None) -> str | None:
 
 
 def _first_failure(attempt_dir: Path) -> Failure | None:
-    """The error of the rank that failed first; one that was killed left none, and torchrun knows of it."""
-    if killed := _killed(attempt_dir):
-        return killed
-    records = []
+    """The error of the rank that failed first; one that a signal ended left none, and torchrun knows of it."""
+    records, ended = [], _ended_by_signal(attempt_dir)
+    if ended and ended.error_type == "SIGKILL":  # what others then say is that they lost it
+        return ended
     for path in attempt_dir.glob("node*/rank*/error.json"):
         try:
             records.append((json.loads(path.read_text()), int(path.parent.parent.name[4:])))
         except (OSError, ValueError):
             continue
     if not records:
-        return None
+        return ended
     record, node = min(records, key=lambda pair: pair[0]["time"])
     return Failure(
         node=node, rank=record["rank"], error_type=record["error_type"], message=record["message"], traceback=record["traceback"]
@@ -119,14 +119,15 @@ def _first_failure(attempt_dir: Path) -> Failure | None:
 _ROOT_CAUSE = re.compile(r"Root Cause.*?^ *rank *: (\d+).*?^ *exitcode *: -(\d+)", re.DOTALL | re.MULTILINE)
 
 
-def _killed(attempt_dir: Path) -> Failure | None:
+def _ended_by_signal(attempt_dir: Path) -> Failure | None:
     """The rank that a signal ended before any other failed, by the last lines of torchrun's log."""
     for log in sorted(attempt_dir.glob("node*/torchrun.log")):
         if found := _ROOT_CAUSE.search(_end_of(log)):
             rank, number = int(found[1]), int(found[2])
             name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-            advice = "; when nobody sent it, the machine's memory ran out (see dmesg)" if number == signal.SIGKILL else ""
-            return Failure(node=int(log.parent.name[4:]), rank=rank, error_type=name, message=f"killed from outside{advice}", traceback="")
+            killed = "killed from outside; when nobody did that, the machine's memory ran out (see dmesg)"
+            message = killed if name == "SIGKILL" else "the process was ended by a signal"
+            return Failure(node=int(log.parent.name[4:]), rank=rank, error_type=name, message=message, traceback="")
     return None
 
 

@@ -119,7 +119,7 @@ def test_a_spec_with_paths_of_its_own_is_one_run_from_any_working_directory(data
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), pytest.param(signal.SIGHUP, "SIGHUP", marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, spec: Path, tmp_path: Path) -> None:
     words = [spec, "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", f"rng.seed={int(number)}"]
     process = begun(*words, cwd=tmp_path)
@@ -128,7 +128,7 @@ def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, s
     manifest = manifest_of(out)
 
     assert process.returncode == 75, err
-    assert manifest["verdict"] == "stopped" and manifest["attempts"][0]["signal"] == number
+    assert manifest["verdict"] == "stopped" and manifest["attempts"][0]["signal"] == (signal.SIGTERM if name == "SIGHUP" else number)
     stopped_at = manifest["attempts"][0]["to_iteration"]
     assert manifest["checkpoints"][-1]["iteration"] == stopped_at < 40
     assert not processes_with(Path(out.strip()).name)
@@ -148,6 +148,39 @@ def test_a_killed_supervisor_leaves_no_process_behind(spec: Path, tmp_path: Path
     gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=45)
 
     assert pids and not alive, gone
+    assert "unwatched" in dfmspec("runs", cwd=tmp_path).stdout
+    assert "nobody watches it: the same command goes on with it" in dfmspec("show", "tiny", cwd=tmp_path).stdout
+
+
+def test_a_signal_ends_an_evaluation_too(spec: Path, tmp_path: Path) -> None:
+    process = begun(spec, "data.source=mock", *SMALL, "train.train_iters=40", "train.eval_iters=100000", "train.eval_interval=1", cwd=tmp_path)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 75, err
+    assert manifest_of(out)["checkpoints"][-1]["iteration"] == 3  # of the next one the data was on its way
+
+
+@pytest.mark.slow
+def test_a_changed_spec_is_another_run_and_says_so(spec: Path, tmp_path: Path) -> None:
+    process = begun(spec, "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", cwd=tmp_path)
+    process.send_signal(signal.SIGTERM)
+    first = process.communicate(timeout=120)[0].strip()
+    reached = manifest_of(first)["checkpoints"][-1]["iteration"]
+    words = ["run", spec, "data.source=mock", *SMALL, "train.train_iters=40", "logger.log_interval=7"]
+    resumed = dfmspec(*words, f"run.resume={first}", cwd=tmp_path)
+    anew = dfmspec(*words, "train.train_iters=1", cwd=tmp_path)
+
+    assert f"Resumed from iteration {reached}" in resumed.stderr and resumed.returncode == 0
+    assert f"A new run: {first}, at iteration {reached}, has another plan" in anew.stderr and f"run.resume={first} goes on" in anew.stderr
+
+
+def test_the_script_says_when_there_are_too_few_gpus(tmp_path: Path) -> None:
+    script = "examples/megatron/recipes/dit/pretrain_dit_model.py"
+    result = subprocess.run([sys.executable, ROOT / script, "--mock"], cwd=tmp_path, env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, check=False)
+
+    assert result.returncode == 4 and "Traceback" not in result.stderr
+    assert "1 process needs a GPU, and this machine has none; give cluster.device=cpu" in result.stdout
 
 
 def test_an_error_that_a_comment_accepts_starts_nothing(spec: Path, tmp_path: Path) -> None:
@@ -178,6 +211,7 @@ def test_what_the_machine_says_of_itself_ends_no_run(monkeypatch: pytest.MonkeyP
     assert manifests.git_state(Path()) == {"commit": "abc", "dirty": None}
 
 
+@pytest.mark.slow
 def test_a_path_that_is_no_utf_8_stays_in_a_manifest(spec: Path, tmp_path: Path) -> None:
     out = os.fsdecode(os.fsencode(tmp_path) + b"/o\xff")
     result = dfmspec("run", spec, "data.source=mock", *SMALL, "train.train_iters=1", "--output-dir", out, cwd=tmp_path)
@@ -243,6 +277,7 @@ def test_a_bundle_is_run_twice_from_its_own_folder(spec: Path, tmp_path: Path) -
     assert second.returncode == 0 and "finished already" in second.stderr
 
 
+@pytest.mark.slow
 def test_drawn_data_that_was_deleted_is_drawn_again_and_the_run_goes_on(spec: Path, tmp_path: Path) -> None:
     words = ["run", spec, *SMALL, "data.source=embedded", "data.num_samples=64", "train.train_iters=1"]
     first = dfmspec(*words, cwd=tmp_path)

@@ -39,7 +39,7 @@ def run(
     from dfmspec.describe import described
     from dfmspec.launch import launcher
     from dfmspec.plan import make_plan
-    from dfmspec.supervise import Request, execute, talk_to_stderr
+    from dfmspec.supervise import Request, check_guards, execute, talk_to_stderr
 
     file, overrides = one_file(words)
     text: str | None = None
@@ -50,6 +50,7 @@ def run(
         if dry_run:
             raise UsageError(f"{file} is a plan already; read {file}/plan.json, or run it")
         check_files(plan, Path(file))
+        check_guards(plan)
     else:
         resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
         require_valid(resolved, shown(findings))
@@ -140,6 +141,8 @@ def _conclude(run_dir: Path, code: int) -> None:
         if attempt and attempt.failure and attempt.failure.traceback:
             talk_to_stderr(f"full traceback: {run_dir}/attempts/{attempt.number}/node{attempt.failure.node}/rank{attempt.failure.rank}/error.json")
         talk_to_stderr(f"logs: {run_dir}/attempts")
+        if manifest.checkpoints:
+            talk_to_stderr(f"the same command continues from iteration {manifest.checkpoints[-1].iteration}")
     for artifact in manifest.artifacts:
         talk_to_stderr(f"drawn: {run_dir}/{artifact}")
     typer.echo(run_dir)

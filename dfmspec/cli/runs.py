@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dfmspec.cli.arguments import check_format
 from dfmspec.errors import UsageError
+
+if TYPE_CHECKING:
+    from dfmspec.manifest import Manifest
 
 _FORMATS = ("text", "json")
 
@@ -19,7 +22,7 @@ def runs(
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
     """List the runs, newest first: state, iterations, loss."""
-    from dfmspec.runs import runs_of
+    from dfmspec.runs import reached, runs_of, state
 
     form = check_format(format_, _FORMATS)
     if not output_dir.is_dir():
@@ -33,11 +36,10 @@ def runs(
         typer.echo(f"no runs in {output_dir}", err=True)
         return
     rows = [("RUN", "STATE", "ITERATION", "LOSS", "ATTEMPTS", "CREATED")]
-    for _, manifest in found:
-        reached = manifest.attempts[-1].to_iteration if manifest.attempts else None
-        loss = manifest.metrics.final_loss
+    for run_dir, manifest in found:
+        iteration, loss = reached(run_dir, manifest), manifest.metrics.final_loss
         rows.append(
-            (f"{manifest.name}/{manifest.run_id}", manifest.verdict, "-" if reached is None else str(reached),
+            (f"{manifest.name}/{manifest.run_id}", state(run_dir, manifest), "-" if iteration is None else str(iteration),
              "-" if loss is None else f"{loss:.3f}", str(len(manifest.attempts)), manifest.created)
         )  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -49,6 +51,15 @@ def _git(state: dict[str, Any] | None) -> str:
     if state is None:
         return "-"
     return str(state["commit"]) + {True: " with changes", None: ", changes unknown"}.get(state["dirty"], "")
+
+
+def _stands(run_dir: Path, manifest: Manifest) -> str:
+    from dfmspec.runs import reached, state
+
+    if manifest.verdict != "running":
+        return f"{manifest.verdict}: {manifest.reason}"
+    advice = "; nobody watches it: the same command goes on with it" if state(run_dir, manifest) == "unwatched" else ""
+    return f"{state(run_dir, manifest)}: iteration {reached(run_dir, manifest) or '-'}{advice}"
 
 
 def show(
@@ -72,7 +83,7 @@ def show(
     metrics, packages = manifest.metrics, manifest.environment.get("packages", {})
     lines = [
         f"{manifest.name}  {manifest.run_id}",
-        f"  {manifest.verdict}: {manifest.reason}",
+        f"  {_stands(run_dir, manifest)}",
         f"  directory   {run_dir}",
         f"  spec        {manifest.spec_file or '-'}  {' '.join(manifest.overrides)}".rstrip(),
         f"  plan        {manifest.plan_id}",
@@ -85,6 +96,9 @@ def show(
         padding = "" if metrics.padding is None else f", padding {metrics.padding:.0%}"
         lines.append(f"  speed       {metrics.seconds_per_iteration:.3f} s an iteration, {metrics.tokens_per_second:,.0f} tokens/s{padding}")
     for attempt in manifest.attempts:
+        if attempt.outcome == "running":
+            lines.append(f"  attempt {attempt.number}   {attempt.started}: running")
+            continue
         codes = ",".join(str(node.exit_code) for node in attempt.nodes)
         lines.append(
             f"  attempt {attempt.number}   {attempt.started} to {attempt.ended or '?'}: iterations {attempt.from_iteration} to "

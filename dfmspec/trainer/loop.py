@@ -52,7 +52,9 @@ def train(
     report.say("[INFO] Starting pretraining...")
 
     last, stopped_by = train.train_iters, 0
-    if iteration < last:
+    if iteration >= last:
+        report.say(f"[INFO] Nothing to train: iteration {iteration} is reached, and train.train_iters is {last}")
+    else:
         batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
     log = _Log(report, experiment, iteration + 1)
     gc.freeze()  # what is there by now stays: a collection need not go through it, in an iteration or in a save
@@ -68,7 +70,9 @@ def train(
         if evaluates or states is not None:
             log.flush()
             if evaluates:
-                report.evaluation(iteration, evaluate(trainer, microbatches(experiment, _streams(experiment, "val")), train.eval_iters))
+                loss = evaluate(trainer, microbatches(experiment, _streams(experiment, "val")), train.eval_iters, stop.agreed)
+                if loss is not None:
+                    report.evaluation(iteration, loss)
             if states is not None:
                 save(iteration, states, must=iteration == last)
             log.restart()

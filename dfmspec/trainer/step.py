@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice, repeat
 from typing import Any
@@ -140,8 +140,13 @@ def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) 
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer, batches: Iterator[Microbatch], iterations: int) -> float:
-    """Mean loss over `iterations` global batches of the evaluation split."""
+def evaluate(trainer: Trainer, batches: Iterator[Microbatch], iterations: int, stopped: Callable[[], int]) -> float | None:
+    """Mean loss over `iterations` global batches of the evaluation split; None when it was `stopped` before the last."""
     for chunk in trainer.model:
         chunk.eval()
-    return sum(float(forward_backward(trainer, batches, forward_only=True)[0]) for _ in range(iterations)) / iterations
+    total = 0.0
+    for _ in range(iterations):
+        if stopped():
+            return None
+        total += float(forward_backward(trainer, batches, forward_only=True)[0])
+    return total / iterations
