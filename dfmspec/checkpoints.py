@@ -6,6 +6,7 @@ import json
 import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -16,6 +17,11 @@ def committed(folder: Path) -> list[Path]:
     """The checkpoints of a folder that were committed, newest first."""
     found = [path for path in folder.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name) and (path / MANIFEST).exists()]
     return sorted(found, key=iteration_of, reverse=True)
+
+
+def unused(folder: Path) -> Path:
+    """A folder that is not there yet: this one, or the same with a number."""
+    return next(path for number in count(1) if not (path := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists())
 
 
 def iteration_of(checkpoint: Path) -> int:

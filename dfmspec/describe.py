@@ -10,7 +10,7 @@ from dfmspec.catalogue import catalogue
 from dfmspec.environment import reason, shell_line
 from dfmspec.errors import UsageError
 from dfmspec.layout import Layout, Place, crossing, places
-from dfmspec.load import ALIASES, Origin
+from dfmspec.load import Origin, unaliased
 from dfmspec.plan import Plan, config_text
 from dfmspec.resolve import Resolved
 from dfmspec.scripts import shell_command
@@ -83,7 +83,9 @@ def rank_table(resolved: Resolved) -> str:
 def explain(resolved: Resolved, key: str) -> str:
     """Where a value comes from, and what it was derived from, down to what somebody set."""
     target, legal = target_module(resolved.spec.target), catalogue(resolved.spec.target)
-    key = next((f"checkpoint.{meant}" for alias, meant in ALIASES if key == f"checkpoint.{alias}"), key)
+    key = unaliased(key)
+    if known := legal.fields(key):
+        raise UsageError(f"--why {key}: that is a section; name one of its keys: {', '.join(f'{key}.{name}' for name in known[:3])}, ...")
     if key not in resolved.values:
         section, _, name = key.rpartition(".")
         meant = meant_key(name, section, resolved.spec.target)

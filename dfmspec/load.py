@@ -39,6 +39,12 @@ def local_path(text: str) -> FilePath:
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
 
+
+def unaliased(key: str) -> str:
+    """`checkpoint.save` for the how-to's `checkpoint.checkpoint_dir`; any other key as it is."""
+    return next((f"checkpoint.{meant}" for alias, meant in ALIASES if key == f"checkpoint.{alias}"), key)
+
+
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", re.DOTALL)
 _OVERRIDE_HINTS = {

@@ -11,6 +11,7 @@ import typer
 from dfmspec.catalogue import SCHEMAS, catalogue, types
 from dfmspec.cli.arguments import check_format, complete_code, complete_key
 from dfmspec.errors import UsageError
+from dfmspec.load import unaliased
 from dfmspec.resources import resource
 from dfmspec.structure import SHORT_NAMES
 
@@ -50,7 +51,7 @@ def explain(key: Annotated[str, typer.Argument(help="A key, such as train.global
 
     Example: dfmspec explain scheduler.lr_decay_iters
     """
-    key = SHORT_NAMES.get(key, key)
+    key = unaliased(SHORT_NAMES.get(key, key))
     known = {target: field for target in SCHEMAS if (field := catalogue(target).field(key)) is not None}
     if not known:
         names = sorted({name for target in SCHEMAS for name, _ in catalogue(target).defaults()})

@@ -113,11 +113,12 @@ def _prepared(plan: Plan, *, saved: bool) -> Plan:
 
 def _draw(run_dir: Path, count: int) -> None:
     """Pictures from the final checkpoint, and the loss curve; their absence does not undo a training run."""
+    from dfmspec.checkpoints import unused
     from dfmspec.manifest import read_manifest, write_manifest
 
-    out = run_dir / "samples"
-    if (out / "grid.png").exists():
+    if read_manifest(run_dir).artifacts:
         return
+    out = unused(run_dir / "samples")
     trainer_module("sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True)
     manifest = read_manifest(run_dir)
     drawn = [out / name for name in ("grid.png", "loss.png")]  # the single pictures stand beside them

@@ -13,7 +13,7 @@ from dfmspec.errors import UsageError
 
 def sample(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="An iter_N folder, a folder of checkpoints, or a run directory.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: samples beside the checkpoints.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: samples beside the checkpoints, or samples-2, ...")] = None,
     num_samples: Annotated[int, typer.Option(help="Pictures to draw.", min=1)] = 16,
     caption: Annotated[list[str] | None, typer.Option(help="Draw this caption; repeatable. Default: those of the embedded butterflies.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Noise levels, instead of diffusion.num_steps.", min=1)] = None,
@@ -30,6 +30,8 @@ def sample(
     """
     if not checkpoint.is_dir():
         raise UsageError(f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
     if resolution is not None and resolution % 16:
         raise UsageError(f"--resolution {resolution} is not a multiple of 16")
     arguments = [str(checkpoint), "--num-samples", str(num_samples), "--seed", str(seed)]

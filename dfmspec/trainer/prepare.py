@@ -97,7 +97,7 @@ def write_dataset(pictures: Iterator[Picture], out: Path, *, count: int) -> None
 def _write_shards(pictures: Iterator[Picture], folder: Path, count: int) -> list[str]:
     """The tar files, samples dealt out in turn; returns their names."""
     codec, text = DctCodec(), NgramTextEncoder()
-    names = [f"shard-{index:06d}.tar" for index in range(_SHARDS)]
+    names = [f"rank0-{index:06d}.tar" for index in range(_SHARDS)]  # as the how-to has them
     with ExitStack() as stack:
         tars = [stack.enter_context(tarfile.open(folder / name, "w")) for name in names]
         for index, picture in enumerate(pictures):

@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         guidance=experiment.diffusion.guidance if args.guidance is None else args.guidance,
     )  # fmt: skip
     torch.distributed.destroy_process_group()
-    out = args.out or checkpoint.parent.parent / "samples"
+    out = args.out or checkpoints.unused(checkpoint.parent.parent / "samples")
     out.mkdir(parents=True, exist_ok=True)
     codec = DctCodec()
     pictures = [Image.fromarray(codec.decode(latent)[0].numpy()) for latent in latents]

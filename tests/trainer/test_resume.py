@@ -328,3 +328,11 @@ def test_a_checkpoint_is_sampled_from_in_one_process(whole: Path, tmp_path: Path
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "sample_000.png", "sample_001.png"]
     assert json.loads((checkpoints.committed(whole / "checkpoints")[0] / "manifest.json").read_text())["iteration"] == 6
+
+
+def test_pictures_do_not_replace_pictures(tmp_path: Path) -> None:
+    for name in ("samples", "samples-2", "samples-3"):
+        free = checkpoints.unused(tmp_path / "samples")
+        free.mkdir()
+
+        assert free == tmp_path / name
