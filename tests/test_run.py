@@ -152,6 +152,7 @@ def test_a_killed_supervisor_leaves_no_process_behind(spec: Path, tmp_path: Path
     assert "nobody watches it: the same command goes on with it" in dfmspec("show", "tiny", cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation_too(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, "data.source=mock", *SMALL, "train.train_iters=40", "train.eval_iters=100000", "train.eval_interval=1", cwd=tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -251,6 +252,7 @@ def test_a_rank_that_was_killed_is_named(spec: Path, tmp_path: Path) -> None:
     assert "failed: rank 1: SIGKILL: killed from outside" in err and "full traceback" not in err
 
 
+@pytest.mark.slow
 def test_ranks_whose_torchrun_was_killed_end_before_the_verdict(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=2000", cwd=tmp_path)
     pids = rank_pids(tmp_path)
@@ -260,6 +262,7 @@ def test_ranks_whose_torchrun_was_killed_end_before_the_verdict(spec: Path, tmp_
     assert process.returncode == 1 and not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_what_it_says(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=40", "logger.log_interval=1", cwd=tmp_path)
     process.stderr.close()

@@ -168,6 +168,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, se
     assert_continues(run_dir, whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_past_its_end_says_so(whole: Path, setting: list[str], tmp_path: Path) -> None:
     said = train(cut(whole, tmp_path / "run", 6), *setting, "train.train_iters=4")
 
@@ -201,7 +202,7 @@ def test_sigterm_finishes_the_iteration_and_saves(setting: list[str], whole: Pat
     assert_continues(run_dir, whole)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, setting: list[str], tmp_path: Path) -> None:
     """Killed while saving or between, as often as it takes: every loss is that of the run that was not stopped."""
     run_dir, rng = tmp_path / "run", random.Random(seed)
