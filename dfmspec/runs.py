@@ -87,7 +87,7 @@ def owned(folder: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock, owner = FileLock(folder / ".lock", timeout=0), folder / ".owner.json"
+    lock, owner = FileLock(folder / ".lock", timeout=0.5), folder / ".owner.json"  # longer than `is_owned` takes to look
     try:
         lock.acquire()
     except Timeout:

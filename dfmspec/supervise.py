@@ -104,7 +104,8 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
     """
     plan, resume = request.plan, request.plan.run["resume"]
     source = None if resume in ("auto", "require", "never") else str(resume)
-    same_plan = [(run_dir, manifest) for run_dir, manifest in runs_of(folder) if manifest.plan_id == f"sha256:{plan.plan_id}"]
+    earlier = list(runs_of(folder))
+    same_plan = [(run_dir, manifest) for run_dir, manifest in earlier if manifest.plan_id == f"sha256:{plan.plan_id}"]
     same = [(run_dir, manifest) for run_dir, manifest in same_plan if manifest.resumed_from == source]
     if resume != "never" and same and (source is None or same[0][1].verdict != "succeeded"):
         _check_same_data(*same[0], plan)
@@ -133,13 +134,13 @@ def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
         git=git_state(Path.cwd()), environment=environment(),
     )  # fmt: skip
     write_manifest(run_dir, manifest)
-    _tell_of_another(folder, request)
+    _tell_of_another(earlier, request)
     return run_dir, manifest
 
 
-def _tell_of_another(folder: Path, request: Request) -> None:
+def _tell_of_another(earlier: list[tuple[Path, Manifest]], request: Request) -> None:
     """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another."""
-    left = next(((run_dir, manifest) for run_dir, manifest in runs_of(folder) if manifest.verdict in ("stopped", "failed") and manifest.checkpoints), None)
+    left = next(((run_dir, manifest) for run_dir, manifest in earlier if manifest.verdict in ("stopped", "failed") and manifest.checkpoints), None)
     if left and request.plan.run["resume"] == "auto":
         run_dir, manifest = left
         request.talk(

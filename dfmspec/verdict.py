@@ -156,5 +156,6 @@ def _fill_metrics(manifest: Manifest, events: list[dict[str, Any]], iterations: 
     evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
     metrics.eval_loss = evaluations[-1] if evaluations else metrics.eval_loss
     metrics.tokens_per_second = statistics.median(event["tokens_per_second"] for event in iterations)
-    metrics.padding = statistics.fmean(event["padding"] for event in iterations)
+    shares = [event["padding"] for event in iterations if "padding" in event]  # runs of earlier versions did not tell it
+    metrics.padding = statistics.fmean(shares) if shares else None
     metrics.seconds_per_iteration = statistics.median(event["seconds"] for event in iterations)

@@ -54,7 +54,8 @@ def run(
     else:
         resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
         require_valid(resolved, shown(findings))
-        _refuse_accepted(findings)
+        if resolved.spec.target == "megatron_core":
+            _refuse_accepted(findings)
         if resolved["dataset.path"] is None and resolved.values.get("data.source") != "mock" and not dry_run:
             raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
         plan = make_plan(resolved)
@@ -93,10 +94,10 @@ def _refuse_accepted(findings: Sequence[Diagnostic]) -> None:
 
 
 def _prepared(plan: Plan, *, saved: bool) -> Plan:
-    """With the embedded data drawn before anything is launched; then the guards hold, or are taken anew.
+    """With the embedded data drawn before anything is launched; what was drawn is what a `saved` plan guards, and any other guards from now on.
 
     Raises:
-        StalePlanError: the plan was `saved`, and code or data is no longer what it was.
+        StalePlanError: a saved plan was made on other data.
     """
     from dfmspec.supervise import check_guards, guards_now
 
@@ -105,10 +106,11 @@ def _prepared(plan: Plan, *, saved: bool) -> Plan:
         arguments = [path, "--resolution", str(data["resolution"]), "--num-samples", str(data["num_samples"]), "--seed", str(data["seed"])]
         if trainer_module("prepare", *arguments, quiet=True):
             raise PreflightError(f"the embedded dataset {path} could not be made; the lines above say why")
-    if saved:
-        check_guards(plan)
-        return plan
-    return dataclasses.replace(plan, guards=guards_now(plan))
+        if saved:
+            check_guards(plan)
+        else:
+            plan = dataclasses.replace(plan, guards=guards_now(plan))
+    return plan
 
 
 def _draw(run_dir: Path, count: int) -> None:

@@ -56,10 +56,11 @@ def _git(state: dict[str, Any] | None) -> str:
 def _stands(run_dir: Path, manifest: Manifest) -> str:
     from dfmspec.runs import reached, state
 
+    stands = state(run_dir, manifest)
     if manifest.verdict != "running":
-        return f"{manifest.verdict}: {manifest.reason}"
-    advice = "; nobody watches it: the same command goes on with it" if state(run_dir, manifest) == "unwatched" else ""
-    return f"{state(run_dir, manifest)}: iteration {reached(run_dir, manifest) or '-'}{advice}"
+        return f"{stands}: {manifest.reason}"
+    advice = "; nobody watches it: the same command goes on with it" if stands == "unwatched" else ""
+    return f"{stands}: iteration {reached(run_dir, manifest) or '-'}{advice}"
 
 
 def show(

@@ -41,13 +41,13 @@ def _world_size(view: View) -> Iterator[Finding]:
     if layout.data_parallel_size:
         return
     world, tp, pp, cp = layout.world_size, view[TP], view[PP], view[CP]
-    sp, vpp, tokens = view[SP], view[VPP] is not None, (view[LENGTH] or 0) * view[MBS]
-    fits = [
-        (t, p, c)
-        for t, p, c in product(divisors(world), repeat=3)
-        if world % (t * p * c) == 0 and view[HEADS] % t == view[FFN] % t == view[LAYERS] % p == 0 and (t > 1 or not sp) and (p > 1 or not vpp)
-        and (p == 1 or view.target == "megatron_core") and tokens % (c * (t if sp else 1)) == 0  # DFM has no PP
-    ]
+    sp, vpp, tokens, pipelined = view[SP], view[VPP], (view[LENGTH] or 0) * view[MBS], view.target == "megatron_core"  # DFM has no PP
+
+    def legal(t: int, p: int, c: int) -> bool:
+        whole = world % (t * p * c) == view[HEADS] % t == view[FFN] % t == view[LAYERS] % p == tokens % (c * (t if sp else 1)) == 0
+        return whole and (t > 1 or not sp) and ((p > 1 or vpp is None) if pipelined else p == 1)
+
+    fits = [sizes for sizes in product(divisors(world), repeat=3) if legal(*sizes)]
     fits.sort(key=lambda sizes: (abs(sizes[0] - tp) + abs(sizes[1] - pp) + abs(sizes[2] - cp), sizes))
     triples = [f"TP {t} PP {p} CP {c}" for t, p, c in fits]
     nearest = world // layout.model_parallel_size * layout.model_parallel_size or layout.model_parallel_size
