@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfmspec.document import write_scalar
+from dfmspec.energon_metadata import files
 from dfmspec.environment import environment
 from dfmspec.errors import InvalidSpec
 from dfmspec.load import PATH_KEYS, SPEC_DIR, is_relative, local_path
@@ -202,8 +203,8 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     """Digests of what a plan takes for granted: this version's code, and the dataset's metadata."""
     found = {"code": code_digest()} if target == "megatron_core" else {}
     path = values["dataset.path"]
-    if path and os.path.isdir(metadata := local_path(path) / ".nv-meta"):  # noqa: PTH112  which a name too long does not stop
-        found["dataset"] = _digest(file for file in sorted(metadata.iterdir()) if file.suffix in (".yaml", ".json"))
+    if path and os.path.exists(dataset := local_path(path)) and (metadata := files(dataset)):  # noqa: PTH110  which a name too long does not stop
+        found["dataset"] = _digest(metadata)
     return found
 
 

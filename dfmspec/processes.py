@@ -1,4 +1,4 @@
-"""A process that does not outlive its parent."""
+"""Processes that do not outlive their parent."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def die_with_parent() -> None:
     """Ask the kernel (Linux) for a SIGTERM when this process's parent dies, so that nothing is left behind."""
     with suppress(OSError, AttributeError):  # another system: the ordinary clean-up must do
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def left_to_parent() -> None:
+    """The same, and Ctrl-C, which a terminal sends to both, is the parent's: it ends this process with a SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()

@@ -45,7 +45,7 @@ class Scan:
 
     samples: tuple[Sample, ...]
     broken: tuple[str, ...]
-    counts: dict[str, int]
+    counts: dict[Path, int]
     """Shard -> how many samples it has, as Energon counts."""
 
     @property
@@ -55,15 +55,15 @@ class Scan:
 
 
 @lru_cache(maxsize=8)
-def scan(folder: Path, limit: int = SAMPLES) -> Scan:
+def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     """Read the first samples of every shard; never raises for what is in them."""
-    shards = sorted(folder.rglob("*.tar"))
+    shards = sorted(shard for folder in folders for shard in folder.rglob("*.tar"))
     samples: list[Sample] = []
     broken: list[str] = []
-    counts: dict[str, int] = {}
+    counts: dict[Path, int] = {}
     for shard in shards:
         try:
-            members, counts[str(shard.relative_to(folder))] = _members(shard, max(1, limit // len(shards)))
+            members, counts[shard] = _members(shard, max(1, limit // len(shards)))
             samples += [_sample(f"{key} of {shard.name}", parts) for key, parts in members.items()]
         except (tarfile.TarError, OSError, EOFError) as error:
             broken.append(f"{shard.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -127,11 +127,17 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     """
     import subprocess
 
-    from dfmspec.processes import die_with_parent
+    from dfmspec.processes import left_to_parent
 
     require_trainer()
     command = [sys.executable, "-P", "-m", f"dfmspec.trainer.{module}", *args]
-    return subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None, preexec_fn=die_with_parent, check=False).returncode
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None, preexec_fn=left_to_parent) as process:  # noqa: PLW1509 (one thread here)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()  # until it has removed what is half made
+            raise
 
 
 def require_trainer() -> None:

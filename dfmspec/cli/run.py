@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +78,8 @@ def run(
     plan = _prepared(plan, saved=Path(file).is_dir())
     code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr, detach))
     if code == OK and plan.run["num_samples"] and not detach:
-        _draw(run_dir, plan.run["num_samples"])
+        with suppress(KeyboardInterrupt):  # the run has succeeded
+            _draw(run_dir, plan.run["num_samples"])
     _conclude(run_dir, code)
     raise typer.Exit(code)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding
-from dfmspec.energon_metadata import faults, shard_counts, split_counts, split_shards
+from dfmspec.energon_metadata import faults, folders, is_metadataset, metadataset_splits, named_in, shard_counts, sources, split_counts, split_shards
 from dfmspec.layout import nearest_multiples
 from dfmspec.load import local_path
 from dfmspec.rules.base import ALL, DFM, DIT, ERROR, HINT, OURS, WARNING, Rule, View, excludes, path
@@ -33,29 +33,36 @@ def _named(view: View) -> str | None:
     return None if not name or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
 
 
-def dataset_of(view: View) -> FilePath | None:
-    """The dataset's folder when it is there."""
+def folders_of(view: View) -> list[FilePath]:
+    """The folders of shards that the dataset is made of, as far as they are there."""
     name = _named(view)
-    folder = local_path(name) if name else None
-    return folder if folder and folder.is_dir() else None
+    return folders(local_path(name)) if name else []
 
 
 def _dataset_missing(view: View) -> Iterator[Finding]:
     name = _named(view)
     if name is None:
         return
-    folder = local_path(name)
-    if folder.is_file():
-        if folder.suffix not in (".yaml", ".yml"):  # a metadataset
-            yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards")
-    elif not folder.is_dir():
+    dataset = local_path(name)
+    if dataset.is_file() and not is_metadataset(dataset):
+        yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards, or a metadataset's .yaml")
+    elif not dataset.exists():
         yield Finding(path(DATASET), f"dataset {name} does not exist", "check the path; dfmspec data prepare makes one")
+    for part in sources(dataset):
+        if is_metadataset(part) and metadataset_splits(part) is None:
+            yield Finding(path(DATASET), f"metadataset {part} has no splits that Energon could read", "begin it with __module__: megatron.energon, __class__: MetadatasetV2 and splits: {train: {path: FOLDER}, val: ...}; or name a folder of shards")
+        elif is_metadataset(part) and not any(named_in(part)):
+            yield Finding(path(DATASET), f"metadataset {part} names no dataset", "give each split a path, or a blend of paths")
+        elif part != dataset and not part.exists():
+            yield Finding(path(DATASET), f"metadataset {name} names {part}, which does not exist", "check the path, which is relative to the file that names it")
 
 
 def _metadata_missing(view: View) -> Iterator[Finding]:
-    folder = dataset_of(view)
-    if folder is None:
-        return
+    for folder in folders_of(view):
+        yield from _unprepared(folder, view)
+
+
+def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
     metadata = folder / ".nv-meta"
     command = f"run: energon prepare --sample-type CrudeWebdataset {folder}"
     if not (metadata / "dataset.yaml").exists():
@@ -70,20 +77,27 @@ def _metadata_missing(view: View) -> Iterator[Finding]:
 
 
 def _splits(view: View) -> Iterator[Finding]:
-    folder = dataset_of(view)
-    counts = split_counts(folder) if folder else None
-    if counts is None:
+    name = _named(view)
+    if name is None:
         return
-    ours = view.target == "megatron_core"
+    dataset, ours = local_path(name), view.target == "megatron_core"
     needed = ["train"]
     if not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or not ours):
         needed.append("val")
+    if is_metadataset(dataset):
+        there = metadataset_splits(dataset) or dict.fromkeys(needed)
+        for split in needed:
+            if split not in there:
+                yield Finding(path(DATASET), f"metadataset {name} has no split {split}; it has {', '.join(map(str, there))}", _without(split, "add it", ours=ours))
+        return
+    counts = split_counts(dataset) if dataset.is_dir() else None
+    if counts is None:
+        return
     for split in needed:
         if not counts.get(split):
-            hint = "set dataset.use_train_split_for_val=true" + (", or train.eval_iters=0" if ours else "")
             yield Finding(
-                path(DATASET), f"the {split} split of {folder} is empty (Energon splits by shard: {_described(counts)})",
-                hint if split == "val" else "prepare it again with more shards or another --split-ratio",
+                path(DATASET), f"the {split} split of {dataset} is empty (Energon splits by shard: {_described(counts)})",
+                _without(split, "prepare it again with more shards or another --split-ratio", ours=ours),
             )  # fmt: skip
         elif ours and counts[split] < view[STREAMS]:
             yield Finding(
@@ -99,14 +113,22 @@ def _splits(view: View) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _without(split: str, mended: str, *, ours: bool) -> str:
+    """What to do about a split that is not there."""
+    return mended if split == "train" else "set dataset.use_train_split_for_val=true" + (", or train.eval_iters=0" if ours else "")
+
+
 def _described(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _shards_differ(view: View) -> Iterator[Finding]:
-    folder = dataset_of(view)
-    if folder is None or (splits := split_shards(folder)) is None or (counts := shard_counts(folder)) is None:
-        return
+    for folder in folders_of(view):
+        if (splits := split_shards(folder)) is not None and (counts := shard_counts(folder)) is not None:
+            yield from _differing(folder, splits, counts)
+
+
+def _differing(folder: FilePath, splits: dict[str, list[str]], counts: dict[str, int]) -> Iterator[Finding]:
     named, there = {name for split in splits.values() for name in split}, {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
     if missing := sorted(named - there):
         yield Finding(path(DATASET), f"of the shards that the metadata of {folder} names, {len(missing)} are missing, first {missing[0]}", "copy them, or prepare the dataset again")
@@ -117,10 +139,11 @@ def _shards_differ(view: View) -> Iterator[Finding]:
 
 
 def _index(view: View) -> Iterator[Finding]:
-    folder = dataset_of(view)
-    counts = shard_counts(folder) if folder else None
-    stale = [name for name, count in sorted((counts or {}).items()) if folder and (folder / name).is_file() and _length((folder / name).with_suffix(".tar.idx")) != count + 1]
-    if stale:
+    for folder in folders_of(view):
+        counts = sorted((shard_counts(folder) or {}).items())
+        stale = [name for name, count in counts if (folder / name).is_file() and _length((folder / name).with_suffix(".tar.idx")) != count + 1]
+        if not stale:
+            continue
         yield Finding(path(DATASET), f"{len(stale)} shards of {folder} have no .tar.idx of as many samples as the metadata counts, first {stale[0]}", f"run: energon prepare {folder}")
 
 

@@ -13,7 +13,7 @@ from dfmspec.diagnostics import Finding
 from dfmspec.energon_metadata import shard_counts
 from dfmspec.packing import first_fit
 from dfmspec.rules.base import ALL, CP, DFM_DIT, DIT, ERROR, LENGTH, OURS, TP, WARNING, Rule, View, path
-from dfmspec.rules.dataset import DATASET, WORKERS, dataset_of
+from dfmspec.rules.dataset import DATASET, WORKERS, folders_of
 
 if TYPE_CHECKING:
     from dfmspec.shards import Sample, Scan
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def _scan(view: View) -> Scan | None:
     from dfmspec.shards import scan
 
-    folder = dataset_of(view)
-    return scan(folder) if folder else None
+    folders = folders_of(view)
+    return scan(*folders) if folders else None
 
 
 def _about(faulty: list[Sample], read: int, what: str, hint: str, at: str = DATASET) -> Finding:
@@ -38,18 +38,21 @@ def _broken_shards(view: View) -> Iterator[Finding]:
 
 
 def _counted_differently(view: View) -> Iterator[Finding]:
-    found, folder = _scan(view), dataset_of(view)
-    counts = (shard_counts(folder) if folder else None) or {}
-    if found and (odd := [name for name, count in sorted(found.counts.items()) if name in counts and counts[name] != count]):
-        yield Finding(path(DATASET), f"{len(odd)} shards hold another number of samples than the metadata says (first: {odd[0]} {found.counts[odd[0]]}, not {counts[odd[0]]})", "prepare the dataset again")
+    found = _scan(view)
+    said = {folder / name: count for folder in folders_of(view) for name, count in (shard_counts(folder) or {}).items()}
+    if found and (odd := [shard for shard, count in sorted(found.counts.items()) if said.get(shard, count) != count]):
+        yield Finding(
+            path(DATASET), f"{len(odd)} shards hold another number of samples than the metadata says (first: {odd[0].name} {found.counts[odd[0]]}, not {said[odd[0]]})",
+            "prepare the dataset again",
+        )  # fmt: skip
 
 
 def _memory(view: View) -> Iterator[Finding]:
-    found, folder = _scan(view), dataset_of(view)
+    found = _scan(view)
     samples = sum(found.counts.values()) if found else 0
-    if not samples or folder is None or found is None or view["launcher.kind"] != "local":
+    if not samples or found is None or view["launcher.kind"] != "local":
         return
-    each = sum((folder / name).stat().st_size for name in found.counts) / samples
+    each = sum(shard.stat().st_size for shard in found.counts) / samples
     nproc, workers, held = view["cluster.nproc_per_node"], max(1, view[WORKERS]), 100 + (view["dataset.packing_buffer_size"] or 0)
     need, here = nproc * workers * 2 * held * each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > here:

@@ -13,7 +13,7 @@ class Dataset(Section):
     """The WebDataset and its packing; names of DFM's data module."""
 
     path: str | None = None
-    """Folder of shards with Energon's .nv-meta; the how-to's --dataset-path."""
+    """Folder of shards with Energon's .nv-meta, or a metadataset's .yaml, which blends some; the how-to's --dataset-path."""
     task_encoder_seq_length: Count = 8192
     """Tokens of one packed sequence."""
     packing_buffer_size: Count | None = None

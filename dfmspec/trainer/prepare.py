@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tarfile
 import uuid
@@ -229,4 +230,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of what removes a half-made folder
     sys.exit(main())

@@ -112,8 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
     facts = {"iteration": str(manifest["iteration"]), "weights": "trained" if args.raw else "averaged", "config_digest": manifest["config_digest"]}
     aside = args.out.with_name(f"{args.out.name}.tmp")
-    save_file(to_dfm(weights) if args.names == "dfm" else weights, aside, metadata=facts)
-    aside.rename(args.out)
+    try:
+        save_file(to_dfm(weights) if args.names == "dfm" else weights, aside, metadata=facts)
+        aside.rename(args.out)
+    finally:
+        aside.unlink(missing_ok=True)
     print(args.out)
     return 0
 

@@ -137,6 +137,33 @@ def test_a_dataset_and_its_metadata_must_agree(code: str, harm: Callable[[Path],
     assert code in codes if code else not [found for found in codes if found.startswith("DAT")]
 
 
+@pytest.mark.parametrize(
+    ("code", "splits", "words"),
+    [
+        ("", "{train: {blend: [{weight: 2, path: ./a}, {weight: 1, path: inner.yaml}]}, val: {path: a}}", ""),
+        ("", "{train: {path: 's3://bucket/a', subflavors: {path: elsewhere}}, val: {path: 's3://bucket/a'}}", ""),
+        ("DAT102", "[]", "no splits that Energon could read"),
+        ("DAT102", "&again {train: *again}", "names no dataset"),
+        ("DAT102", "{train: {blend: [{weight: 2, path: a}, {weight: 1, path: c}]}}", "/c, which does not exist"),
+        ("DAT102", "{train: {path: notes.yaml}, val: {path: a}}", "notes.yaml has no splits"),
+        ("DAT103", "{train: {blend: [{path: a}, {path: unprepared}]}, val: {path: a}}", "unprepared has no Energon metadata"),
+        ("DAT104", "{train: {path: a}}", "no split val"),
+        ("DAT211", "{train: {path: longer}, val: {path: a}}", "another number of samples"),
+    ],
+)
+def test_a_metadataset_and_what_it_names(code: str, splits: str, words: str, dataset: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "longer"):
+        shutil.copytree(dataset, tmp_path / name)
+    (tmp_path / "unprepared").mkdir()
+    _appended(sorted((tmp_path / "longer").glob("*.tar"))[0])
+    _put(tmp_path, "notes.yaml", "a: 1\n")
+    _put(tmp_path, "inner.yaml", "splits: {train: {path: b}}\n")
+    _put(tmp_path, "mix.yaml", f"__module__: megatron.energon\n__class__: MetadatasetV2\nsplits: {splits}\n")
+    findings = found(f"dataset.path={tmp_path / 'mix.yaml'}", "cluster.device=cpu", "recipe=dit_tiny", "dataset.task_encoder_seq_length=64", levels=LEVELS)
+
+    assert words in findings[code].message if code else not [code for code in findings if code.startswith("DAT")]
+
+
 def _appended(shard: Path) -> None:
     """A sample more, as by tar --append."""
     with tarfile.open(shard, "a") as tar:

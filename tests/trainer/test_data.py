@@ -7,9 +7,11 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from dfmspec.trainer.encoders.ngram import NgramTextEncoder
 from dfmspec.trainer.noise import draw as draw_noise
 from dfmspec.trainer.pack import _padded
 from dfmspec.trainer.patches import num_tokens, patch_positions, patchify, unpatchify
-from tests.conftest import TINY, dfmspec
+from tests.conftest import TINY, dfmspec, environment
 
 
 def saved(value: object) -> bytes:
@@ -262,6 +264,20 @@ def test_data_inspect_is_content_with_what_data_prepare_made(dataset: Path) -> N
     assert found["samples"] == {"train": 96, "val": 16, "test": 16}
     assert found["latent_shapes"] == {"[16, 1, 8, 8]": 64}
     assert found["latent_std"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_ctrl_c_leaves_nothing_half_made_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dfmspec", "data", "prepare", str(tmp_path / "out"), "--num-samples", "1000000"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.glob(".out.*/*.tar")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130 and not printed
+    assert said == f"Drawing and encoding 1000000 samples at 64 px into {tmp_path / 'out'}\n"
+    assert not any(tmp_path.iterdir())
 
 
 def test_data_prepare_takes_a_folder_of_pictures_and_never_overwrites(tmp_path: Path) -> None:

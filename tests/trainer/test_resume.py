@@ -105,6 +105,21 @@ def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(di
     assert_continues(resumed, run_dir)
 
 
+@pytest.mark.slow
+def test_a_blend_of_datasets_goes_on_where_it_was(dataset: Path, setting: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mix.yaml").write_text(
+        "__module__: megatron.energon\n__class__: MetadatasetV2\n"
+        f"splits: {{train: {{blend: [{{weight: 3, path: {dataset}}}, {{weight: 1, path: {dataset}, split_part: val}}]}}, val: {{path: {dataset}}}}}\n"
+    )
+    words = [*setting, f"dataset.path={tmp_path / 'mix.yaml'}"]
+    train(tmp_path / "whole", *words)
+    resumed = cut(tmp_path / "whole", tmp_path / "resumed", 4)
+    train(resumed, *words)
+
+    assert sorted(losses(resumed)) == [5, 6]
+    assert_continues(resumed, tmp_path / "whole")
+
+
 def test_loader_processes_do_not_change_the_data(whole: Path, setting: list[str], tmp_path: Path) -> None:
     run_dir = cut(whole, tmp_path / "run", 0)
     train(run_dir, *setting, "dataset.num_workers=1")
