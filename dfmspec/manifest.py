@@ -9,6 +9,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +121,12 @@ def manifest_schema() -> dict[str, Any]:
 
 def now() -> str:
     """RFC 3339, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return moment(time.time())
+
+
+def moment(seconds: float) -> str:
+    """The same, of seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def write_aside(path: Path, text: str) -> None:

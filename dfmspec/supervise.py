@@ -26,7 +26,7 @@ from dfmspec.manifest import Attempt, Manifest, NodeProcess, environment, git_st
 from dfmspec.plan import Plan, config_digest, config_text, guards
 from dfmspec.runs import link_latest, new_run_id, owned, runs_of
 from dfmspec.targets import CONFIG
-from dfmspec.verdict import conclude
+from dfmspec.verdict import conclude, span
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0
@@ -256,13 +256,19 @@ class _Supervisor:
         return attempt
 
     def _conclude_earlier(self, number: int) -> None:
-        """Attempts whose supervisor did not live to conclude them."""
+        """Attempts whose supervisor did not live to conclude them, and those that a scheduler began after it."""
+        if self.manifest.attempts:
+            last = self.manifest.attempts[-1]
+            for begun in range(last.number + 1, number or _next_attempt(self.run_dir / "attempts")):
+                nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
+                self.manifest.attempts.append(Attempt(number=begun, started=span(self.run_dir, begun)[0], nodes=nodes))
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
-                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone")
+                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone", ended=span(self.run_dir, attempt.number)[1])
 
-    def _conclude(self, attempt: Attempt, codes: list[int | None], word: str) -> None:
+    def _conclude(self, attempt: Attempt, codes: list[int | None], word: str, ended: str | None = None) -> None:
         folder = _checkpoint_folder(self.request.plan, self.run_dir)
+        attempt.ended = ended or now()
         conclude(self.manifest, attempt, self.run_dir, folder, codes, signals=self.signals, word=word)
         write_manifest(self.run_dir, self.manifest)
 

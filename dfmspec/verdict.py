@@ -7,13 +7,14 @@ import json
 import re
 import signal
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dfmspec import checkpoints
 from dfmspec.events import read_events
-from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, now
+from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, moment
 
 
 def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, codes: Sequence[int | None], *, signals: Sequence[int], word: str) -> None:
@@ -22,9 +23,9 @@ def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, 
     folder: of the checkpoints. codes: of torchrun on each node, None where it was killed. word: the scheduler's last.
     """
     attempt_dir = run_dir / "attempts" / str(attempt.number)
-    attempt.ended = now()
     for node, code in zip(attempt.nodes, codes, strict=True):
-        node.exit_code = code if code is not None else -signal.SIGKILL
+        left = exit_code_left(attempt_dir, node.node) if code is None else code
+        node.exit_code = -signal.SIGKILL if left is None else left
         host = attempt_dir / f"node{node.node}" / "host"  # left by a job whose hosts a scheduler chose
         node.host = host.read_text().strip() if host.exists() else node.host
     events = _events(run_dir, attempt.number)
@@ -49,6 +50,20 @@ def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, 
     else:
         attempt.outcome, manifest.verdict = "failed", "failed"
         manifest.reason = _why(attempt, attempt_dir, fault if "finished" in kinds else None, signals, word)
+
+
+def span(run_dir: Path, attempt: int) -> tuple[str, str]:
+    """When an attempt that nobody watched began and ended: its first and last event; this moment, where it came to none."""
+    times = [event["time"] for event in _events(run_dir, attempt)] or [time.time()]
+    return moment(times[0]), moment(times[-1])
+
+
+def exit_code_left(attempt_dir: Path, node: int) -> int | None:
+    """What torchrun on a node of a scheduler's job ended with; None: it did not, or was killed with all around it."""
+    try:
+        return int((attempt_dir / f"node{node}" / "exit_code").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _start_seconds(started: dict[str, Any] | None, iterations: list[dict[str, Any]]) -> dict[str, float] | None:

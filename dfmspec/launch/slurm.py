@@ -20,6 +20,7 @@ from dfmspec.launch import Place
 from dfmspec.launch.remote import ask_to_stop, programs_path
 from dfmspec.plan import Plan
 from dfmspec.scripts import SCRIPT_A_NODE, heading, where
+from dfmspec.verdict import exit_code_left
 
 OUTLIVES = True
 JOB = "job.sbatch"
@@ -241,7 +242,7 @@ class SlurmJob:
     def poll(self) -> list[int | None]:
         """Exit code that each node left; -9: it left none, and the attempt is over."""
         self._look()
-        codes = [self._code(node) for node in range(self._plan.nnodes)]
+        codes = [exit_code_left(Path(self._place.attempt_dir), node) for node in range(self._plan.nnodes)]
         over = self._newer > self._restarts or self._state in _ENDED
         if not over:
             return [None] * len(codes)  # also when every node has ended: the job decides whether it is queued again
@@ -260,11 +261,6 @@ class SlurmJob:
                 self._place.talk(said)
             self._said = said
         self._asked = time.monotonic()
-
-    def _code(self, node: int) -> int | None:
-        with suppress(OSError, ValueError):
-            return int((Path(self._place.attempt_dir) / f"node{node}" / "exit_code").read_text())
-        return None
 
     def again(self) -> bool:
         """Whether Slurm has taken the job up once more."""

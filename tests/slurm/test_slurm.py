@@ -145,6 +145,25 @@ def test_a_detached_run_is_watched_later(spec: Path, tmp_path: Path) -> None:
     assert len(manifest_of(Path(watched.stdout.strip()))["attempts"]) == 1
 
 
+def test_what_slurm_did_while_nobody_watched_is_written_down(spec: Path) -> None:
+    words = [*JOB, "train.train_iters=60", "checkpoint.save_interval=1000"]
+    run_dir = Path(dfmspec("run", spec, *words, "--detach").stdout.strip())
+    _wait_for('"iteration": 3', run_dir / "events.jsonl")
+    subprocess.run(["scancel", "--signal=USR1", "--batch", job_of(run_dir)], check=True)
+    _wait_for('"finished"', run_dir / "events.jsonl")
+    _wait_for("0", run_dir / "attempts" / "2" / "node1" / "exit_code")
+    while subprocess.run(["squeue", "--noheader", f"--jobs={job_of(run_dir)}"], capture_output=True, check=False).stdout:
+        time.sleep(0.5)
+    done = dfmspec("run", spec, *words)
+    manifest = manifest_of(run_dir)
+    first, second = manifest["attempts"]
+
+    assert done.returncode == 0 and manifest["verdict"] == "succeeded" and "is submitted" not in done.stderr
+    assert (first["outcome"], second["outcome"]) == ("stopped", "finished") and first["to_iteration"] == second["from_iteration"]
+    assert [node["exit_code"] for attempt in (first, second) for node in attempt["nodes"]] == [0] * 4
+    assert first["started"] < first["ended"] <= second["started"] < second["ended"]
+
+
 def test_a_bundle_stands_alone_and_refuses_another_allocation(spec: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "the plan"
     assert dfmspec("plan", spec, *JOB, "train.train_iters=2", "-o", bundle).returncode == 0
@@ -169,6 +188,13 @@ def test_slurm_is_asked_beforehand(spec: Path) -> None:
 
     assert taken.returncode == 0 and "to start at" in taken.stdout
     assert refused.returncode == 4 and "Slurm refuses the job" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def _wait_for(words: str, path: Path) -> None:
+    deadline = time.monotonic() + 180
+    while words not in _text(path):
+        assert time.monotonic() < deadline, f"{path} has no {words}: {_text(path)[-500:]}"
+        time.sleep(0.5)
 
 
 def _text(path: Path) -> str:
