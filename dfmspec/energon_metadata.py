@@ -1,9 +1,8 @@
-"""What Energon's metadata says of a dataset, without Energon: the samples of each shard, the shards of each split, the datasets of a metadataset."""
+"""What Energon's metadata says of a dataset, without Energon: the samples of each shard, the shards of each split."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,52 +16,14 @@ INFO, SPLIT = (".info.json", ".info.yaml"), ("split.yaml", "split.json")
 """Energon's own order of looking; Energon 6 writes YAML alone."""
 
 
-def is_metadataset(dataset: Path) -> bool:
-    """Whether a path is a file that names other datasets."""
-    return dataset.suffix in (".yaml", ".yml") and dataset.is_file()
+def prepared(folder: Path) -> bool:
+    """Whether Energon takes a folder for a dataset."""
+    return _first(folder, INFO) is not None
 
 
-def metadataset_splits(file: Path) -> dict[str, Any] | None:
-    """What a metadataset has under `splits`; None where Energon could read none."""
-    data = _data(file)
-    splits = data.get("splits") if isinstance(data, dict) else None
-    return splits if isinstance(splits, dict) and splits else None
-
-
-def named_in(file: Path) -> Iterator[str]:
-    """The datasets of a metadataset, as it names them."""
-    todo, seen = [metadataset_splits(file)], set[int]()
-    for each in todo:  # which grows
-        if not isinstance(each, list | dict) or id(each) in seen:  # an alias may lead back
-            continue
-        seen.add(id(each))
-        if isinstance(each, dict):
-            if isinstance(name := each.get("path"), str):
-                yield name
-            todo += [value for key, value in each.items() if key != "subflavors"]
-        else:
-            todo += each
-
-
-def sources(dataset: Path) -> list[Path]:
-    """A dataset and, where it is a metadataset, all that it names, by way of other metadatasets too; relative to the naming file."""
-    found = [dataset]
-    for part in found:  # which grows
-        if is_metadataset(part):
-            named = (Path(os.path.normpath(part.parent / name)) for name in named_in(part) if "://" not in name)
-            found += [inner for inner in dict.fromkeys(named) if inner not in found]
-    return found
-
-
-def folders(dataset: Path) -> list[Path]:
-    """The folders of shards that a dataset is made of, as far as they are there."""
-    return [part for part in sources(dataset) if part.is_dir()]
-
-
-def files(dataset: Path) -> list[Path]:
-    """All that says what a dataset is."""
-    metadatasets = [part for part in sources(dataset) if is_metadataset(part)]
-    return metadatasets + [file for folder in folders(dataset) for file in sorted(folder.glob(".nv-meta/*")) if file.suffix in (".yaml", ".json")]
+def metadata_files(folder: Path) -> list[Path]:
+    """All that says what a dataset is, of Energon's."""
+    return [file for file in sorted(folder.glob(".nv-meta/*")) if file.suffix in (".yaml", ".json")]
 
 
 def faults(folder: Path) -> Iterator[str]:

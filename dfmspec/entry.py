@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a DiT on a WebDataset with Megatron.", allow_abbrev=False,
         epilog="Three layers, lowest first: recipe defaults, the YAML file, key=value.",
     )  # fmt: skip
-    parser.add_argument("--dataset-path", help="folder of the WebDataset's shards")
+    parser.add_argument("--dataset-path", help="folder of the WebDataset's shards, or a metadataset's .yaml")
     parser.add_argument("--config-file", help="YAML file of overrides")
     parser.add_argument("--mock", action="store_true", help="train on random latents")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.tensor_model_parallel_size=2")

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfmspec.document import write_scalar
-from dfmspec.energon_metadata import files
+from dfmspec.energon_metadata import metadata_files
 from dfmspec.environment import environment
 from dfmspec.errors import InvalidSpec
 from dfmspec.load import PATH_KEYS, SPEC_DIR, is_relative, local_path
+from dfmspec.metadataset import everything, is_metadataset
 from dfmspec.resolve import Resolved
 from dfmspec.targets import SPEC_DIR_UPSTREAM, Reading, target_module
 
@@ -203,8 +204,10 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     """Digests of what a plan takes for granted: this version's code, and the dataset's metadata."""
     found = {"code": code_digest()} if target == "megatron_core" else {}
     path = values["dataset.path"]
-    if path and os.path.exists(dataset := local_path(path)) and (metadata := files(dataset)):  # noqa: PTH110  which a name too long does not stop
-        found["dataset"] = _digest(metadata)
+    if path and os.path.exists(dataset := local_path(path)):  # noqa: PTH110  which a name too long does not stop
+        parts = everything(dataset, ours=target == "megatron_core")
+        if files := [file for part in parts for file in ([part] if is_metadataset(part) else metadata_files(part))]:
+            found["dataset"] = _digest(files)
     return found
 
 

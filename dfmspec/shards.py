@@ -57,6 +57,7 @@ class Scan:
 @lru_cache(maxsize=8)
 def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     """Read the first samples of every shard; never raises for what is in them."""
+    named = str if len(folders) > 1 else lambda shard: shard.name
     shards = sorted(shard for folder in folders for shard in folder.rglob("*.tar"))
     samples: list[Sample] = []
     broken: list[str] = []
@@ -64,9 +65,9 @@ def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     for shard in shards:
         try:
             members, counts[shard] = _members(shard, max(1, limit // len(shards)))
-            samples += [_sample(f"{key} of {shard.name}", parts) for key, parts in members.items()]
+            samples += [_sample(f"{key} of {named(shard)}", parts) for key, parts in members.items()]
         except (tarfile.TarError, OSError, EOFError) as error:
-            broken.append(f"{shard.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            broken.append(f"{named(shard)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     return Scan(tuple(samples), tuple(broken), counts)
 
 

@@ -248,7 +248,7 @@ class _Supervisor:
         attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == handle.attempt), None)
         if attempt is None:
             nodes = [NodeProcess(node=i, host=host, argv=argv, env=env) for i, (host, argv, env) in enumerate(handle.described())]
-            attempt = Attempt(number=handle.attempt, started=now(), nodes=nodes)
+            attempt = Attempt(number=handle.attempt, started=span(self.run_dir, handle.attempt)[0], nodes=nodes)
             self.manifest.attempts.append(attempt)
         self.manifest.verdict, self.manifest.reason = "running", ""
         write_manifest(self.run_dir, self.manifest)
@@ -260,6 +260,8 @@ class _Supervisor:
         if self.manifest.attempts:
             last = self.manifest.attempts[-1]
             for begun in range(last.number + 1, number or _next_attempt(self.run_dir / "attempts")):
+                if not any((self.run_dir / "attempts" / str(begun)).glob("*")):
+                    continue  # a scheduler refused it, or ended it before it began
                 nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
                 self.manifest.attempts.append(Attempt(number=begun, started=span(self.run_dir, begun)[0], nodes=nodes))
         for attempt in self.manifest.attempts:

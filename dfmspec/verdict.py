@@ -20,7 +20,7 @@ from dfmspec.manifest import Attempt, CheckpointRecord, Failure, Manifest, momen
 def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, codes: Sequence[int | None], *, signals: Sequence[int], word: str) -> None:
     """Fill in an attempt that is over, and the run's verdict.
 
-    folder: of the checkpoints. codes: of torchrun on each node, None where it was killed. word: the scheduler's last.
+    folder: of the checkpoints. codes: of torchrun on each node; None: the one it left, and killed where it left none. word: the scheduler's last.
     """
     attempt_dir = run_dir / "attempts" / str(attempt.number)
     for node, code in zip(attempt.nodes, codes, strict=True):
@@ -53,7 +53,7 @@ def conclude(manifest: Manifest, attempt: Attempt, run_dir: Path, folder: Path, 
 
 
 def span(run_dir: Path, attempt: int) -> tuple[str, str]:
-    """When an attempt that nobody watched began and ended: its first and last event; this moment, where it came to none."""
+    """When an attempt that nobody watched began and ended, by its first and last event; now, while it has none."""
     times = [event["time"] for event in _events(run_dir, attempt)] or [time.time()]
     return moment(times[0]), moment(times[-1])
 

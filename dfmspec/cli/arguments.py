@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -136,7 +137,9 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
             return process.wait()
         except KeyboardInterrupt:
             process.terminate()
-            process.wait()  # until it has removed what is half made
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)  # until it has removed what is half made
+            process.kill()
             raise
 
 

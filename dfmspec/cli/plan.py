@@ -31,7 +31,7 @@ def plan(
     check: Annotated[
         str | None, typer.Option(help="A bundle written before: exit code 3 when it is stale. Or `scheduler`: would Slurm take the job?", metavar="BUNDLE"),
     ] = None,
-    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
+    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it.")] = None,
 ) -> None:
     """Resolve and compile a spec, and show the commands of every node.
 

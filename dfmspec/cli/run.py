@@ -23,7 +23,7 @@ def run(
         list[str], typer.Argument(metavar="SPEC|PLAN_DIR [KEY=VALUE]...", help="A spec with overrides, or a folder of `plan -o`.", show_default=False)
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan and start nothing.")] = False,
-    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
+    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="With launcher slurm: submit the job and return; the same command watches it again.")] = False,
     run_output: Annotated[str | None, typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir.")] = None,
 ) -> None:

@@ -37,7 +37,7 @@ def validate(
     fail_on: Annotated[str, typer.Option(help="The least severity that gives exit code 1: error, warning or hint.")] = "error",
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit code 0 whatever is found.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes for many files; 0: one a core.", min=0)] = 1,
-    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, as the training script takes it.")] = None,
+    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
 ) -> None:
     """Check specs and show every finding at once.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from dfmspec.diagnostics import Finding
-from dfmspec.energon_metadata import faults, folders, is_metadataset, metadataset_splits, named_in, shard_counts, sources, split_counts, split_shards
+from dfmspec.energon_metadata import faults, prepared, shard_counts, split_counts, split_shards
 from dfmspec.layout import nearest_multiples
 from dfmspec.load import local_path
+from dfmspec.metadataset import Gap, Leaf, everything, is_metadataset, leaves, names_itself, read
 from dfmspec.rules.base import ALL, DFM, DIT, ERROR, HINT, OURS, WARNING, Rule, View, excludes, path
 
 DATASET, WORKERS, STREAMS = "dataset.path", "dataset.num_workers", "data.num_streams"
@@ -33,33 +35,61 @@ def _named(view: View) -> str | None:
     return None if not name or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
 
 
-def folders_of(view: View) -> list[FilePath]:
-    """The folders of shards that the dataset is made of, as far as they are there."""
+def _needed(view: View) -> list[str]:
+    """The splits that are read."""
+    evaluated = not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or view.target != "megatron_core")
+    return ["train", "val"] if evaluated else ["train"]
+
+
+def _read(view: View) -> list[Leaf | Gap]:
+    """What is read of the dataset, each once."""
     name = _named(view)
-    return folders(local_path(name)) if name else []
+    ours = view.target == "megatron_core"
+    found = [leaf for split in _needed(view) for leaf in leaves(local_path(name), split, ours=ours)] if name else []
+    return list(dict.fromkeys(found))
+
+
+def folders_of(view: View) -> list[FilePath]:
+    """The folders of shards that are read, as far as they are there, but for those with metadata of another name."""
+    name = _named(view)
+    if name and not is_metadataset(dataset := local_path(name)):
+        return [dataset] if dataset.is_dir() else []
+    return [folder for folder in dict.fromkeys(leaf.folder for leaf in _read(view) if isinstance(leaf, Leaf) and not leaf.configured) if folder.is_dir()]
 
 
 def _dataset_missing(view: View) -> Iterator[Finding]:
     name = _named(view)
     if name is None:
         return
-    dataset = local_path(name)
+    dataset, ours = local_path(name), view.target == "megatron_core"
     if dataset.is_file() and not is_metadataset(dataset):
-        yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards, or a metadataset's .yaml")
+        if ours or dataset.suffix != ".yml":  # which Energon 6 takes
+            yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards, or a metadataset's .yaml")
     elif not dataset.exists():
         yield Finding(path(DATASET), f"dataset {name} does not exist", "check the path; dfmspec data prepare makes one")
-    for part in sources(dataset):
-        if is_metadataset(part) and metadataset_splits(part) is None:
-            yield Finding(path(DATASET), f"metadataset {part} has no splits that Energon could read", "begin it with __module__: megatron.energon, __class__: MetadatasetV2 and splits: {train: {path: FOLDER}, val: ...}; or name a folder of shards")
-        elif is_metadataset(part) and not any(named_in(part)):
-            yield Finding(path(DATASET), f"metadataset {part} names no dataset", "give each split a path, or a blend of paths")
-        elif part != dataset and not part.exists():
-            yield Finding(path(DATASET), f"metadataset {name} names {part}, which does not exist", "check the path, which is relative to the file that names it")
+    for part in everything(dataset, ours=ours):
+        if is_metadataset(part):
+            yield from (Finding(path(DATASET), f"metadataset {part}: {fault}", _FORM) for fault in read(part, ours=ours)[1])
+            if names_itself(part, ours=ours):
+                yield Finding(path(DATASET), f"metadataset {part} names itself, directly or by way of others", "name folders of shards in the innermost ones")
+        elif part != dataset and part.suffix != ".jsonl" and not os.path.isdir(part):  # noqa: PTH112  which a name too long does not stop
+            yield Finding(
+                path(DATASET), f"metadataset {name} names {part}, which {'is no dataset' if os.path.exists(part) else 'does not exist'}",  # noqa: PTH110
+                "check the path, which is relative to the file that names it",
+            )  # fmt: skip
+
+
+_FORM = "its form is: __module__: megatron.energon, __class__: MetadatasetV2, splits: {train: {path: FOLDER}, val: {blend: [{weight: 1, path: FOLDER}]}}"
 
 
 def _metadata_missing(view: View) -> Iterator[Finding]:
-    for folder in folders_of(view):
+    name = _named(view)
+    looked_into = folders_of(view)
+    for folder in looked_into:
         yield from _unprepared(folder, view)
+    for other in everything(local_path(name), ours=view.target == "megatron_core") if name else ():  # splits that nobody reads are opened all the same
+        if other not in looked_into and os.path.isdir(other) and not prepared(other):  # noqa: PTH112
+            yield Finding(path(DATASET), f"dataset {other} has no Energon metadata (.nv-meta/.info.json)", f"run: energon prepare {other}")
 
 
 def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
@@ -77,45 +107,39 @@ def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
 
 
 def _splits(view: View) -> Iterator[Finding]:
-    name = _named(view)
-    if name is None:
-        return
-    dataset, ours = local_path(name), view.target == "megatron_core"
-    needed = ["train"]
-    if not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or not ours):
-        needed.append("val")
-    if is_metadataset(dataset):
-        there = metadataset_splits(dataset) or dict.fromkeys(needed)
-        for split in needed:
-            if split not in there:
-                yield Finding(path(DATASET), f"metadataset {name} has no split {split}; it has {', '.join(map(str, there))}", _without(split, "add it", ours=ours))
-        return
-    counts = split_counts(dataset) if dataset.is_dir() else None
-    if counts is None:
-        return
-    for split in needed:
+    ours = view.target == "megatron_core"
+    for leaf in _read(view):
+        if isinstance(leaf, Gap):
+            if leaf.there:  # else DAT102 says it
+                has = ", ".join(leaf.there)
+                yield Finding(path(DATASET), f"metadataset {leaf.file} has no split {leaf.split}; it has {has}", _without(leaf.split, "add it", ours=ours))
+            continue
+        folder, split, configured = leaf
+        counts = None if configured or not folder.is_dir() else split_counts(folder)
+        if counts is None:
+            continue
         if not counts.get(split):
             yield Finding(
-                path(DATASET), f"the {split} split of {dataset} is empty (Energon splits by shard: {_described(counts)})",
+                path(DATASET), f"the {split} split of {folder} is empty (Energon splits by shard: {_described(counts)})",
                 _without(split, "prepare it again with more shards or another --split-ratio", ours=ours),
             )  # fmt: skip
         elif ours and counts[split] < view[STREAMS]:
             yield Finding(
                 path(STREAMS if view.is_users(STREAMS) else DATASET),
-                f"{view[STREAMS]} streams share the {counts[split]} samples of split {split}; each needs at least one",
+                f"{view[STREAMS]} streams share the {counts[split]} samples of split {split} of {folder}; each needs at least one",
                 f"data.num_streams at most {counts[split]}, or fewer dataset.num_workers",
             )  # fmt: skip
         elif not ours and counts[split] < (loaders := view.data_parallel_size * max(1, view[WORKERS])):
             yield Finding(
                 path(WORKERS if view.is_users(WORKERS) else DATASET),
-                f"DP {view.data_parallel_size} x {max(1, view[WORKERS])} workers = {loaders} loaders share the {counts[split]} samples of split {split}; each needs at least one",
+                f"DP {view.data_parallel_size} x {max(1, view[WORKERS])} workers = {loaders} loaders share the {counts[split]} samples of split {split} of {folder}; each needs at least one",
                 f"dataset.num_workers at most {counts[split] // view.data_parallel_size}",
             )  # fmt: skip
 
 
 def _without(split: str, mended: str, *, ours: bool) -> str:
     """What to do about a split that is not there."""
-    return mended if split == "train" else "set dataset.use_train_split_for_val=true" + (", or train.eval_iters=0" if ours else "")
+    return mended if split != "val" else "set dataset.use_train_split_for_val=true" + (", or train.eval_iters=0" if ours else "")
 
 
 def _described(counts: dict[str, int]) -> str:

@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import sys
 import tarfile
 import uuid
@@ -28,6 +27,7 @@ from PIL import Image
 
 from dfmspec.energon_metadata import split_counts
 from dfmspec.errors import DataError
+from dfmspec.processes import unwind_on_sigterm
 from dfmspec.shards import SAMPLE_NAME
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
@@ -230,5 +230,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of what removes a half-made folder
+    unwind_on_sigterm()
     sys.exit(main())

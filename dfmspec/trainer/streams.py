@@ -78,7 +78,7 @@ class EnergonPacks:
             last = (str(error).strip() or type(error).__name__).splitlines()[-1]
             if isinstance(error, DataError):
                 raise DataError(last.rpartition("SampleError: ")[2]) from error
-            raise DataError(f"{self._place} cannot be read: {last}; dfmspec data inspect names the damaged shard") from error
+            raise DataError(f"{self._place} cannot be read: {last}; dfmspec validate --check data names the damaged shard") from error
 
     def state(self) -> Any:
         with _ENERGON:

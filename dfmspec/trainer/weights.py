@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfmspec.errors import CheckpointError
+from dfmspec.processes import unwind_on_sigterm
 from dfmspec.trainer.model import DiT, global_name, own_slice, whole_shape
 
 _NAMES = (
@@ -122,4 +123,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_sigterm()
     sys.exit(main())

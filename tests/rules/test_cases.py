@@ -142,23 +142,37 @@ def test_a_dataset_and_its_metadata_must_agree(code: str, harm: Callable[[Path],
     [
         ("", "{train: {blend: [{weight: 2, path: ./a}, {weight: 1, path: inner.yaml}]}, val: {path: a}}", ""),
         ("", "{train: {path: 's3://bucket/a', subflavors: {path: elsewhere}}, val: {path: 's3://bucket/a'}}", ""),
-        ("DAT102", "[]", "no splits that Energon could read"),
-        ("DAT102", "&again {train: *again}", "names no dataset"),
-        ("DAT102", "{train: {blend: [{weight: 2, path: a}, {weight: 1, path: c}]}}", "/c, which does not exist"),
-        ("DAT102", "{train: {path: notes.yaml}, val: {path: a}}", "notes.yaml has no splits"),
+        ("", "{train: {blend_epochized: [{repetitions: 2, path: a}]}, val: {path: 2025-01-01, split_part: test}}", ""),
+        ("", "{train: {path: a}, val: {path: unprepared/../a}, test: {path: longer}}", ""),  # test is not read
+        ("", "{train: {path: a, split_config: mine.yaml}, val: {path: a, dataset_config: crude.yaml}}", ""),
+        ("DAT102", "[]", "no splits"),
+        ("DAT102", "{train: &t {path: a}, val: *t}", "split val needs one of path, blend"),  # Energon knows no aliases
+        ("DAT102", "{train: {blend: [{weight: 2, path: a}, {weight: 1, path: c}]}, val: {path: a}}", "/c, which does not exist"),
+        ("DAT102", "{train: {path: notes.yaml}, val: {path: a}}", "notes.yaml: it has no splits"),
+        ("DAT102", "{train: {path: first.yaml}, val: {path: a}}", "first.yaml: its split train needs datasets"),
+        ("DAT102", "{train: {path: a/rank0-000000.tar}, val: {path: a}}", "is no dataset"),
+        ("DAT102", "{train: {path: a, blend: [{path: a}]}, val: {path: a}}", "needs one of"),
+        ("DAT102", "{train: {blend: [{weight: 1}]}, val: {path: a}}", "needs a path for each"),
+        ("DAT102", "{train: {path: mix.yaml}, val: {path: a}}", "names itself"),
+        ("DAT102", "{train: {path: a, aux: {more: a}}, val: {path: a}}", "auxiliary"),
         ("DAT103", "{train: {blend: [{path: a}, {path: unprepared}]}, val: {path: a}}", "unprepared has no Energon metadata"),
-        ("DAT104", "{train: {path: a}}", "no split val"),
-        ("DAT211", "{train: {path: longer}, val: {path: a}}", "another number of samples"),
+        ("DAT103", "{train: {path: a}, val: {path: a}, test: {path: unprepared}}", "unprepared has no Energon metadata"),
+        ("DAT104", "{train: {path: a}}", "no split val; it has train"),
+        ("DAT104", "{train: {path: a, split_part: other}, val: {path: a}}", "the other split of"),
+        ("DAT104", "{train: {path: a}, val: {path: inner.yaml}}", "inner.yaml has no split val"),
+        ("DAT211", "{train: {path: longer}, val: {path: a}}", "longer/rank0-000000.tar 17, not 16"),
     ],
 )
 def test_a_metadataset_and_what_it_names(code: str, splits: str, words: str, dataset: Path, tmp_path: Path) -> None:
-    for name in ("a", "b", "longer"):
+    for name in ("a", "2025-01-01", "longer"):
         shutil.copytree(dataset, tmp_path / name)
     (tmp_path / "unprepared").mkdir()
     _appended(sorted((tmp_path / "longer").glob("*.tar"))[0])
+    version = "__module__: megatron.energon\n__class__: MetadatasetV2\n"
     _put(tmp_path, "notes.yaml", "a: 1\n")
-    _put(tmp_path, "inner.yaml", "splits: {train: {path: b}}\n")
-    _put(tmp_path, "mix.yaml", f"__module__: megatron.energon\n__class__: MetadatasetV2\nsplits: {splits}\n")
+    _put(tmp_path, "inner.yaml", f"{version}splits: {{train: {{path: a}}}}\n")
+    _put(tmp_path, "first.yaml", "splits: {train: {path: a}}\n")
+    _put(tmp_path, "mix.yaml", f"{version}splits: {splits}\n")
     findings = found(f"dataset.path={tmp_path / 'mix.yaml'}", "cluster.device=cpu", "recipe=dit_tiny", "dataset.task_encoder_seq_length=64", levels=LEVELS)
 
     assert words in findings[code].message if code else not [code for code in findings if code.startswith("DAT")]

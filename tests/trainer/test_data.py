@@ -225,7 +225,7 @@ def test_a_truncated_shard_stops_the_reader_with_a_way_out(workers: int, dataset
         os.truncate(shard, 20_000)
     packs = RankStreams(experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}"), "train", rank=0, size=1)
 
-    with pytest.raises(DataError, match=r"split train of .*truncated cannot be read: .*unexpected end of data; dfmspec data inspect"):
+    with pytest.raises(DataError, match=r"split train of .*truncated cannot be read: .*unexpected end of data; dfmspec validate --check data"):
         for _ in range(60):
             next(packs)
 
@@ -266,18 +266,22 @@ def test_data_inspect_is_content_with_what_data_prepare_made(dataset: Path) -> N
     assert found["latent_std"] == pytest.approx(1.0, abs=0.2)
 
 
-def test_ctrl_c_leaves_nothing_half_made_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dfmspec", "data", "prepare", str(tmp_path / "out"), "--num-samples", "1000000"]
+@pytest.mark.parametrize(("count", "until"), [(1000000, "*.tar"), (1024, ".nv-meta")])
+def test_ctrl_c_leaves_nothing_half_made_and_no_traceback(count: int, until: str, tmp_path: Path) -> None:
+    """While it draws, and while Energon's processes make the index."""
+    command = [sys.executable, "-m", "dfmspec", "data", "prepare", str(tmp_path / "out"), "--num-samples", str(count)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not any(tmp_path.glob(".out.*/*.tar")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while not any(tmp_path.glob(f".out.*/{until}")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)
 
-    assert process.returncode == 130 and not printed
-    assert said == f"Drawing and encoding 1000000 samples at 64 px into {tmp_path / 'out'}\n"
-    assert not any(tmp_path.iterdir())
+    assert process.returncode == 130
+    assert [line for line in said.splitlines() if " of 1024 samples" not in line] == [f"Drawing and encoding {count} samples at 64 px into {tmp_path / 'out'}"]
+    assert not any(tmp_path.glob(".out.*"))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_data_prepare_takes_a_folder_of_pictures_and_never_overwrites(tmp_path: Path) -> None:
