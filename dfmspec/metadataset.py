@@ -1,6 +1,7 @@
-"""What a metadataset is made of: the file in which Energon blends datasets, read as Energon reads it, without Energon.
+"""What a metadataset names: the file in which Energon blends datasets, without Energon. Weights, subsets and joins' fields are Energon's to judge.
 
-Sources: megatron-energon 7.4.1, metadataset/metadataset.py, metadataset_v2.py and loader.py; 6.0.1, which NVIDIA DFM pins, where `ours` is false.
+Sources: megatron-energon 7.4.1, metadataset/metadataset.py, metadataset_v2.py and loader.py. Where `ours` is false, it is for 6.0.1, which NVIDIA DFM
+pins: YAML is read by PyYAML's safe loader there, and the forms are taken to be the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that do not outlive their parent."""
+"""Processes that do not outlive their parent, and leave nothing half made."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,10 +55,14 @@ class Scan:
         return tuple(s for s in self.samples if s.latent and s.text and len(s.latent.shape) == 4 and len(s.text.shape) == 2)
 
 
+def shown(shard: Path, folders: Sequence[Path]) -> str:
+    """A shard's name for a reader: its path in the one folder, or the whole one where there are several."""
+    return str(shard.relative_to(folders[0]) if len(folders) == 1 else shard)
+
+
 @lru_cache(maxsize=8)
 def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     """Read the first samples of every shard; never raises for what is in them."""
-    named = str if len(folders) > 1 else lambda shard: shard.name
     shards = sorted(shard for folder in folders for shard in folder.rglob("*.tar"))
     samples: list[Sample] = []
     broken: list[str] = []
@@ -65,9 +70,9 @@ def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     for shard in shards:
         try:
             members, counts[shard] = _members(shard, max(1, limit // len(shards)))
-            samples += [_sample(f"{key} of {named(shard)}", parts) for key, parts in members.items()]
+            samples += [_sample(f"{key} of {shown(shard, folders)}", parts) for key, parts in members.items()]
         except (tarfile.TarError, OSError, EOFError) as error:
-            broken.append(f"{named(shard)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            broken.append(f"{shown(shard, folders)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     return Scan(tuple(samples), tuple(broken), counts)
 
 

@@ -257,13 +257,13 @@ class _Supervisor:
 
     def _conclude_earlier(self, number: int) -> None:
         """Attempts whose supervisor did not live to conclude them, and those that a scheduler began after it."""
+        folder = self.run_dir / "attempts"
         if self.manifest.attempts:
             last = self.manifest.attempts[-1]
-            for begun in range(last.number + 1, number or _next_attempt(self.run_dir / "attempts")):
-                if not any((self.run_dir / "attempts" / str(begun)).glob("*")):
-                    continue  # a scheduler refused it, or ended it before it began
-                nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
-                self.manifest.attempts.append(Attempt(number=begun, started=span(self.run_dir, begun)[0], nodes=nodes))
+            for begun in range(last.number + 1, number or _next_attempt(folder)):
+                if any((folder / str(begun)).glob("*")):  # else a scheduler refused it, or ended it before it began
+                    nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
+                    self.manifest.attempts.append(Attempt(number=begun, started=span(self.run_dir, begun)[0], nodes=nodes))
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
                 self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone", ended=span(self.run_dir, attempt.number)[1])

@@ -35,6 +35,11 @@ def _named(view: View) -> str | None:
     return None if not name or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
 
 
+def _dataset(view: View) -> FilePath | None:
+    name = _named(view)
+    return local_path(name) if name else None
+
+
 def _needed(view: View) -> list[str]:
     """The splits that are read."""
     evaluated = not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or view.target != "megatron_core")
@@ -43,16 +48,14 @@ def _needed(view: View) -> list[str]:
 
 def _read(view: View) -> list[Leaf | Gap]:
     """What is read of the dataset, each once."""
-    name = _named(view)
-    ours = view.target == "megatron_core"
-    found = [leaf for split in _needed(view) for leaf in leaves(local_path(name), split, ours=ours)] if name else []
-    return list(dict.fromkeys(found))
+    dataset, ours = _dataset(view), view.target == "megatron_core"
+    return list(dict.fromkeys(leaf for split in _needed(view) for leaf in leaves(dataset, split, ours=ours))) if dataset else []
 
 
 def folders_of(view: View) -> list[FilePath]:
     """The folders of shards that are read, as far as they are there, but for those with metadata of another name."""
-    name = _named(view)
-    if name and not is_metadataset(dataset := local_path(name)):
+    dataset = _dataset(view)
+    if dataset and not is_metadataset(dataset):  # whatever is read of it
         return [dataset] if dataset.is_dir() else []
     return [folder for folder in dict.fromkeys(leaf.folder for leaf in _read(view) if isinstance(leaf, Leaf) and not leaf.configured) if folder.is_dir()]
 
@@ -83,11 +86,10 @@ _FORM = "its form is: __module__: megatron.energon, __class__: MetadatasetV2, sp
 
 
 def _metadata_missing(view: View) -> Iterator[Finding]:
-    name = _named(view)
-    looked_into = folders_of(view)
+    dataset, looked_into = _dataset(view), folders_of(view)
     for folder in looked_into:
         yield from _unprepared(folder, view)
-    for other in everything(local_path(name), ours=view.target == "megatron_core") if name else ():  # splits that nobody reads are opened all the same
+    for other in everything(dataset, ours=view.target == "megatron_core") if dataset else ():  # splits that nobody reads are opened all the same
         if other not in looked_into and os.path.isdir(other) and not prepared(other):  # noqa: PTH112
             yield Finding(path(DATASET), f"dataset {other} has no Energon metadata (.nv-meta/.info.json)", f"run: energon prepare {other}")
 

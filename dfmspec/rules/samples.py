@@ -38,11 +38,13 @@ def _broken_shards(view: View) -> Iterator[Finding]:
 
 
 def _counted_differently(view: View) -> Iterator[Finding]:
+    from dfmspec.shards import shown
+
     found, folders = _scan(view), folders_of(view)
     said = {folder / name: count for folder in folders for name, count in (shard_counts(folder) or {}).items()}
     if found and (odd := [shard for shard, count in sorted(found.counts.items()) if said.get(shard, count) != count]):
-        first, counts = odd[0].relative_to(folders[0]) if len(folders) == 1 else odd[0], f"{found.counts[odd[0]]}, not {said[odd[0]]}"
-        yield Finding(path(DATASET), f"{len(odd)} shards hold another number of samples than the metadata says (first: {first} {counts})", "prepare the dataset again")
+        first = f"{shown(odd[0], folders)} {found.counts[odd[0]]}, not {said[odd[0]]}"
+        yield Finding(path(DATASET), f"{len(odd)} shards hold another number of samples than the metadata says (first: {first})", "prepare the dataset again")
 
 
 def _memory(view: View) -> Iterator[Finding]:
