@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# tiny: node 1 of 2; plan 303cda7acec5
+# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
+set -eo pipefail
+set -u
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
+DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)
+export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/data/runs/tiny/303cda7acec5  # checkpoints and logs; the same on every node
+mkdir -p "$DFMSPEC_RUN_DIR"
+: "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
+: "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+exec torchrun --nproc-per-node 8 \
+    --nnodes 2 \
+    --node-rank 1 \
+    --master-addr "$MASTER_ADDR" \
+    --master-port "$MASTER_PORT" \
+    "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    --config-file "$DFMSPEC_BUNDLE"/config.yaml
