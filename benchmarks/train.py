@@ -153,9 +153,9 @@ class Peer:
 
 def experiment(length: int, heads: int, overrides: list[str]) -> Any:
     """A complete configuration, through the same stages as a run."""
-    from dfmspec.load import load_spec
-    from dfmspec.resolve import resolve_spec
-    from dfmspec.rules import check_spec
+    from dfmspec.check.rules import check_spec
+    from dfmspec.read.load import load_spec
+    from dfmspec.read.resolve import resolve_spec
     from dfmspec.spec.experiment import Experiment
     from dfmspec.targets import target_module
 

@@ -15,14 +15,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfmspec.check.report.text import render
+from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
-from dfmspec.load import PATH_KEYS, load_spec, local_path
-from dfmspec.plan import canonical, config_digest
+from dfmspec.plan.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
-from dfmspec.report.text import render
-from dfmspec.resolve import Resolved, resolve_spec
-from dfmspec.rules import check_spec
+from dfmspec.read.load import PATH_KEYS, load_spec, local_path
+from dfmspec.read.resolve import Resolved, resolve_spec
 from dfmspec.targets import target_module
 
 if TYPE_CHECKING:

@@ -15,16 +15,16 @@ from typing import Any
 
 import yaml
 
-from dfmspec.catalogue import SCHEMAS, catalogue
-from dfmspec.document import parse_document
+from dfmspec.check.report import REPORTERS, reporter
+from dfmspec.check.rules import all_findings
 from dfmspec.errors import DfmspecError
-from dfmspec.fixes import fixed
-from dfmspec.importing import import_command, split_command
-from dfmspec.load import load_spec
-from dfmspec.plan import make_plan
-from dfmspec.report import REPORTERS, reporter
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import all_findings
+from dfmspec.plan.plan import make_plan
+from dfmspec.read.document import parse_document
+from dfmspec.read.fixes import fixed
+from dfmspec.read.importing import import_command, split_command
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.catalogue import SCHEMAS, catalogue
 
 KEYS = sorted({key for target in SCHEMAS for key, _ in catalogue(target).defaults()})
 WORDS = ["true", "null", "none", "", "~", "1e-4", "010", "1:30", "yes", "0x1f", ".inf", "-1", "0", "2.0", "a b", "${RUN_DIR}/x", "${a.b}", "/data/x", "../x",

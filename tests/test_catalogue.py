@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft7Validator
 
-from dfmspec.catalogue import SCHEMAS, catalogue, types
-from dfmspec.load import load_spec
-from dfmspec.resolve import resolve_spec
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.catalogue import SCHEMAS, catalogue, types
 from dfmspec.targets import target_module
 from tests.conftest import ROOT
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec.difference import NUMBERS, PLACES, TALK, differences
-from dfmspec.load import load_spec
-from dfmspec.plan import make_plan
-from dfmspec.resolve import resolve_spec
+from dfmspec.plan.difference import NUMBERS, PLACES, TALK, differences
+from dfmspec.plan.plan import make_plan
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
 from tests.conftest import dfmspec
 
 SPEC = "name: run\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 1000}\n"

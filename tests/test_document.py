@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfmspec.document import parse_document
+from dfmspec.read.document import parse_document
 
 
 def codes(text: str | bytes) -> list[str]:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfmspec.diagnostics import Diagnostic, Edit, Severity, Span
-from dfmspec.document import parse_document
-from dfmspec.fixes import fixed, scalar
+from dfmspec.read.document import parse_document
+from dfmspec.read.fixes import fixed, scalar
 from tests.conftest import dfmspec
 
 BEFORE = """\

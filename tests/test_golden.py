@@ -19,12 +19,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfmspec.bundle import at, bundle_files
-from dfmspec.describe import described
-from dfmspec.load import load_spec
-from dfmspec.plan import VARIABLES, Plan, make_plan
-from dfmspec.resolve import resolve_spec
-from dfmspec.scripts import shell_command
+from dfmspec.plan.describe import described
+from dfmspec.plan.plan import VARIABLES, Plan, make_plan
+from dfmspec.plan.scripts import shell_command
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.run.bundle import at, bundle_files
 from tests.conftest import ROOT, dfmspec
 
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*/spec.yaml"))

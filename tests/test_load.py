@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec.load import load_spec, split_iteration
-from dfmspec.resolve import resolve_spec
+from dfmspec.read.load import load_spec, split_iteration
+from dfmspec.read.resolve import resolve_spec
 
 
 def write(folder: Path, name: str, text: str) -> Path:

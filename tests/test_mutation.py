@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dfmspec.catalogue import Catalogue, catalogue, types
+from dfmspec.check.rules import check_spec
+from dfmspec.check.rules.base import ALL as EVERY
+from dfmspec.check.rules.base import DFM, DFM_DIT, DIT, FLUX, OURS, WAN
 from dfmspec.diagnostics import Diagnostic, Severity
-from dfmspec.document import parse_document, write_scalar
-from dfmspec.load import load_spec
-from dfmspec.resolve import Resolved, resolve_spec
-from dfmspec.rules import check_spec
-from dfmspec.rules.base import ALL as EVERY
-from dfmspec.rules.base import DFM, DFM_DIT, DIT, FLUX, OURS, WAN
+from dfmspec.read.document import parse_document, write_scalar
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import Resolved, resolve_spec
+from dfmspec.spec.catalogue import Catalogue, catalogue, types
 from tests.conftest import ROOT
 
 SPECS = sorted((ROOT / "specs").glob("*.yaml")) + sorted((ROOT / "tests" / "corpus" / "valid").glob("*.yaml"))

@@ -15,15 +15,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfmspec.bundle import read_bundle, write_bundle
-from dfmspec.describe import described, rank_table
+from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import InvalidSpec
-from dfmspec.load import load_spec
-from dfmspec.plan import Plan, config_text, make_plan
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import check_spec
-from dfmspec.scripts import node_script
+from dfmspec.plan.describe import described, rank_table
+from dfmspec.plan.plan import Plan, config_text, make_plan
+from dfmspec.plan.scripts import node_script
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.run.bundle import read_bundle, write_bundle
 from tests.conftest import HOWTO, ROOT, dfmspec, environment
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"

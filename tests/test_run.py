@@ -17,11 +17,11 @@ import jsonschema
 import psutil
 import pytest
 
-from dfmspec import manifest as manifests
-from dfmspec import verdict
-from dfmspec.events import read_events
-from dfmspec.launch.local import free_port
-from dfmspec.runs import owned
+from dfmspec.record import manifest as manifests
+from dfmspec.record import verdict
+from dfmspec.record.events import read_events
+from dfmspec.record.runs import owned
+from dfmspec.run.launch.local import free_port
 from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
 
 SPEC = """

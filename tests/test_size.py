@@ -8,10 +8,10 @@ import re
 
 import pytest
 
-from dfmspec.layout import Layout, crossing, places
-from dfmspec.load import load_spec
-from dfmspec.resolve import resolve_spec
-from dfmspec.size import flops_per_pack, pack, parameters
+from dfmspec.estimate.size import flops_per_pack, pack, parameters
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.targets.layout import Layout, crossing, places
 from tests.conftest import dfmspec
 
 

@@ -9,16 +9,16 @@ import sys
 import pytest
 import yaml
 
-from dfmspec.catalogue import catalogue
-from dfmspec.load import load_spec
-from dfmspec.recipes import RECIPES, recipe_text
-from dfmspec.resolve import resolve_spec
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.catalogue import catalogue
 from dfmspec.spec.experiment import Experiment
+from dfmspec.spec.recipes import RECIPES, recipe_text
 from tests.conftest import ROOT
 
-CODE = "\n".join(path.read_text() for folder in ("trainer", "targets", "launch", "cli") for path in (ROOT / "dfmspec" / folder).rglob("*.py"))
-CODE += "\n".join((ROOT / "dfmspec" / name).read_text() for name in ("supervise.py", "entry.py", "plan.py", "environment.py", "scripts.py"))
-RULES = (ROOT / "dfmspec" / "rules" / "precision.py").read_text()
+CODE = "\n".join(path.read_text() for folder in ("trainer", "targets", "run", "cli", "plan") for path in (ROOT / "dfmspec" / folder).rglob("*.py"))
+CODE += (ROOT / "dfmspec" / "entry.py").read_text()
+RULES = (ROOT / "dfmspec" / "check" / "rules" / "precision.py").read_text()
 """What a GPU can do is for rules to know."""
 KEYS = [key for key, _ in catalogue("megatron_core").defaults() if "." in key]
 

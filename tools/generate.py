@@ -19,18 +19,18 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dfmspec.bundle import at, bundle_files  # noqa: E402
-from dfmspec.catalogue import SCHEMAS, catalogue  # noqa: E402
+from dfmspec.check.rules import LEVELS, RULES, all_findings  # noqa: E402
+from dfmspec.check.rules.base import Rule, UnknownValue, View  # noqa: E402
 from dfmspec.cli.rule import type_words  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
-from dfmspec.load import load_spec  # noqa: E402
-from dfmspec.manifest import manifest_schema  # noqa: E402
-from dfmspec.plan import make_plan  # noqa: E402
-from dfmspec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
-from dfmspec.resolve import Resolved, resolve_spec  # noqa: E402
-from dfmspec.rules import LEVELS, RULES, all_findings  # noqa: E402
-from dfmspec.rules.base import Rule, UnknownValue, View  # noqa: E402
+from dfmspec.plan.plan import make_plan  # noqa: E402
+from dfmspec.read.load import load_spec  # noqa: E402
+from dfmspec.read.resolve import Resolved, resolve_spec  # noqa: E402
+from dfmspec.record.manifest import manifest_schema  # noqa: E402
+from dfmspec.run.bundle import at, bundle_files  # noqa: E402
+from dfmspec.spec.catalogue import SCHEMAS, catalogue  # noqa: E402
 from dfmspec.spec.experiment import Experiment  # noqa: E402
+from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
 from dfmspec.targets import target_module  # noqa: E402
 from dfmspec.targets.dfm import CLASSES  # noqa: E402
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import typer
 
+from dfmspec.check.report import REPORTERS, reporter
+from dfmspec.check.rules import LEVELS, all_findings, check_spec
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import InvalidSpec, UsageError
-from dfmspec.load import load_spec
-from dfmspec.report import REPORTERS, reporter
-from dfmspec.resolve import Resolved, resolve_spec
-from dfmspec.rules import LEVELS, all_findings, check_spec
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import Resolved, resolve_spec
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -95,7 +95,7 @@ def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
 
 def complete_override(incomplete: str) -> list[str]:
     """Keys for the shell's completion, section by section; files complete by themselves."""
-    from dfmspec.catalogue import SCHEMAS, catalogue
+    from dfmspec.spec.catalogue import SCHEMAS, catalogue
 
     keys = sorted({key for target in SCHEMAS for key, _ in catalogue(target).defaults()})
     if "." not in incomplete:
@@ -113,7 +113,7 @@ def complete_key(incomplete: str) -> list[str]:
 
 def complete_code(incomplete: str) -> list[tuple[str, str]]:
     """Codes of rules, with their names."""
-    from dfmspec.rules import RULES
+    from dfmspec.check.rules import RULES
 
     return [(rule.code, rule.name) for rule in RULES if rule.code.startswith(incomplete.upper())]
 

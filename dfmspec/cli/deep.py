@@ -13,7 +13,7 @@ import typer
 from dfmspec.cli.arguments import require_trainer
 from dfmspec.diagnostics import Diagnostic, Severity, Span, shown
 from dfmspec.errors import PreflightError
-from dfmspec.resolve import Resolved
+from dfmspec.read.resolve import Resolved
 from dfmspec.targets import target_module
 
 CODE, NAME = "RUN201", "megatron-refuses"

@@ -15,9 +15,9 @@ import typer
 from dfmspec.cli.arguments import complete_override, load_checked, split_words
 from dfmspec.cli.validate import expanded
 from dfmspec.diagnostics import Diagnostic, Severity
-from dfmspec.document import Document
 from dfmspec.errors import FINDINGS, UsageError
-from dfmspec.fixes import fixed
+from dfmspec.read.document import Document
+from dfmspec.read.fixes import fixed
 
 _ROUNDS = 5
 """One mended fault may uncover another."""

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.catalogue import SCHEMAS
+from dfmspec.check.rules import check_spec
 from dfmspec.errors import UsageError
-from dfmspec.importing import Imported, import_command, import_file, import_script, spec_of, split_command
-from dfmspec.load import PATH_KEYS, is_relative, load_spec
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import check_spec
+from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
+from dfmspec.read.load import PATH_KEYS, is_relative, load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.catalogue import SCHEMAS
 
 _DEAD = ("SPC201", "SPC202", "SPC203", "SPC204", "SPC205", "SPC206", "SPC303", "SPC304")
 

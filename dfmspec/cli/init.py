@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.catalogue import SCHEMAS
 from dfmspec.errors import UsageError
-from dfmspec.fixes import scalar
-from dfmspec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
+from dfmspec.read.fixes import scalar
 from dfmspec.resources import resource
+from dfmspec.spec.catalogue import SCHEMAS
+from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
 
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}

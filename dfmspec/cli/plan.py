@@ -12,7 +12,7 @@ from dfmspec.cli.arguments import check_format, complete_override, load_checked,
 from dfmspec.errors import StalePlanError, UsageError
 
 if TYPE_CHECKING:
-    from dfmspec.plan import Plan
+    from dfmspec.plan.plan import Plan
 
 FORMATS = ("text", "json", "yaml", "sh")
 
@@ -37,11 +37,11 @@ def plan(
 
     Example: dfmspec plan spec.yaml cluster.nnodes=2 cluster.nproc_per_node=8
     """
-    from dfmspec.bundle import write_bundle
-    from dfmspec.describe import described, explain, rank_table
-    from dfmspec.describe import ranks as every_rank
-    from dfmspec.plan import config_text, make_plan
-    from dfmspec.scripts import node_script
+    from dfmspec.plan.describe import described, explain, rank_table
+    from dfmspec.plan.describe import ranks as every_rank
+    from dfmspec.plan.plan import config_text, make_plan
+    from dfmspec.plan.scripts import node_script
+    from dfmspec.run.bundle import write_bundle
 
     form = _form(format_, node, {"--out": out, "--ranks": ranks or None, "--why": why, "--diff": diff, "--check": check})
     file, overrides = one_file(words)
@@ -55,8 +55,8 @@ def plan(
         return
     made = make_plan(resolved)
     if diff is not None:
-        from dfmspec.difference import described as told
-        from dfmspec.difference import differences
+        from dfmspec.plan.difference import described as told
+        from dfmspec.plan.difference import differences
 
         typer.echo(told(differences(_other_plan(diff), made)))
         return
@@ -102,8 +102,8 @@ def _form(form: str, node: int | None, asked: dict[str, object]) -> str:
 
 def _other_plan(place: Path) -> Plan:
     """A saved plan, the plan of a run, or what another spec compiles to."""
-    from dfmspec.bundle import read_bundle, read_plan
-    from dfmspec.plan import make_plan
+    from dfmspec.plan.plan import make_plan
+    from dfmspec.run.bundle import read_bundle, read_plan
 
     if place.is_dir():
         return read_bundle(place)
@@ -118,9 +118,9 @@ def _check_golden(made: Plan, golden: Path) -> None:
     """Raises:
     StalePlanError: the bundle is not what the plan would write now.
     """
-    from dfmspec.bundle import PLAN, read_bundle, stale_files
-    from dfmspec.difference import described as told
-    from dfmspec.difference import differences
+    from dfmspec.plan.difference import described as told
+    from dfmspec.plan.difference import differences
+    from dfmspec.run.bundle import PLAN, read_bundle, stale_files
 
     if not (golden / PLAN).is_file():
         raise UsageError(f"--check {golden} is no bundle: it has no {PLAN}; dfmspec plan -o {golden} writes one")
@@ -137,8 +137,8 @@ def _check_scheduler(made: Plan) -> None:
     """
     import tempfile
 
-    from dfmspec.bundle import write_bundle
-    from dfmspec.launch.slurm import check
+    from dfmspec.run.bundle import write_bundle
+    from dfmspec.run.launch.slurm import check
 
     if made.launcher["kind"] != "slurm":
         raise UsageError(f"--check scheduler is for launcher slurm, and the plan's is {made.launcher['kind']}")

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from dfmspec.catalogue import SCHEMAS, catalogue, types
 from dfmspec.cli.arguments import check_format, complete_code, complete_key
 from dfmspec.errors import UsageError
-from dfmspec.load import unaliased
+from dfmspec.read.load import unaliased
+from dfmspec.read.structure import SHORT_NAMES
 from dfmspec.resources import resource
-from dfmspec.structure import SHORT_NAMES
+from dfmspec.spec.catalogue import SCHEMAS, catalogue, types
 
 FORMATS = ("markdown", "json")
 
@@ -28,7 +28,7 @@ def rule(
 
     Example: dfmspec rule PAR101
     """
-    from dfmspec.rules import RULES
+    from dfmspec.check.rules import RULES
 
     form = check_format(format_, FORMATS)
     chosen = [rule for rule in RULES if code is None or code.upper() == rule.code or code == rule.name]

@@ -15,7 +15,7 @@ from dfmspec.diagnostics import Diagnostic, Severity, shown
 from dfmspec.errors import OK, InvalidSpec, PreflightError, UsageError
 
 if TYPE_CHECKING:
-    from dfmspec.plan import Plan
+    from dfmspec.plan.plan import Plan
 
 
 def run(
@@ -36,11 +36,11 @@ def run(
 
     Example: dfmspec run spec.yaml train.train_iters=100
     """
-    from dfmspec.bundle import check_files, read_bundle
-    from dfmspec.describe import described
-    from dfmspec.launch import launcher
-    from dfmspec.plan import make_plan
-    from dfmspec.supervise import Request, check_guards, execute, talk_to_stderr
+    from dfmspec.plan.describe import described
+    from dfmspec.plan.plan import make_plan
+    from dfmspec.run.bundle import check_files, read_bundle
+    from dfmspec.run.launch import launcher
+    from dfmspec.run.supervise import Request, check_guards, execute, talk_to_stderr
 
     file, overrides = one_file(words)
     text: str | None = None
@@ -101,7 +101,7 @@ def _prepared(plan: Plan, *, saved: bool) -> Plan:
     Raises:
         StalePlanError: a saved plan was made on other data.
     """
-    from dfmspec.supervise import check_guards, guards_now
+    from dfmspec.run.supervise import check_guards, guards_now
 
     data, path = plan.config["data"], plan.located(plan.config["dataset"]["path"] or "")
     if data["source"] == "embedded" and not Path(path).exists():
@@ -117,8 +117,8 @@ def _prepared(plan: Plan, *, saved: bool) -> Plan:
 
 def _draw(run_dir: Path, count: int) -> None:
     """Pictures from the final checkpoint, and the loss curve; their absence does not undo a training run."""
-    from dfmspec.checkpoints import unused
-    from dfmspec.manifest import read_manifest, write_manifest
+    from dfmspec.record.checkpoints import unused
+    from dfmspec.record.manifest import read_manifest, write_manifest
 
     if read_manifest(run_dir).artifacts:
         return
@@ -132,8 +132,8 @@ def _draw(run_dir: Path, count: int) -> None:
 
 def _conclude(run_dir: Path, code: int) -> None:
     """The verdict on stderr, the run directory on stdout."""
-    from dfmspec.manifest import read_manifest
-    from dfmspec.supervise import talk_to_stderr
+    from dfmspec.record.manifest import read_manifest
+    from dfmspec.run.supervise import talk_to_stderr
 
     manifest = read_manifest(run_dir)
     metrics = manifest.metrics

@@ -12,7 +12,7 @@ from dfmspec.cli.arguments import check_format
 from dfmspec.errors import UsageError
 
 if TYPE_CHECKING:
-    from dfmspec.manifest import Manifest
+    from dfmspec.record.manifest import Manifest
 
 _FORMATS = ("text", "json")
 
@@ -22,7 +22,7 @@ def runs(
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
     """List the runs, newest first: state, iterations, loss."""
-    from dfmspec.runs import reached, runs_of, state
+    from dfmspec.record.runs import reached, runs_of, state
 
     form = check_format(format_, _FORMATS)
     if not output_dir.is_dir():
@@ -54,7 +54,7 @@ def _git(state: dict[str, Any] | None) -> str:
 
 
 def _stands(run_dir: Path, manifest: Manifest) -> str:
-    from dfmspec.runs import reached, state
+    from dfmspec.record.runs import reached, state
 
     stands = state(run_dir, manifest)
     if manifest.verdict != "running":
@@ -69,8 +69,8 @@ def show(
     format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
 ) -> None:
     """Show a run's manifest: what was asked, every attempt, the checkpoints, the verdict."""
-    from dfmspec.manifest import read_manifest
-    from dfmspec.runs import find_run
+    from dfmspec.record.manifest import read_manifest
+    from dfmspec.record.runs import find_run
 
     form = check_format(format_, _FORMATS)
     run_dir = find_run(run, output_dir)

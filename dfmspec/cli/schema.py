@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.catalogue import SCHEMAS
 from dfmspec.errors import UsageError
 from dfmspec.resources import resource
+from dfmspec.spec.catalogue import SCHEMAS
 
 _NAMES = {"experiment": "schemas/experiment.schema.json", **SCHEMAS, "manifest": "schemas/manifest.schema.json"}
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
+from dfmspec.check.report import REPORTERS, reporter
 from dfmspec.cli.arguments import check_format, check_levels, complete_code, complete_override, exists, load_checked, split_words, texts_of
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import FINDINGS, USAGE, UsageError
-from dfmspec.report import REPORTERS, reporter
 
 Found = tuple[list[Diagnostic], dict[str, str], list[str]]
 """Findings, the text of each file, and what could not be read at all."""
@@ -149,7 +149,7 @@ def _refuse_inputs(files: Sequence[str], outputs: Sequence[Path]) -> None:
 
 def _is_structural(finding: Diagnostic) -> bool:
     """Whether the finding is an error of reading: such a spec says nothing certain, so it cannot be left out or accepted."""
-    from dfmspec.rules import RULES
+    from dfmspec.check.rules import RULES
 
     return finding.severity is Severity.ERROR and any(rule.code == finding.code and rule.level == "load" for rule in RULES)
 
@@ -160,7 +160,7 @@ def _is_hidden(file: Path) -> bool:
 
 def _codes(option: str, text: str | None) -> tuple[str, ...]:
     """`PAR,BAT101` as beginnings of codes, each of which there is."""
-    from dfmspec.rules import RULES
+    from dfmspec.check.rules import RULES
 
     codes = tuple(word.strip().upper() for word in (text or "").split(",") if word.strip())
     if unknown := [code for code in codes if not any(rule.code.startswith(code) for rule in RULES)]:
@@ -177,12 +177,12 @@ def _report_argument(text: str) -> tuple[str, Path]:
 
 def _against_baseline(findings: list[Diagnostic], baseline: Path | None, write: Path | None) -> list[Diagnostic]:
     if write is not None:
-        from dfmspec.baseline import write_baseline
+        from dfmspec.check.baseline import write_baseline
 
         write_baseline([finding for finding in findings if not _is_structural(finding)], write)
         baseline = write
     if baseline is not None:
-        from dfmspec.baseline import apply_baseline
+        from dfmspec.check.baseline import apply_baseline
 
         return apply_baseline(findings, baseline)
     return findings

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.diagnostics import Severity
-from dfmspec.layout import Layout
 from dfmspec.targets import CONFIG, Derived, Values, round_float
+from dfmspec.targets.layout import Layout
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
 _LAYOUT = (

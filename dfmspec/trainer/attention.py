@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dfmspec.limits import FLASH_HEADS
+from dfmspec.spec.limits import FLASH_HEADS
 from dfmspec.trainer.fp8 import project
 from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
 from dfmspec.trainer.measured import Measured, told

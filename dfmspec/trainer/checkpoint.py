@@ -23,8 +23,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.distributed.checkpoint import CheckpointException
 
-from dfmspec.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
 from dfmspec.errors import CheckpointError
+from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
 from dfmspec.trainer.setup import Trainer, patience
 from dfmspec.trainer.state import HostMemory, Moment, load_state
 from dfmspec.trainer.streams import RankStreams, load_states, save_states

@@ -12,8 +12,8 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from dfmspec import checkpoints
 from dfmspec.errors import CheckpointError
+from dfmspec.record import checkpoints
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import checkpoint
 from dfmspec.trainer.clock import Mark, Stages

@@ -17,8 +17,8 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from dfmspec.errors import DataError
-from dfmspec.limits import FP8_ALIGNMENT
 from dfmspec.spec.experiment import Experiment
+from dfmspec.spec.limits import FP8_ALIGNMENT
 from dfmspec.trainer import edm
 from dfmspec.trainer.attention import Pairs
 from dfmspec.trainer.block import Segments

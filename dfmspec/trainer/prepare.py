@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfmspec.energon_metadata import split_counts
+from dfmspec.data.energon_metadata import split_counts
+from dfmspec.data.shards import SAMPLE_NAME
 from dfmspec.errors import DataError
 from dfmspec.processes import unwind_on_sigterm
-from dfmspec.shards import SAMPLE_NAME
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.butterflies import butterfly, draw
 from dfmspec.trainer.decode import load_context, load_latent

@@ -17,9 +17,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dfmspec import checkpoints
 from dfmspec.errors import CheckpointError
-from dfmspec.events import read_events
+from dfmspec.record import checkpoints
+from dfmspec.record.events import read_events
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.butterflies import butterfly

@@ -12,8 +12,8 @@ from megatron.energon import Sample as EnergonSample
 from megatron.energon import TaskEncoder as EnergonTaskEncoder
 from torch import Tensor
 
+from dfmspec.data.packing import first_fit
 from dfmspec.errors import DataError
-from dfmspec.packing import first_fit
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.decode import load_context, load_latent
 from dfmspec.trainer.patches import num_tokens

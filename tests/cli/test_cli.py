@@ -11,10 +11,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dfmspec.document import parse_document
-from dfmspec.load import load_spec
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import check_spec
+from dfmspec.check.rules import check_spec
+from dfmspec.read.document import parse_document
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
 from tests.conftest import HOWTO, ROOT, dfmspec
 
 COMMANDS = ["validate", "plan", "run", "runs", "show", "sample", "schema", "data prepare", "data inspect"]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dfmspec.data.shards import scan
+from dfmspec.data.tensors import read_tensor
 from dfmspec.errors import DataError
-from dfmspec.shards import scan
-from dfmspec.tensors import read_tensor
 from tests.conftest import ROOT, dfmspec
 
 BAD = "cluster: {nproc_per_node: 8}\nmodel:\n  tensor_model_parallel_size: 3\n"

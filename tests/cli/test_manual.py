@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from dfmspec.check.rules import RULES, check_spec
 from dfmspec.cli.arguments import complete_code, complete_key, complete_override
 from dfmspec.cli.init import spec_text
 from dfmspec.diagnostics import Severity
-from dfmspec.importing import import_command, import_file
-from dfmspec.load import load_spec
-from dfmspec.recipes import RECIPES
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import RULES, check_spec
+from dfmspec.read.importing import import_command, import_file
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.recipes import RECIPES
 from dfmspec.targets.dfm.upstream import read
 from tests.conftest import HOWTO, dfmspec, environment
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 from sarif_pydantic import Sarif
 
-from dfmspec.report import REPORTERS
+from dfmspec.check.report import REPORTERS
 from tests.conftest import ROOT, dfmspec
 
 BAD = """\
@@ -184,9 +184,9 @@ def test_the_action_runs_what_it_says(bad: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "tests" / "corpus" / "valid").glob("*.yaml")) + sorted((ROOT / "specs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_valid_spec_raises_no_alarm(file: Path) -> None:
+    from dfmspec.check.rules import check_spec
     from dfmspec.diagnostics import Severity
-    from dfmspec.load import load_spec
-    from dfmspec.resolve import resolve_spec
-    from dfmspec.rules import check_spec
+    from dfmspec.read.load import load_spec
+    from dfmspec.read.resolve import resolve_spec
 
     assert [finding for finding in check_spec(resolve_spec(load_spec(file)), levels=("spec",)) if finding.severity > Severity.HINT] == []

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dfmspec.events import read_events
-from dfmspec.runs import find_run
+from dfmspec.record.events import read_events
+from dfmspec.record.runs import find_run
 from tests.conftest import dfmspec
 
 WRITTEN = Path(__file__).parent / "2ade833"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dfmspec.check.rules import LEVELS, check_spec
 from dfmspec.diagnostics import Diagnostic, Severity
-from dfmspec.load import load_spec
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import LEVELS, check_spec
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
 from tests.conftest import CORPUS
 
 

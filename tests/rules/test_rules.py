@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dfmspec.check.rules import LEVELS, RULES, check_spec
+from dfmspec.check.rules.base import DIT, Rule
 from dfmspec.diagnostics import Severity
-from dfmspec.load import load_spec
-from dfmspec.recipes import DEFAULT_RECIPE, RECIPES
-from dfmspec.resolve import resolve_spec
-from dfmspec.rules import LEVELS, RULES, check_spec
-from dfmspec.rules.base import DIT, Rule
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES
 from tests.conftest import ROOT
 
 CORPUS = ROOT / "tests" / "corpus" / "rules"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec.load import load_spec
-from dfmspec.resolve import resolve_spec
-from dfmspec.size import parameters
+from dfmspec.estimate.size import parameters
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import resolve_spec
 from dfmspec.targets import target_module
 from tests.conftest import ROOT, dfmspec, environment
 
@@ -38,7 +38,7 @@ def deep(*overrides: str) -> dict:
     ids=["pp4", "vpp", "recompute-overlap"],
 )  # fmt: skip
 def test_a_thousand_ranks_are_built_and_every_parameter_is_counted(overrides: list[str]) -> None:
-    """The formula of dfmspec.size is exact: it is what Megatron's own modules hold, over all stages and ranks."""
+    """The formula of dfmspec.estimate.size is exact: it is what Megatron's own modules hold, over all stages and ranks."""
     if overrides == ["recipe=dit_s"]:
         overrides = [*overrides, "model.tensor_model_parallel_size=2"]
     answer = deep(*overrides)
@@ -71,8 +71,8 @@ def test_the_specs_that_we_stand_behind_pass(file: Path) -> None:
 
 
 def test_a_refusal_stands_at_the_key_that_megatron_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfmspec.check.rules import check_spec
     from dfmspec.cli import deep as command
-    from dfmspec.rules import check_spec
 
     resolved = resolve_spec(load_spec(str(tmp_path / "spec.yaml"), text="model:\n  num_layers: 28\n"))
     refusal = {"stage": "pipeline stage 0 of 1", "message": "num_layers is wrong", "place": "megatron/core/x.py:1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec import checkpoints
+from dfmspec.record import checkpoints
 from tests.conftest import HOWTO, dfmspec
 from tests.trainer.training import SHORT, finish, pair, place, start
 

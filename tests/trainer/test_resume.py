@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec import checkpoints
-from dfmspec.events import read_events
+from dfmspec.record import checkpoints
+from dfmspec.record.events import read_events
 from tests.conftest import environment
 from tests.trainer.training import ENTRY, SHORT, awake, finish, kill_tree, losses, place, start, train, wait_for
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from dfmspec.events import read_events
-from dfmspec.launch.local import free_port
+from dfmspec.record.events import read_events
+from dfmspec.run.launch.local import free_port
 from tests.conftest import ROOT, TINY, dfmspec, environment, once
 from tests.trainer.parity_worker import asleep
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Diagnostic, Severity
-from dfmspec.load import load_spec
-from dfmspec.resolve import Resolved, resolve_spec
-from dfmspec.rules import check_spec
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import Resolved, resolve_spec
 
 HERE = Path(__file__).parent
 MENDING = ("SPC302", "SPC310", "CKP101", "ENV101")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
-from dfmspec.load import load_spec
-from dfmspec.plan import config_text, make_plan
-from dfmspec.resolve import Resolved, resolve_spec
-from dfmspec.rules import check_spec
+from dfmspec.plan.plan import config_text, make_plan
+from dfmspec.read.load import load_spec
+from dfmspec.read.resolve import Resolved, resolve_spec
 from dfmspec.targets import target_module
 from dfmspec.targets.dfm.upstream import Reading, Refused, read
 from tests.conftest import ROOT

@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import pytest
 
+from dfmspec.check.rules import RULES
 from dfmspec.diagnostics import Severity
-from dfmspec.rules import RULES
 from tests.upstream.cases import answer, cases, outcome
 
 WHY = {rule.code: rule.why for rule in RULES}

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dfmspec.catalogue import catalogue
 from dfmspec.diagnostics import Severity
-from dfmspec.load import SPEC_DIR
+from dfmspec.read.load import SPEC_DIR
+from dfmspec.spec.catalogue import catalogue
 from dfmspec.targets import CONFIG, SPEC_DIR_UPSTREAM, Derived, Reading, Values, minutes_of
 from dfmspec.targets.megatron_core import SHARED, layout
 

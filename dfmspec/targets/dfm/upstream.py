@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from dfmspec.catalogue import catalogue
+from dfmspec.spec.catalogue import catalogue
 from dfmspec.targets.dfm import BRIDGE_PRECISION, CLASSES, PRECISIONS
 
 Tree = dict[str, Any]

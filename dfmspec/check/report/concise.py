@@ -1,0 +1,15 @@
+"""One line a finding: file:line:column: severity: message [code name]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dfmspec.check.report import printable
+from dfmspec.diagnostics import Diagnostic, shown
+
+
+def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
+    """All findings, a line each."""
+    return "\n".join(
+        printable(f"{finding.span}: {finding.severity.label}: {finding.message} [{finding.code} {finding.name}]") for finding in shown(findings)
+    )

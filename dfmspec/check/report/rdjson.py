@@ -1,0 +1,27 @@
+"""reviewdog's rdjson."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dfmspec.check.report import lines_of_json, relative
+from dfmspec.diagnostics import Diagnostic, Severity, shown
+
+_SEVERITIES = {Severity.ERROR: "ERROR", Severity.WARNING: "WARNING", Severity.HINT: "INFO"}
+
+
+def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
+    """{"source", "diagnostics": [...]}."""
+    return f'{{"source": {{"name": "dfmspec"}}, "diagnostics": {lines_of_json(map(_diagnostic, shown(findings)))}}}'
+
+
+def _diagnostic(finding: Diagnostic) -> dict[str, Any]:
+    span = finding.span
+    location: dict[str, Any] = {"path": relative(span.file)}
+    if span.line:
+        location["range"] = {"start": {"line": span.line, "column": span.column}, "end": {"line": span.end_line, "column": span.end_column}}
+    return {
+        "message": finding.message + (f" ({finding.hint})" if finding.hint else ""), "location": location, "severity": _SEVERITIES[finding.severity],
+        "code": {"value": finding.code},
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""How large a run is: parameters, operations, bytes; formulas of numbers."""

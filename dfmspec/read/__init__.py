@@ -1,0 +1,1 @@
+"""text -> Document -> Spec -> Resolved: reading, structure, layers, derived values; edits and imports of specs."""

@@ -1,0 +1,61 @@
+"""From a Spec to Resolved: every value concrete, each with its origin; derived values computed once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dfmspec.diagnostics import Span
+from dfmspec.read.load import Origin, Spec
+from dfmspec.targets import Derived, target_module
+
+
+@dataclass(eq=False)
+class Resolved:
+    """A configuration with nothing left open."""
+
+    spec: Spec
+    values: Mapping[str, Any]
+    origins: Mapping[str, Origin]
+    derived: Mapping[str, Any]
+    """What each derivation gives, also where the user set another value."""
+    unknown: frozenset[str]
+    """Keys whose value is broken, or follows from a broken one; rules that ask for them are skipped."""
+
+    @property
+    def world_size_is_given(self) -> bool:
+        """Whether the user, or torchrun, said how many processes there are."""
+        return self.origins["cluster.nproc_per_node"].is_users
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+
+def resolve_spec(spec: Spec) -> Resolved:
+    """Compute what follows from the spec's values. Pure: the same spec gives the same result anywhere."""
+    values, origins, derived = dict(spec.values), dict(spec.origins), {}
+    unknown = set(spec.broken)
+    values["name"], origins["name"] = spec.name, _name_origin(spec)
+    for derivation in target_module(spec.target).DERIVED:
+        key = derivation.key
+        if unknown & {*derivation.sources}:
+            unknown.add(key)
+            continue
+        try:
+            derived[key] = derivation.value(values)
+        except (ZeroDivisionError, TypeError, OverflowError):
+            unknown.add(key)
+            continue
+        if values[key] is None:
+            values[key], origins[key] = derived[key], _derived_origin(derivation)
+    return Resolved(spec, values, origins, derived, frozenset(unknown))
+
+
+def _derived_origin(derivation: Derived) -> Origin:
+    return Origin("derived", Span("<derived>"), derivation.formula)
+
+
+def _name_origin(spec: Spec) -> Origin:
+    given = spec.origins["name"]
+    return given if spec.values["name"] else Origin("derived", Span("<derived>"), "the file's name")

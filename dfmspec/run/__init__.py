@@ -1,0 +1,1 @@
+"""Plan -> processes: the bundle on disk, launchers, and the supervisor that watches and concludes."""

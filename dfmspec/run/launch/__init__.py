@@ -1,0 +1,80 @@
+"""How a plan's processes are started. A new launcher is a file here and a line in LAUNCHERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+from dfmspec.plan.plan import Plan
+
+
+class Place(NamedTuple):
+    """Where a run is, and who listens."""
+
+    run_dir: str
+    """With the plan's files in it: config.yaml, the scripts of the nodes, the launcher's own."""
+    attempt: int
+    talk: Callable[[str], None]
+    """Where news of a scheduler go."""
+
+    @property
+    def attempt_dir(self) -> str:
+        """The folder of the attempt, with a folder a node."""
+        return f"{self.run_dir}/attempts/{self.attempt}"
+
+
+class Handle(Protocol):
+    """Processes that were started, one torchrun a node."""
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that runs."""
+
+    def poll(self) -> list[int | None]:
+        """Exit code of each node's torchrun; None while it runs, or waits to."""
+
+    def stop(self, number: int) -> None:
+        """Ask the ranks to save and stop."""
+
+    def kill(self) -> None:
+        """End everything, now."""
+
+    def described(self) -> list[tuple[str, list[str], list[str]]]:
+        """(host, argv, names of the variables set) of each node."""
+
+    def again(self) -> bool:
+        """Whether the attempt has ended because a scheduler starts the next one; the handle is that one's from now on."""
+
+    def last_word(self) -> str:
+        """What a scheduler said of the end; empty when there is none."""
+
+
+class Launcher(Protocol):
+    """A module of this package."""
+
+    OUTLIVES: bool
+    """Whether what it starts goes on without this process."""
+
+    def files(self, plan: Plan) -> dict[str, str]:
+        """Files that it adds to a bundle."""
+
+    def launch(self, plan: Plan, place: Place) -> Handle:
+        """Start the plan's commands."""
+
+    def attach(self, plan: Plan, place: Place) -> Handle | None:
+        """An attempt that still goes on without a supervisor; None when there is none."""
+
+
+LAUNCHERS = {
+    "local": "dfmspec.run.launch.local",
+    "ssh": "dfmspec.run.launch.ssh",
+    "slurm": "dfmspec.run.launch.slurm",
+    "kubernetes": "dfmspec.run.launch.kubernetes",
+}
+
+
+def launcher(name: str) -> Launcher:
+    """The module of a launcher."""
+    module: Any = import_module(LAUNCHERS[name])
+    return module  # type: ignore[no-any-return]

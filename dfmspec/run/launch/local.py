@@ -1,0 +1,161 @@
+"""Launcher local: every node of the plan is a torchrun on this machine; several nodes only for trials."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from string import Template
+from typing import IO
+
+from dfmspec.errors import PreflightError
+from dfmspec.plan.plan import Plan, Role
+from dfmspec.processes import die_with_parent
+from dfmspec.resources import resource
+from dfmspec.run.launch import Place
+from dfmspec.targets import CONFIG, target_module
+
+OUTLIVES = False
+
+
+def files(plan: Plan) -> dict[str, str]:
+    """None: the scripts of the nodes are all."""
+    return {}
+
+
+def attach(plan: Plan, place: Place) -> None:
+    """Never: the processes end with their supervisor."""
+    return
+
+
+def launch(plan: Plan, place: Place) -> LocalRun:
+    """Start one torchrun a node.
+
+    Raises:
+        PreflightError: there is no torchrun.
+    """
+    torchrun = Path(sys.executable).with_name("torchrun")
+    program = str(torchrun) if torchrun.exists() else shutil.which("torchrun")
+    if program is None:
+        raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
+    port = str(free_port())
+    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": place.run_dir, "DFMSPEC_ATTEMPT_DIR": place.attempt_dir, "TQDM_DISABLE": "1"}
+    if plan.nnodes > 1:
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DFMSPEC_RDZV_ID": f"{Path(place.run_dir).name}.{place.attempt}"}
+    else:
+        env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
+    entry = target_module(plan.target).ENTRY
+    places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: os.path.join(place.run_dir, CONFIG)}
+    run = LocalRun(place.attempt)
+    for node in range(plan.nnodes):
+        written = {Role.VARIABLE: lambda text: Template(text).substitute(env), Role.PATH: plan.located}
+        argv = [written[role](text) if role in written else places.get(role, text) for text, role in plan.words(node)]
+        if plan.launcher["setup"]:
+            argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
+        folder = Path(place.attempt_dir) / f"node{node}"
+        folder.mkdir(parents=True, exist_ok=True)
+        run.start(argv, env, folder)
+    return run
+
+
+def free_port() -> int:
+    """A port that nobody uses at this moment, below those that systems give out by themselves and torchrun's own: it is taken seconds later."""
+    for port in random.sample(range(20000, 29500), 50):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise PreflightError("fifty ports of this machine between 20000 and 29500 are in use; end what holds them")
+
+
+class LocalRun:
+    """The torchrun processes of a run on this machine."""
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._folders: list[Path] = []
+        self._logs: list[IO[bytes]] = []
+        self._described: list[tuple[str, list[str], list[str]]] = []
+
+    def start(self, argv: list[str], env: Mapping[str, str | None], folder: Path) -> None:
+        """One node's torchrun; it dies when this process does."""
+        log = (folder / "torchrun.log").open("wb")
+        process = subprocess.Popen(
+            argv,
+            env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
+        )
+        self._processes.append(process)
+        self._folders.append(folder)
+        self._logs.append(log)
+        self._described.append((socket.gethostname(), argv, sorted(env)))
+
+    def described(self) -> list[tuple[str, list[str], list[str]]]:
+        """(host, argv, names of the variables set) of each node."""
+        return self._described
+
+    def poll(self) -> list[int | None]:
+        """Exit code of each node's torchrun; None while it runs. Ranks that a killed one left behind are ended."""
+        codes = [process.poll() for process in self._processes]
+        if any(code is not None and code < 0 for code in codes):
+            self.kill()
+        return codes
+
+    def again(self) -> bool:
+        """Nobody starts it again."""
+        return False
+
+    def last_word(self) -> str:
+        """Nothing beyond the logs."""
+        return ""
+
+    def stop(self, number: int) -> None:
+        """Signal the ranks themselves: they finish the iteration, save, and let torchrun end well.
+
+        Before any rank is there, torchrun is asked to end.
+        """
+        ranks = self._ranks()
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, number)
+        if not ranks:
+            for process in self._processes:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+
+    def _ranks(self) -> list[int]:
+        """The process ids that ranks have left."""
+        texts = [pid.read_text() for folder in self._folders for pid in folder.glob("rank*/pid")]
+        return [int(text) for text in texts if text]
+
+    def kill(self) -> None:
+        """End every process of the run, and those that they started."""
+        import psutil
+
+        family: list[psutil.Process] = []
+        for process in self._processes:
+            with suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                family += [*parent.children(recursive=True), parent]
+        for rank in self._ranks():  # of a torchrun that is gone
+            with suppress(psutil.Error):
+                left = psutil.Process(rank)
+                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == str(self._folders[0].parent):
+                    family += [*left.children(recursive=True), left]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=5)
+        for log in self._logs:
+            log.close()

@@ -1,0 +1,118 @@
+"""Launcher ssh: the system's ssh, one connection and one torchrun a node; the run directory is on a file system that all of them share.
+
+A terminal is asked for, so that a node's processes end (SIGHUP) when the connection does.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+
+from dfmspec.errors import PreflightError
+from dfmspec.plan.plan import Plan
+from dfmspec.processes import die_with_parent
+from dfmspec.run.launch import Place
+from dfmspec.run.launch.remote import ask_to_stop, port_of, start_script, variables
+
+OUTLIVES = False
+_OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4", "LogLevel=ERROR")
+"""Never a question, never an endless wait; after the user's own, which ssh prefers."""
+
+
+def files(plan: Plan) -> dict[str, str]:
+    """None: the scripts of the nodes are all."""
+    return {}
+
+
+def attach(plan: Plan, place: Place) -> None:
+    """Never: the processes end with their connection."""
+    return
+
+
+def launch(plan: Plan, place: Place) -> SshRun:
+    """Start one ssh a node.
+
+    Raises:
+        PreflightError: there is no ssh, or a node cannot be reached or does not see the run directory.
+    """
+    if shutil.which("ssh") is None:
+        raise PreflightError("ssh is not installed")
+    hosts = plan.launcher["hosts"]
+    env = variables(plan, place)
+    if plan.nnodes > 1:
+        env |= {"MASTER_ADDR": hosts[0].rpartition("@")[2], "MASTER_PORT": str(port_of(place))}
+    else:
+        env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port_of(place))}
+    starts = [start_script(plan, place, node, env) for node in range(plan.nnodes)]
+    commands = [[*_ssh(plan, host), shlex.join(["bash", str(start)])] for host, start in zip(hosts, starts, strict=True)]
+    _look(plan, [str(start) for start in starts])
+    return SshRun(place, hosts, commands, sorted(env))
+
+
+def _ssh(plan: Plan, host: str) -> list[str]:
+    return ["ssh", "-tt", *plan.launcher["ssh_options"], *(word for option in _OPTIONS for word in ("-o", option)), "--", host]
+
+
+def _look(plan: Plan, starts: list[str]) -> None:
+    """Every node at once: can it be reached, and does it see its script?"""
+    probes = [
+        subprocess.Popen([*_ssh(plan, host), shlex.join(["test", "-r", start])], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for host, start in zip(plan.launcher["hosts"], starts, strict=True)
+    ]
+    for host, start, probe in zip(plan.launcher["hosts"], starts, probes, strict=True):
+        said = (probe.communicate()[1] or b"").decode(errors="replace").strip()
+        if probe.returncode == 255:
+            raise PreflightError(f"{host} cannot be reached by ssh: {said or 'the connection failed'}; try: ssh {host} true")
+        if probe.returncode:
+            raise PreflightError(f"{host} does not see {start}; run.output_dir must be on a file system that every node shares")
+
+
+class SshRun:
+    """The connections of a run."""
+
+    def __init__(self, place: Place, hosts: list[str], commands: list[list[str]], names: list[str]) -> None:
+        self.attempt, self._attempt_dir = place.attempt, place.attempt_dir
+        self._hosts, self._commands, self._names = hosts, commands, names
+        self._processes = [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=open(os.path.join(place.attempt_dir, f"node{node}", "ssh.log"), "wb"),  # noqa: PTH123
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
+            )
+            for node, command in enumerate(commands)
+        ]
+
+    def poll(self) -> list[int | None]:
+        """Exit code of each node's torchrun, which ssh passes on; None while it runs."""
+        return [process.poll() for process in self._processes]
+
+    def stop(self, number: int) -> None:
+        """Ask the ranks to save and stop."""
+        ask_to_stop(self._attempt_dir, number)
+
+    def kill(self) -> None:
+        """Close the connections; the nodes end what they run."""
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                process.terminate()
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+
+    def described(self) -> list[tuple[str, list[str], list[str]]]:
+        """(host, argv, names of the variables set) of each node."""
+        return [(host, command, self._names) for host, command in zip(self._hosts, self._commands, strict=True)]
+
+    def again(self) -> bool:
+        """Nobody starts it again."""
+        return False
+
+    def last_word(self) -> str:
+        """Nothing beyond the logs."""
+        return ""
