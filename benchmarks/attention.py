@@ -18,10 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.testing import do_bench_cudagraph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dfmspec.trainer.fused import fused_attention
+from dfmspec.trainer.ops.cudnn_attention import fused_attention
 
 try:
-    from dfmspec.trainer.flash import flash_attention
+    from dfmspec.trainer.ops.flash_attention import flash_attention
 except ImportError:
     flash_attention = None
 

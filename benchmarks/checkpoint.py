@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.train import Ours
-from dfmspec.trainer import checkpoint
-from dfmspec.trainer.streams import RankStreams
+from dfmspec.trainer.checkpoint import writer as checkpoint
+from dfmspec.trainer.data.streams import RankStreams
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.train import Ours
 from dfmspec.trainer.clock import Mark
-from dfmspec.trainer.prefetch import Prefetch
+from dfmspec.trainer.data.prefetch import Prefetch
+from dfmspec.trainer.data.streams import RankStreams
 from dfmspec.trainer.step import train_step
-from dfmspec.trainer.streams import RankStreams
 
 STEPS, KEPT = 30, 24
 

@@ -164,7 +164,7 @@ def _train(resolved: Resolved) -> int:
             f"{'start as many, or ' if gpus else ''}give cluster.device=cpu to try it on the CPU"
         )
     if experiment.cluster.device == "cuda" and experiment.model.attention_backend == "flash":
-        from dfmspec.trainer.libraries import FLASH_ATTENTION, installed
+        from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, installed
 
         if not installed(FLASH_ATTENTION):
             wanted = f"{FLASH_ATTENTION.name}=={FLASH_ATTENTION.version}"
@@ -179,7 +179,7 @@ def run(experiment: Any, *, config: dict[str, Any]) -> int:
 
     from dfmspec.trainer import loop, setup
     from dfmspec.trainer.clock import Stages
-    from dfmspec.trainer.prepare import ensure_dataset
+    from dfmspec.trainer.prepare.__main__ import ensure_dataset
 
     stages = Stages()
     stages.end("imports")
@@ -208,7 +208,7 @@ def resume_from(experiment: Any) -> Callable[..., Path | None]:
     """What decides where a run starts, by `run.resume`, `checkpoint.load` and `checkpoint.ckpt_step`."""
 
     def decide(report: Callable[[str], None]) -> Path | None:
-        from dfmspec.trainer.checkpoint import find
+        from dfmspec.trainer.checkpoint.writer import find
 
         resume, folder, step = experiment.run.resume, Path(experiment.checkpoint.load), experiment.checkpoint.ckpt_step
         own = Path(experiment.checkpoint.save)

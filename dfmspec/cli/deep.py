@@ -33,7 +33,7 @@ def deep_findings(resolved: Resolved, findings: Sequence[Diagnostic]) -> list[Di
         return []
     require_trainer()
     config = target_module("megatron_core").config(resolved.values)
-    done = subprocess.run([sys.executable, "-P", "-m", "dfmspec.trainer.deep"], input=json.dumps(config), capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", "dfmspec.trainer.commands.deep"], input=json.dumps(config), capture_output=True, text=True, check=False)
     if done.returncode:
         raise PreflightError(f"the deep check failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])

@@ -123,7 +123,7 @@ def _draw(run_dir: Path, count: int) -> None:
     if read_manifest(run_dir).artifacts:
         return
     out = unused(run_dir / "samples")
-    trainer_module("sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True)
+    trainer_module("commands.sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True)
     manifest = read_manifest(run_dir)
     drawn = [out / name for name in ("grid.png", "loss.png")]  # the single pictures stand beside them
     manifest.artifacts = [str(path.relative_to(run_dir)) for path in drawn if path.exists()]

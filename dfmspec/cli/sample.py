@@ -39,4 +39,4 @@ def sample(
     for flag, value in (("--out", out), ("--resolution", resolution), ("--num-steps", num_steps), ("--guidance", guidance)):
         if value is not None:
             arguments += [flag, str(value)]
-    raise typer.Exit(trainer_module("sample", *arguments, *(["--raw"] if raw else [])))
+    raise typer.Exit(trainer_module("commands.sample", *arguments, *(["--raw"] if raw else [])))

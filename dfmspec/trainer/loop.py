@@ -15,14 +15,14 @@ from megatron.core import parallel_state
 from dfmspec.errors import CheckpointError
 from dfmspec.record import checkpoints
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer import checkpoint
+from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.clock import Mark, Stages
-from dfmspec.trainer.prefetch import Prefetch
+from dfmspec.trainer.data.prefetch import Prefetch
+from dfmspec.trainer.data.streams import RankStreams
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer, patience
 from dfmspec.trainer.signals import StopSignal
 from dfmspec.trainer.step import Outcome, evaluate, graphed, microbatches, train_step
-from dfmspec.trainer.streams import RankStreams
 
 _MAX_FAILED_SAVES = 3
 

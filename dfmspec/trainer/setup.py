@@ -18,10 +18,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer import gradients
-from dfmspec.trainer.ema import Ema
-from dfmspec.trainer.model import DiT, initialize, transformer_config
-from dfmspec.trainer.update import Update, update_of
+from dfmspec.trainer.network.model import DiT, initialize, transformer_config
+from dfmspec.trainer.optim import gradients
+from dfmspec.trainer.optim.ema import Ema
+from dfmspec.trainer.optim.update import Update, update_of
 
 
 def patience(experiment: Experiment) -> timedelta:
@@ -111,7 +111,7 @@ def build_trainer(experiment: Experiment, pretrained: Path | None = None) -> Tra
     """
     chunks = build_model(experiment)
     if pretrained:
-        from dfmspec.trainer.weights import load_pretrained
+        from dfmspec.trainer.network.weights import load_pretrained
 
         load_pretrained(chunks, pretrained)
     config, ddp = chunks[0].config, experiment.ddp

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dfmspec.errors import TrainingError
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer import gradients
-from dfmspec.trainer.attention import backend_of
 from dfmspec.trainer.clock import Mark
-from dfmspec.trainer.graph import Graphs
-from dfmspec.trainer.pack import Microbatch, Pack, collate, loss_sum, on_device
+from dfmspec.trainer.data.microbatch import Microbatch, Pack, collate, loss_sum, on_device
+from dfmspec.trainer.network.attention import backend_of
+from dfmspec.trainer.ops.graph import Graphs
+from dfmspec.trainer.optim import gradients
 from dfmspec.trainer.setup import Trainer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
+from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, usable
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +45,7 @@ def test_a_back_end_agrees_with_plain_attention(implementation: str, backend: st
         pytest.skip("needs FlashAttention 4 on Hopper")
     from megatron.core.transformer.enums import AttnBackend
 
-    from dfmspec.trainer.attention import PackedAttention, Pairs
+    from dfmspec.trainer.network.attention import PackedAttention, Pairs
 
     lengths = PACKS[pack]
     totals = [sum(each) for each in zip(*lengths, strict=True)]
@@ -72,7 +72,7 @@ def test_a_back_end_agrees_with_plain_attention(implementation: str, backend: st
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize(("parts", "normed"), [(3, 2), (2, 1), (1, 1)])
 def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dfmspec.trainer.kernels import heads
+    from dfmspec.trainer.ops.kernels import heads
 
     monkeypatch.setattr(heads, "_PROGRAMS", 2)  # so that one sums over several tiles
     tokens, count, width = 70, 3, 72
@@ -100,7 +100,7 @@ def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype, m
 @pytest.mark.parametrize("e5m2", [False, True])
 @pytest.mark.parametrize("shape", [(32, 48), (200, 1152), (4096, 72)])
 def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
-    from dfmspec.trainer import fp8
+    from dfmspec.trainer.ops import fp8
 
     kind = torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16) * 100
@@ -117,7 +117,7 @@ def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
 
 
 def test_a_cast_makes_nan_of_what_is_beyond_the_largest_value_that_it_is_given() -> None:
-    from dfmspec.trainer import fp8
+    from dfmspec.trainer.ops import fp8
 
     x = torch.randn(200, 144, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
     largest = x.abs().max().float()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfmspec.trainer.libraries import FLASH_ATTENTION, usable
+from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, usable
 from tests.trainer import parity
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("one process")]
@@ -23,7 +23,7 @@ def build() -> Iterator[Any]:
     """Makes a trainer of the small experiment with all weights awake, and its packs."""
     from dfmspec.spec.experiment import Experiment
     from dfmspec.trainer import setup
-    from dfmspec.trainer.streams import RankStreams
+    from dfmspec.trainer.data.streams import RankStreams
     from tests.trainer.parity_worker import wake
 
     setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
@@ -64,7 +64,7 @@ def assert_close(one: Any, other: Any, limit: float) -> None:
 
 @pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp32"])
 def test_the_fused_update_is_megatrons_own_step(bf16: bool, build: Any) -> None:
-    from dfmspec.trainer.update import FusedUpdate
+    from dfmspec.trainer.optim.update import FusedUpdate
 
     fused, packs = build(bf16=bf16)
     assert isinstance(fused.update, FusedUpdate)
@@ -80,7 +80,7 @@ def test_the_fused_update_is_megatrons_own_step(bf16: bool, build: Any) -> None:
 
 
 def test_gradients_that_are_summed_in_bf16_are_those_of_their_iteration(build: Any) -> None:
-    from dfmspec.trainer.update import FusedUpdate
+    from dfmspec.trainer.optim.update import FusedUpdate
 
     halves, packs = build(ddp={"grad_reduce_in_fp32": False})
     assert not isinstance(halves.update, FusedUpdate)  # which takes the addresses of fp32 buffers once
@@ -124,8 +124,8 @@ def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(options: dic
 
 def mixed_packs() -> Iterator[tuple[Any, ...]]:
     """Packs of 256 tokens and 26 of text, of two kinds in turns."""
+    from dfmspec.trainer.data.microbatch import DrawnSample
     from dfmspec.trainer.noise import draw
-    from dfmspec.trainer.pack import DrawnSample
 
     generator, ordinal = torch.Generator().manual_seed(0), count()
     kinds = (((10, 10, 5), (8, 9, 6), (8, 8, 7), (5, 4, 8)), ((9, 10, 8), (8, 10, 7), (8, 8, 6), (2, 11, 5)))

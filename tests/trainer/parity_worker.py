@@ -23,7 +23,7 @@ from dfmspec.processes import die_with_parent
 def inject(fault: str) -> None:
     """Make this process commit a fault of the upstream (trainer.md 3.2, items 9 to 11)."""
     if fault == "missing_sequence_parallel_flag":
-        from dfmspec.trainer.block import AdaLN
+        from dfmspec.trainer.network.block import AdaLN
 
         original = AdaLN.__init__
 
@@ -33,7 +33,7 @@ def inject(fault: str) -> None:
 
         AdaLN.__init__ = without_flag  # type: ignore[method-assign]
     elif fault == "unreduced_qk_norm":
-        from dfmspec.trainer import model
+        from dfmspec.trainer.network import model
 
         original_config = model.transformer_config
 
@@ -73,9 +73,10 @@ def work(job: dict[str, Any]) -> None:
     from megatron.core import parallel_state
 
     from dfmspec.spec.experiment import Experiment
-    from dfmspec.trainer import checkpoint, setup, step
-    from dfmspec.trainer.model import global_name
-    from dfmspec.trainer.streams import RankStreams
+    from dfmspec.trainer import setup, step
+    from dfmspec.trainer.checkpoint import writer as checkpoint
+    from dfmspec.trainer.data.streams import RankStreams
+    from dfmspec.trainer.network.model import global_name
 
     experiment, folder = Experiment.model_validate(job["experiment"]), Path(job["folder"])
     setup.initialize_distributed(experiment)
@@ -124,7 +125,7 @@ def asleep(name: str) -> bool:
 @torch.no_grad()
 def wake(chunks: list) -> None:
     """Give the zero-initialised weights values, so that every gradient is alive from the first iteration."""
-    from dfmspec.trainer.model import global_name
+    from dfmspec.trainer.network.model import global_name
     from dfmspec.trainer.noise import counter_seed
 
     for chunk in chunks:

@@ -56,8 +56,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     from dfmspec.spec.experiment import Experiment
     from dfmspec.trainer import setup
+    from dfmspec.trainer.data.microbatch import DrawnSample, collate
     from dfmspec.trainer.noise import draw
-    from dfmspec.trainer.pack import DrawnSample, collate
     from tests.trainer import parity
     from tests.trainer.parity_worker import wake
 

@@ -24,13 +24,13 @@ from dfmspec.entry import _parser, _resolve
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.targets import target_module
-from dfmspec.trainer.butterflies import BACKGROUNDS, COLOURS, butterfly, draw
-from dfmspec.trainer.decode import load_context, load_latent
+from dfmspec.trainer.data.decode import load_context, load_latent
+from dfmspec.trainer.data.microbatch import _padded
+from dfmspec.trainer.data.patches import num_tokens, patch_positions, patchify, unpatchify
 from dfmspec.trainer.encoders.dct import DctCodec
 from dfmspec.trainer.encoders.ngram import NgramTextEncoder
 from dfmspec.trainer.noise import draw as draw_noise
-from dfmspec.trainer.pack import _padded
-from dfmspec.trainer.patches import num_tokens, patch_positions, patchify, unpatchify
+from dfmspec.trainer.prepare.butterflies import BACKGROUNDS, COLOURS, butterfly, draw
 from tests.conftest import TINY, dfmspec, environment
 
 
@@ -156,7 +156,7 @@ def test_the_metadata_is_what_energons_own_command_writes(dataset: Path, tmp_pat
 
 
 def test_every_sample_comes_once_an_epoch_over_all_streams(dataset: Path) -> None:
-    from dfmspec.trainer.streams import RankStreams
+    from dfmspec.trainer.data.streams import RankStreams
 
     config = experiment(
         dataset, "data.num_streams=4", "dataset.task_encoder_seq_length=16", "dataset.shuffle_buffer_size=1", "dataset.packing_buffer_size=1"
@@ -169,7 +169,7 @@ def test_every_sample_comes_once_an_epoch_over_all_streams(dataset: Path) -> Non
 
 def test_the_order_belongs_to_streams_and_not_to_ranks(dataset: Path) -> None:
     """One rank, or two ranks taking turns, or a resumed pair: the same packs in the same order with the same noise."""
-    from dfmspec.trainer.streams import RankStreams
+    from dfmspec.trainer.data.streams import RankStreams
 
     config = experiment(dataset, "data.num_streams=4", "dataset.task_encoder_seq_length=64")
     one = RankStreams(config, "train", rank=0, size=1)
@@ -198,7 +198,7 @@ def broken_copy(dataset: Path, folder: Path, part: str, data: bytes) -> Path:
                     content = data
                 member.size = len(content)
                 out.addfile(member, io.BytesIO(content))
-    from dfmspec.trainer.prepare import write_metadata
+    from dfmspec.trainer.prepare.__main__ import write_metadata
 
     write_metadata(copy, sorted(path.name for path in copy.glob("*.tar")))
     return copy
@@ -206,7 +206,7 @@ def broken_copy(dataset: Path, folder: Path, part: str, data: bytes) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_hostile_sample_stops_the_reader_with_key_and_shard(workers: int, dataset: Path, tmp_path: Path) -> None:
-    from dfmspec.trainer.streams import RankStreams
+    from dfmspec.trainer.data.streams import RankStreams
 
     copy = broken_copy(dataset, tmp_path, ".pickle", pickle.dumps(Attack()))
     config = experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}")
@@ -217,7 +217,7 @@ def test_a_hostile_sample_stops_the_reader_with_key_and_shard(workers: int, data
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_truncated_shard_stops_the_reader_with_a_way_out(workers: int, dataset: Path, tmp_path: Path) -> None:
-    from dfmspec.trainer.streams import RankStreams
+    from dfmspec.trainer.data.streams import RankStreams
 
     copy = tmp_path / "truncated"
     shutil.copytree(dataset, copy)

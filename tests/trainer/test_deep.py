@@ -22,7 +22,7 @@ def deep(*overrides: str) -> dict:
     """What the check says of a configuration that no rule has looked at."""
     resolved = resolve_spec(load_spec("spec.yaml", overrides, text=PLANNED + "train: {global_batch_size: 256}\n"))
     config = json.dumps(target_module("megatron_core").config(resolved.values))
-    done = subprocess.run([sys.executable, "-m", "dfmspec.trainer.deep"], input=config, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([sys.executable, "-m", "dfmspec.trainer.commands.deep"], input=config, env=environment(), capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"counted": parameters(resolved.values)}
 

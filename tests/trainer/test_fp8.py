@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfmspec.trainer import fp8
-from dfmspec.trainer.gradients import Incoming
-from dfmspec.trainer.measured import Measured, largest_of, measured, told
+from dfmspec.trainer.ops import fp8
+from dfmspec.trainer.ops.amax import Measured, largest_of, measured, told
+from dfmspec.trainer.optim.gradients import Incoming
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -90,9 +90,9 @@ def test_a_number_of_something_else_does_not_pass_unseen(kind: str, forward: flo
     """Zero is what autograd has for a number that nobody gave a gradient."""
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((64, 48), (96, 48), (32, 96))]
-    monkeypatch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * forward)
+    monkeypatch.setattr("dfmspec.trainer.ops.amax.largest_of", lambda x: largest_of(x) * forward)
     loss = through(kind, True, *leaves[: 2 if kind == "linear" else 3])
-    monkeypatch.setattr("dfmspec.trainer.measured.largest_of", lambda x: largest_of(x) * backward)
+    monkeypatch.setattr("dfmspec.trainer.ops.amax.largest_of", lambda x: largest_of(x) * backward)
 
     assert loss.isfinite() == (forward == 1)
     assert torch.autograd.grad(loss, leaves[0])[0].isnan().any()

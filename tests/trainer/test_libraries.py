@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec.trainer import libraries
+from dfmspec.trainer.ops import libraries
 from tests.conftest import environment
 
 
@@ -27,7 +27,8 @@ def test_a_process_without_cuda_asks_no_gpu() -> None:
 import torch
 torch.cuda.is_available = lambda: True
 torch.cuda._lazy_init = lambda: 1 / 0
-from dfmspec.trainer import cpu, libraries
+from dfmspec.trainer import cpu
+from dfmspec.trainer.ops import libraries
 cpu.install("meta")
 libraries.installed = lambda library: True
 print(libraries.usable(libraries.QUACK))

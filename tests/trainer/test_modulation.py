@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dfmspec.trainer import modulation
-from dfmspec.trainer.measured import Measured, largest_of
-from dfmspec.trainer.modulation import gated, gated_modulate, modulate, rows_of
+from dfmspec.trainer.network import modulation
+from dfmspec.trainer.network.modulation import gated, gated_modulate, modulate, rows_of
+from dfmspec.trainer.ops.amax import Measured, largest_of
 
 LENGTHS = [[5, 17, 16, 0, 40, 1], [32, 32], [1], [100, 0]]
 LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}

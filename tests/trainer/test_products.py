@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfmspec.trainer import products
-from dfmspec.trainer.gradients import Incoming
-from dfmspec.trainer.libraries import QUACK, usable
+from dfmspec.trainer.ops import products
+from dfmspec.trainer.ops.libraries import QUACK, usable
+from dfmspec.trainer.optim.gradients import Incoming
 
 SHAPES = ((48, 32), (96, 48), (32, 96))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

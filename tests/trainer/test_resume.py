@@ -293,7 +293,7 @@ def test_a_rank_that_cannot_read_its_shard_back_costs_that_checkpoint_alone(sett
     script = tmp_path / "entry.py"
     script.write_text(f"""
 import os, runpy
-from dfmspec.trainer import checkpoint
+from dfmspec.trainer.checkpoint import writer as checkpoint
 
 def crc32s(paths, real=checkpoint.crc32s):
     checkpoint.crc32s = real

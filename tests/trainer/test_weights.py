@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from dfmspec.trainer.weights import from_dfm, to_dfm
+from dfmspec.trainer.network.weights import from_dfm, to_dfm
 from tests.conftest import dfmspec
 from tests.trainer.training import losses, train
 

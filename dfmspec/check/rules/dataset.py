@@ -202,7 +202,7 @@ RULES = (
     Rule("DAT103", "dataset-metadata-missing", ERROR, _metadata_missing, "Energon cannot open a folder of shards that was not prepared, or not by its own version.", "megatron-energon flavors/webdataset", ALL, "paths"),
     Rule("DAT104", "split-empty", ERROR, _splits, "The loader of an empty split fails, or waits for ever; so does a worker without a sample.", "megatron-energon", ALL, "paths"),
     Rule("DAT105", "shards-differ", ERROR, _shards_differ, "The loader fails when it gets there, which may be hours into the run; samples of a shard that is not named are never seen, in silence.", "megatron-energon", ALL, "paths"),
-    Rule("DAT106", "streams-not-divisible", ERROR, _streams, "A sample stream belongs to one data-parallel rank; that is what lets DP change between attempts.", "dfmspec/trainer/streams.py", OURS),
+    Rule("DAT106", "streams-not-divisible", ERROR, _streams, "A sample stream belongs to one data-parallel rank; that is what lets DP change between attempts.", "dfmspec/trainer/data/streams.py", OURS),
     Rule(
         "DAT107", "loader-kind-fixed", ERROR,
         excludes(lambda v: v["dataset.dataloader_type"] != "external", at="dataset.dataloader_type",

@@ -166,7 +166,7 @@ RULES = (
         "recomputes something else, in silence.", _TC,
     ),
     Rule(
-        "MOD104", "picture-does-not-fit", ERROR, _embedded_fits, "The first batch would stop the run.", "dfmspec/trainer/patches.py", OURS,
+        "MOD104", "picture-does-not-fit", ERROR, _embedded_fits, "The first batch would stop the run.", "dfmspec/trainer/data/patches.py", OURS,
     ),
     Rule(
         "MOD105", "fixed-by-dfm", ERROR,
@@ -303,6 +303,6 @@ RULES = (
             excludes(lambda v, key=key: v[key] >= 1, at=key, message=lambda v, key=key: f"{key} {v[key]} must be below 1", hint=hint)  # type: ignore[misc]
             for key, hint in (("diffusion.condition_dropout", "DFM drops 0.2 of the conditions"), ("diffusion.ema_decay", "0.9999 is usual"))
         )),
-        "The network would never see a text, or the averaged weights never change.", "dfmspec/trainer/ema.py", OURS,
+        "The network would never see a text, or the averaged weights never change.", "dfmspec/trainer/optim/ema.py", OURS,
     ),
 )  # fmt: skip

@@ -71,7 +71,7 @@ RULES = (
         excludes(lambda v: v["ddp.overlap_grad_reduce"] and v[PP] > 1, at="ddp.overlap_grad_reduce",
                  message="with a pipeline, the noise embedding's gradients are summed over stages before they are reduced, which overlap_grad_reduce prevents",
                  hint="set ddp.overlap_grad_reduce to false, or model.pipeline_model_parallel_size to 1"),
-        "The copies of the noise embedding on the stages would grow apart.", "dfmspec/trainer/gradients.py", OURS,
+        "The copies of the noise embedding on the stages would grow apart.", "dfmspec/trainer/optim/gradients.py", OURS,
     ),
     Rule(
         "PIP105", "pipeline-split-without-pipeline", ERROR,

@@ -163,14 +163,14 @@ RULES = (
     ),
     Rule(
         "PRE114", "fp8-sizes-of-the-trainer", ERROR, _own_alignment,
-        "cuBLAS refuses the first product with a side that is no multiple of 16. Texts are padded to it; a pack is not.", "cuBLAS, Using the cublasLt API: FP8; dfmspec/trainer/fp8.py", OURS,
+        "cuBLAS refuses the first product with a side that is no multiple of 16. Texts are padded to it; a pack is not.", "cuBLAS, Using the cublasLt API: FP8; dfmspec/trainer/ops/fp8.py", OURS,
     ),
     Rule(
         "PRE115", "fp8-without-bf16", ERROR,
         excludes(lambda v: v[f"{M}fp8"] and (v["cluster.device"] == "cpu" or not v[f"{M}bf16"]), at=f"{M}fp8",
                  message=lambda v: "FP8 matrix products are for GPUs, and cluster.device is cpu" if v["cluster.device"] == "cpu" else "FP8 matrix products take bf16 activations, and bf16 is off",
                  hint=f"remove {M}fp8"),
-        "The first product fails.", "dfmspec/trainer/fp8.py", OURS,
+        "The first product fails.", "dfmspec/trainer/ops/fp8.py", OURS,
     ),
     Rule(
         "PRE116", "kernels-without-their-gpu", ERROR, _own_kernels,

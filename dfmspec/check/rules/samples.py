@@ -204,5 +204,5 @@ RULES = (
     Rule("DAT210", "sizes-without-packing", ERROR, _one_shape, "The first two samples of different size cannot be stacked.", _LOADER, DFM_DIT, "data"),
     Rule("DAT211", "samples-counted-differently", ERROR, _counted_differently, "Energon deals samples out by these counts: some are never read, in silence, or a worker reads beyond the end.", "megatron-energon flavors/webdataset/sharder.py", ALL, "data"),
     Rule("DAT212", "loader-memory", WARNING, _memory, "The system ends a worker, or the run, when the buffers are full, which is minutes to hours after the start.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM_DIT, "data"),
-    Rule("DAT213", "packs-half-empty", WARNING, _half_empty, "Every iteration computes on padding, which costs as much as tokens.", "dfmspec/trainer/samples.py, TaskEncoder", OURS, "data"),
+    Rule("DAT213", "packs-half-empty", WARNING, _half_empty, "Every iteration computes on padding, which costs as much as tokens.", "dfmspec/trainer/data/task_encoder.py, TaskEncoder", OURS, "data"),
 )  # fmt: skip

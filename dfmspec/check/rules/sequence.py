@@ -80,7 +80,7 @@ RULES = (
     Rule(
         "SEQ101", "sequence-not-divisible", ERROR, _pack_over_ranks,
         "Context parallelism and sequence parallelism give each rank an equal share of the tokens; megatron-core asserts it in the first iteration.",
-        "megatron-core tensor_parallel/mappings.py; dfmspec/trainer/pack.py", OURS,
+        "megatron-core tensor_parallel/mappings.py; dfmspec/trainer/data/microbatch.py", OURS,
     ),
     Rule(
         "SEQ102", "padding-not-divisible", ERROR, _padding_shared,

@@ -67,7 +67,7 @@ def measure(resolution: int = 128, pictures: int = 256) -> tuple[list[float], li
     """Mean and standard deviation of each coefficient over the embedded pictures: the source of the tables above."""
     import numpy as np
 
-    from dfmspec.trainer.butterflies import butterfly, draw
+    from dfmspec.trainer.prepare.butterflies import butterfly, draw
 
     frames = [torch.from_numpy(np.array(draw(butterfly(0, index), resolution))) for index in range(pictures)]
     values = DctCodec().coefficients(torch.stack(frames)).flatten(1)

@@ -1,0 +1,1 @@
+"""Committed checkpoints: writing, finding and loading the whole state of a training."""

@@ -1,0 +1,1 @@
+"""From shards to microbatches: task encoder, streams, packs, prefetching."""

@@ -1,0 +1,45 @@
+"""The next iteration's microbatches, made while this one trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from typing import Any
+
+from dfmspec.spec.experiment import Experiment
+from dfmspec.trainer.data.microbatch import Microbatch
+from dfmspec.trainer.data.streams import RankStreams
+from dfmspec.trainer.step import microbatches, num_microbatches
+
+States = dict[int, Any]
+"""The state of each stream of this rank, after an iteration's last pack."""
+
+
+class Prefetch:
+    """Iterations of a run, one ahead.
+
+    A stream is then ahead of the training, so its state after an iteration is taken between that iteration's packs and
+    the next ones': for the iterations that are saved, and for the last one that is asked for.
+    """
+
+    def __init__(self, experiment: Experiment, streams: RankStreams, after: int, is_saved: Callable[[int], bool]) -> None:
+        """The first iteration is number `after` + 1."""
+        self._batches = microbatches(experiment, streams)
+        self._streams, self._count, self._is_saved = streams, num_microbatches(experiment), is_saved
+        self._iterations = count(after + 1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._next = self._thread.submit(self._make)
+
+    def _make(self) -> tuple[list[Microbatch], States | None]:
+        batches = list(islice(self._batches, self._count))
+        return batches, self._streams.states() if self._is_saved(next(self._iterations)) else None
+
+    def take(self, *, more: bool) -> tuple[list[Microbatch], States | None]:
+        """The microbatches of the next iteration, and the streams' states after it where they are known; `more`: go on to another."""
+        batches, states = self._next.result()
+        if more:
+            self._next = self._thread.submit(self._make)
+            return batches, states
+        self._thread.shutdown()
+        return batches, self._streams.states()

@@ -1,0 +1,1 @@
+"""The diffusion transformer, on megatron-core's blocks, and its weights as one file."""

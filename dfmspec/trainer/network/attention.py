@@ -1,0 +1,174 @@
+"""Self-attention and cross-attention inside the segments of a pack (THD).
+
+The projections are megatron-core's; the core is ours, with three back ends: cuDNN's fused attention through Transformer
+Engine, FlashAttention 4, or `scaled_dot_product_attention` for each run of equal segments. Shapes: t tokens, h heads of this rank, d
+channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import ge
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttention
+from megatron.core.transformer.enums import AttnBackend
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dfmspec.spec.limits import FLASH_HEADS
+from dfmspec.trainer.ops.amax import Measured, told
+from dfmspec.trainer.ops.fp8 import project
+from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, usable
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which keys each query meets: segment i of the queries those of segment i of the keys."""
+
+    cu_seqlens_q: Tensor
+    """[n + 1] int32 first query of each segment, and the end."""
+    cu_seqlens_kv: Tensor
+    """[n + 1] int32 first key of each segment, and the end."""
+    lengths: tuple[tuple[int, int], ...]
+    """(queries, keys) of each segment, on the host."""
+    uniform: int
+    """The number of segments, if all have the same queries and keys; otherwise 0."""
+    max_seqlen_q: int
+    max_seqlen_kv: int
+    """Upper bounds of the lengths; few different values, because each costs the back end a plan."""
+    keys: tuple[int, int]
+    """First row and end of the keys that the queries here meet: a part of them under context parallelism."""
+
+
+_REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+_FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_LONG = (1024, 512)
+"""(queries, keys): shorter segments go to cuDNN as packed ones, though they are equal: cuDNN 9.19's backward pass of a batch of short ones does not
+survive a CUDA graph (NaN, or illegal addresses, at 64 and 256 tokens; right at 1,024), through torch's attention or Transformer Engine's."""
+
+
+def backend_of(config: TransformerConfig) -> Literal["flash", "fused", "torch"]:
+    """Who computes attention. The first two take segments of any lengths in one call, and read on the device where they lie."""
+    if config.transformer_impl != "transformer_engine" or config.params_dtype == torch.float32:
+        return "torch"
+    if config.attention_backend == AttnBackend.flash:
+        return "flash"
+    if config.attention_backend == AttnBackend.auto and config.kv_channels in FLASH_HEADS and usable(FLASH_ATTENTION):
+        return "flash"
+    return "torch" if config.deterministic_mode else "fused"
+
+
+class PackedAttention(nn.Module):
+    """softmax(q k / sqrt(d)) v inside each segment."""
+
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+        super().__init__()
+        self.backend, self.deterministic = backend_of(config), config.deterministic_mode
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, pairs: Pairs) -> Tensor:
+        """query [tq, h, d], key and value [tk, h, d] -> [tq, h, d]"""
+        where = pairs.cu_seqlens_q, pairs.cu_seqlens_kv, pairs.max_seqlen_q, pairs.max_seqlen_kv
+        if self.backend == "flash":
+            from dfmspec.trainer.ops.flash_attention import flash_attention
+
+            return flash_attention(query, key, value, *where, pairs.uniform, self.deterministic)[0]
+        if self.backend == "fused":
+            from dfmspec.trainer.ops.cudnn_attention import fused_attention
+
+            equal = pairs.uniform if pairs.uniform and all(map(ge, pairs.lengths[0], _LONG)) else 0
+            return fused_attention(query, key, value, *where, equal)[0]
+        if pairs.uniform:
+            return self._batched(query, key, value, pairs.uniform)
+        runs = [self._batched(query[q], key[k], value[k], count) for q, k, count in _runs(pairs.lengths)]
+        return torch.cat(runs)
+
+    def _batched(self, query: Tensor, key: Tensor, value: Tensor, count: int) -> Tensor:
+        """`count` segments of equal lengths: query [count q, h, d], key and value [count k, h, d] -> [count q, h, d]"""
+        batched = (x.reshape(count, -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))  # [n, h, s, d]
+        with sdpa_kernel(_REPEATABLE if self.deterministic else _FASTEST, set_priority=True):
+            output = F.scaled_dot_product_attention(*batched)
+        return output.transpose(1, 2).flatten(0, 1)
+
+
+def _runs(lengths: tuple[tuple[int, int], ...]) -> Iterator[tuple[slice, slice, int]]:
+    """Neighbouring segments of one shape, taken together: their query rows, their key rows, how many they are."""
+    q = k = start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or lengths[stop] != lengths[start]:
+            count, (queries, keys) = stop - start, lengths[start]
+            if queries:  # an empty padding segment has no queries
+                yield slice(q, q + count * queries), slice(k, k + count * keys), count
+            q, k, start = q + count * queries, k + count * keys, stop
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm over the channels of a head, the weight shared by all heads; DFM's q/k norm."""
+
+    def __init__(self, hidden_size: int, config: TransformerConfig, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device="cuda"))
+        self.sums_itself = self.weight.is_cuda  # in `kernels/heads.py`
+
+
+def heads(projection: Measured, norms: list[RMSNorm], parts: int) -> list[Tensor]:
+    """[t, h parts d] -> `parts` tensors [t, h, d], the first of them normed over their channels."""
+    width, eps = norms[0].weight.size(0), norms[0].eps
+    if projection.values.is_cuda:
+        from dfmspec.trainer.ops.kernels.heads import heads as fused
+
+        outputs: list[Tensor] = fused(projection.values, [norm.weight for norm in norms], parts, width, eps, projection.largest)
+        return outputs
+    x = told(projection)
+    pieces = x.view(len(x), -1, parts, width).unbind(2)
+    return [F.rms_norm(piece, (width,), norm.weight, eps) for piece, norm in zip(pieces, norms, strict=False)] + list(pieces[len(norms) :])
+
+
+class PackedSelfAttention(SelfAttention):
+    """Megatron's SelfAttention, called without what a diffusion transformer has no use for (caches, rotary positions, masks)."""
+
+    def forward(self, hidden_states: Measured, pairs: Pairs) -> Measured:
+        """[t, D] of this tensor-parallel rank -> the same."""
+        mixed = project(self.linear_qkv, hidden_states)  # [t, h 3 d]
+        q, k, v = heads(mixed, [self.q_layernorm, self.k_layernorm], 3)
+        if self.config.context_parallel_size > 1:
+            whole = gather_from_sequence_parallel_region(torch.cat([k, v], dim=-1), group=self.pg_collection.cp)
+            k, v = whole[pairs.keys[0] : pairs.keys[1]].chunk(2, dim=-1)
+        return project(self.linear_proj, Measured(self.core_attention(q, k, v, pairs).flatten(1)))
+
+
+class PackedCrossAttention(CrossAttention):
+    """Megatron's CrossAttention to a text of its own width, with DFM's RMSNorm on each head of q and k."""
+
+    def __init__(
+        self, config: TransformerConfig, submodules: CrossAttentionSubmodules, *args: Any, crossattn_emb_size: int, **kwargs: Any
+    ) -> None:
+        super().__init__(config, submodules, *args, **kwargs)
+        self.linear_kv = submodules.linear_kv(
+            crossattn_emb_size,
+            2 * self.kv_projection_size,
+            config=config,
+            init_method=config.init_method,
+            gather_output=False,
+            bias=False,
+            skip_bias_add=False,
+            is_expert=False,
+        )
+        self.q_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
+        self.k_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
+
+    def forward(self, hidden_states: Measured, context: Tensor, pairs: Pairs) -> Measured:
+        """[t, D] and the text [c, E], of this tensor-parallel rank -> [t, D]"""
+        query = project(self.linear_q, hidden_states)  # [t, h d]
+        mixed = project(self.linear_kv, Measured(context))  # [c, h 2 d]
+        (q,) = heads(query, [self.q_layernorm], 1)
+        k, v = heads(mixed, [self.k_layernorm], 2)
+        if self.config.context_parallel_size > 1:
+            k, v = k[pairs.keys[0] : pairs.keys[1]], v[pairs.keys[0] : pairs.keys[1]]
+        return project(self.linear_proj, Measured(self.core_attention(q, k, v, pairs).flatten(1)))

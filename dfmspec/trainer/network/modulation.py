@@ -1,0 +1,102 @@
+"""adaLN over packed segments, fused: the gate of a residual branch, layer norm without weights, the segment's scale and shift.
+
+Every token reads the modulation of its own segment inside the kernel; nothing of [s, D] is made to hold it. The backward
+pass sums over tokens in two steps of fixed order (rows of a chunk, chunks of a segment), so it is the same every time.
+Without a GPU the same functions are plain PyTorch. Shapes: s tokens, n segments, D hidden size, k chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfmspec.trainer.ops.amax import Measured, measured, told
+
+CHUNK = 32
+"""Rows that one program of the backward kernel sums; a chunk never reaches over the end of a segment."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which segment each row belongs to, and the chunks of the backward pass; made once for a microbatch."""
+
+    of_token: Tensor
+    """[s] int32 segment of each row."""
+    chunks: Tensor
+    """[k, 3] int32 first row, end, segment."""
+    starts: Tensor
+    """[n + 1] int32 first chunk of each segment, and the end."""
+
+
+def rows_of(of_token: Tensor, segments: int) -> Rows:
+    """The rows of tokens whose segments are `of_token` [s], ascending, on the CPU; k depends on s and n alone."""
+    chunks, starts, row = [], [0], 0
+    for segment, count in enumerate(torch.bincount(of_token, minlength=segments).tolist()):
+        chunks += [(first, min(first + CHUNK, row + count), segment) for first in range(row, row + count, CHUNK)]
+        starts.append(len(chunks))
+        row += count
+    chunks += [(0, 0, 0)] * (-(-len(of_token) // CHUNK) + segments - len(chunks))
+    return Rows(of_token.int(), torch.tensor(chunks, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool) -> tuple[Tensor, Measured]:
+    """[s, D] -> x as it is, and [s, D] layer norm of it without weights, then the segment's scale and shift [n, D].
+
+    Who goes on with this x spares the backward pass an addition: both gradients meet in the kernel.
+    """
+    if x.is_cuda:
+        x, z, largest = _Modulate.apply(x, shift, scale, rows.of_token, rows.chunks, rows.starts, eps, measure)
+        return x, Measured(z, largest if measure else None)
+    normed = F.layer_norm(x, (x.size(-1),), eps=eps)
+    return x, measured(normed * (1 + scale[rows.of_token]) + shift[rows.of_token], measure=measure)
+
+
+def gated(x: Tensor, y: Measured, gate: Tensor, rows: Rows) -> Tensor:
+    """[s, D], [s, D] -> [s, D]: x plus y times the segment's gate [n, D]."""
+    if x.is_cuda:
+        return _kernel(x, y, gate, None, None, rows, 0.0, measure=False)[0]
+    return x + gate[rows.of_token] * told(y)
+
+
+def gated_modulate(
+    x: Tensor, y: Measured, gate: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool
+) -> tuple[Tensor, Measured]:  # fmt: skip
+    """`gated`, and `modulate` of what that gives: both, in one pass."""
+    if x.is_cuda:
+        return _kernel(x, y, gate, shift, scale, rows, eps, measure=measure)
+    return modulate(gated(x, y, gate, rows), shift, scale, rows, eps, measure=measure)
+
+
+class _Modulate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, of_token: Tensor, chunks: Tensor, starts: Tensor, eps: float, measure: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        from dfmspec.trainer.ops.kernels.adaln import adaln
+
+        _, z, mean, rstd, largest = adaln(x, None, None, shift, scale, of_token, chunks, starts, eps, None, measure)
+        ctx.save_for_backward(x, scale, chunks, starts, mean, rstd)
+        ctx.mark_non_differentiable(largest)
+        return x, z, largest
+
+    @staticmethod
+    def backward(ctx: Any, dx_out: Tensor, dz: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        from dfmspec.trainer.ops.kernels.adaln import adaln_backward
+
+        x, scale, chunks, starts, mean, rstd = ctx.saved_tensors
+        dx, _, sums, _ = adaln_backward(x, None, None, scale, chunks, starts, mean, rstd, dx_out, dz, False)
+        dshift, dscale = sums.to(x.dtype).unbind(1)
+        return dx, dshift, dscale, None, None, None, None, None
+
+
+def _kernel(
+    x: Tensor, y: Measured, gate: Tensor, shift: Tensor | None, scale: Tensor | None, rows: Rows, eps: float, *, measure: bool
+) -> tuple[Tensor, Measured]:  # fmt: skip
+    from dfmspec.trainer.ops.kernels.adaln import adaln
+
+    x_out, z, _mean, _rstd, largest = adaln(x, y.values, gate, shift, scale, rows.of_token, rows.chunks, rows.starts, eps, y.largest, measure)
+    return x_out, Measured(z, largest if measure else None)

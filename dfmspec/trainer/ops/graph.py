@@ -1,0 +1,70 @@
+"""Forward and backward of a microbatch as a CUDA graph: one launch where there are some thousand.
+
+A graph is made when a microbatch of its shape comes for the second time, so what comes once costs nothing. What is fixed
+in a graph is what a shape is made of: the sizes of the tensors, and what the blocks know of the segments on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from dfmspec.trainer.data.microbatch import Microbatch
+
+_MOST = 32
+"""Graphs that are kept, two of a shape where gradients are both replaced and added; each holds its own buffers, and one memory pool serves all."""
+
+
+class Graphs:
+    """Runs `work(batch, tokens)`, from a graph where there is one; `work` leaves gradients and returns a report."""
+
+    def __init__(self, work: Callable[[Microbatch, Tensor], Tensor], *, lengths_matter: bool) -> None:
+        """`lengths_matter`: what is launched depends on the segments' lengths, and not only on where the device reads that they lie."""
+        self._work, self._lengths_matter = work, lengths_matter
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, list[Tensor]]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: Microbatch, tokens: Tensor, *how: Hashable) -> Tensor:
+        """The report of this microbatch; `how`: what else the work depends on, and a graph holds."""
+        kind = (self._shape(batch), how)
+        if kind not in self._graphs:
+            if len(self._graphs) == _MOST:
+                return self._work(batch, tokens)
+            if kind not in self._seen:
+                self._seen.add(kind)
+                return self._work(batch, tokens)
+            self._graphs[kind] = self._capture(batch, tokens)
+        graph, inputs, report, _ = self._graphs[kind]
+        for mine, theirs in zip(inputs, [*_tensors(batch), tokens], strict=True):
+            mine.copy_(theirs)
+        graph.replay()
+        return report.clone()
+
+    def _capture(self, batch: Microbatch, tokens: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, list[Tensor]]:
+        """Record, with the microbatch's own tensors as the graph's inputs.
+
+        Kept with it: megatron-core's buffers for gathered activations, which it replaces when it needs larger ones.
+        """
+        tokens, graph = tokens.clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # another thread makes the next microbatches
+            report = self._work(batch, tokens)
+        return graph, [*_tensors(batch), tokens], report, list(parallel_state.get_global_memory_buffer().buffer.values())
+
+    def _shape(self, batch: Microbatch) -> Any:
+        pairs = (batch.segments.self_attention, batch.segments.cross_attention)
+        known = tuple((each.uniform, each.max_seqlen_q, each.max_seqlen_kv, each.keys, each.lengths if self._lengths_matter else ()) for each in pairs)
+        return known, tuple(tensor.shape for tensor in _tensors(batch))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))

@@ -1,0 +1,148 @@
+"""Matrix products of a block whose backward pass writes a weight's gradient where it is summed, in fp32, and of an MLP with its GELU inside.
+
+megatron-core has the first as `gradient_accumulation_fusion`, for extensions that torch.compile does not see through.
+Without tensor parallelism; with it the layers are megatron-core's. Shapes: t tokens, k, f and n the widths of a layer's
+input, middle and output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP
+from torch import Tensor
+
+from dfmspec.trainer.ops.amax import Measured
+from dfmspec.trainer.optim.gradients import buffer_of
+
+
+@torch.library.custom_op("dfmspec::weight_gradient", mutates_args=())
+def weight_gradient(d_out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """d_out [t, n]^T x [t, k] into its buffer [n, k]; what is returned then only stands for it. Without a buffer, the gradient.
+
+    What it changes is no argument: the compiler refuses a backward pass that changes an input of the forward pass.
+    """
+    total, replace = buffer_of(weight)
+    if total is None:
+        return d_out.t() @ x
+    kind = {} if total.dtype == x.dtype else {"out_dtype": total.dtype}
+    if not x.is_cuda:  # there a product keeps its type
+        d_out, x, kind = d_out.to(total.dtype), x.to(total.dtype), {}
+    if replace:
+        torch.mm(d_out.t(), x, **kind, out=total)
+    else:
+        torch.addmm(total, d_out.t(), x, **kind, out=total)
+    return torch.empty_like(weight)
+
+
+@weight_gradient.register_fake
+def _(d_out, x, weight):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weight)
+
+
+class _Linear(torch.autograd.Function):
+    """x weight^T"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        d_x = d_out @ weight if ctx.needs_input_grad[0] else None
+        return d_x, weight_gradient(d_out, x, weight)
+
+
+@torch.library.custom_op("dfmspec::product_gelu", mutates_args=())
+def product_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """h = x [t, k] weight [f, k]^T, and gelu(h), by one kernel: [t, f] both."""
+    if not x.is_cuda:
+        h = x @ weight.t()
+        return h, F.gelu(h, approximate="tanh")
+    from quack.gemm_interface import gemm_act
+
+    h, a = gemm_act(x, weight.t(), activation="gelu_tanh_approx", tuned=False)
+    return h, a
+
+
+@product_gelu.register_fake
+def _(x, weight):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.size(0), weight.size(0)), x.new_empty(x.size(0), weight.size(0))
+
+
+@torch.library.custom_op("dfmspec::product_through_gelu", mutates_args=())
+def product_through_gelu(d_out: Tensor, weight: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient d_out [t, n] weight [n, f] through gelu(h), and gelu(h) once more, by one kernel: [t, f] both."""
+    if not h.is_cuda:
+        return torch.ops.aten.gelu_backward(d_out @ weight, h, approximate="tanh"), F.gelu(h, approximate="tanh")
+    from quack.gemm_interface import gemm_dact
+
+    d_h, a = gemm_dact(d_out, weight, h, activation="gelu_tanh_approx", tuned=False)
+    return d_h, a
+
+
+@product_through_gelu.register_fake
+def _(d_out, weight, h):  # type: ignore[no-untyped-def]
+    return torch.empty_like(h), torch.empty_like(h)
+
+
+class _Mlp(torch.autograd.Function):
+    """gelu(x first^T) second^T; the GELU is made again in the backward pass, and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        h, a = product_gelu(x, first)
+        ctx.save_for_backward(x, first, h, second)
+        return a @ second.t()
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, first, h, second = ctx.saved_tensors
+        d_h, a = product_through_gelu(d_out, second, h)
+        return d_h @ first, weight_gradient(d_h, x, first), weight_gradient(d_out, a, second)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """[t, k], [n, k] -> x weight^T, [t, n]"""
+    output: Tensor = _Linear.apply(x, weight)
+    return output
+
+
+def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """[t, k], [f, k], [n, f] -> gelu(x first^T) second^T, [t, n]"""
+    output: Tensor = _Mlp.apply(x, first, second)
+    return output
+
+
+class _OwnProduct:
+    """Makes a layer's product ours where no other rank has a part of it."""
+
+    @property
+    def sums_itself(self) -> bool:
+        """As `gradients.into_buffers` asks."""
+        return bool(self.config.tensor_model_parallel_size == 1)  # type: ignore[attr-defined]
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        if self.sums_itself:
+            return linear(input, weight)
+        options["tp_group"] = self.tp_group  # type: ignore[attr-defined]  # RowParallelLinear forgets it and warns: a warning ends torch.compile's trace
+        output: Tensor = super()._forward_impl(input=input, weight=weight, **options)  # type: ignore[misc]
+        return output
+
+
+class ColumnLinear(_OwnProduct, ColumnParallelLinear):
+    """Megatron's, without bias."""
+
+
+class RowLinear(_OwnProduct, RowParallelLinear):
+    """Megatron's, without bias."""
+
+
+def fused_mlp(layer: MLP, hidden_states: Measured) -> Measured:
+    """What Megatron's MLP of the two layers above and a GELU gives: [s, D] -> [s, D]"""
+    return Measured(mlp(hidden_states.values, layer.linear_fc1.weight, layer.linear_fc2.weight))
