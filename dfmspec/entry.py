@@ -21,8 +21,9 @@ from dfmspec.diagnostics import Severity
 from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
 from dfmspec.plan.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
-from dfmspec.read.load import PATH_KEYS, load_spec, local_path
+from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
+from dfmspec.spec.paths import PATH_KEYS, local_path
 from dfmspec.targets import target_module
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec.read.load import load_spec, split_iteration
+from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
+from dfmspec.spec.paths import split_iteration
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -12,9 +12,10 @@ import typer
 from dfmspec.check.rules import check_spec
 from dfmspec.errors import UsageError
 from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
-from dfmspec.read.load import PATH_KEYS, is_relative, load_spec
+from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.spec.catalogue import SCHEMAS
+from dfmspec.spec.paths import PATH_KEYS, is_relative
 
 _DEAD = ("SPC201", "SPC202", "SPC203", "SPC204", "SPC205", "SPC206", "SPC303", "SPC304")
 

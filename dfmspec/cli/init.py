@@ -12,6 +12,7 @@ from dfmspec.errors import UsageError
 from dfmspec.read.fixes import scalar
 from dfmspec.resources import resource
 from dfmspec.spec.catalogue import SCHEMAS
+from dfmspec.spec.paths import is_relative
 from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
 
 _TEMPLATE = """\
@@ -70,7 +71,7 @@ def init(
     if cpu and target != "megatron_core":
         raise UsageError("--cpu: DFM's own script needs GPUs; leave --target out")
     folder = Path() if str(file) == "-" else file.parent
-    if dataset_path and not dataset_path.startswith(("/", "~")) and "://" not in dataset_path:
+    if is_relative(dataset_path):
         dataset_path = os.path.relpath(dataset_path, folder)
     text = spec_text(str(file), recipe, target, nodes, gpus, dataset_path or None, cpu)
     if str(file) == "-":

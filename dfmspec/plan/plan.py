@@ -21,9 +21,9 @@ from dfmspec.data.metadataset import everything, is_metadataset
 from dfmspec.errors import InvalidSpec
 from dfmspec.plan.environment import environment
 from dfmspec.read.document import write_scalar
-from dfmspec.read.load import PATH_KEYS, SPEC_DIR, is_relative, local_path
 from dfmspec.read.resolve import Resolved
-from dfmspec.targets import SPEC_DIR_UPSTREAM, Reading, target_module
+from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, SPEC_DIR_UPSTREAM, is_relative, local_path
+from dfmspec.targets import Reading, target_module
 
 FORMAT_VERSION = 1
 

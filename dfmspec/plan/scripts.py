@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from dfmspec.plan.environment import shell_line
 from dfmspec.plan.plan import RANK, Plan, Role, Word
-from dfmspec.read.load import SPEC_DIR, is_relative
+from dfmspec.spec.paths import SPEC_DIR, is_relative
 
 SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmspec.check.rules.spec import SECRET_NAME
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
+from dfmspec.spec.secrets import names_a_secret
 from dfmspec.targets import TARGETS, target_module
 from dfmspec.targets.dfm.upstream import Refused, loaded, value_of
 
@@ -118,7 +118,7 @@ def _launcher(words: Sequence[str], found: Imported) -> None:
         match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", word, re.DOTALL)
         if match is None:
             rest.append(word)
-        elif re.fullmatch(SECRET_NAME, match[1]):
+        elif names_a_secret(match[1]):
             found.dead.append((f"{match[1]}=...", "a secret: export it where the run starts"))
         elif "$" in match[2] or "`" in match[2]:
             found.dead.append((word, "a variable of your shell: give its value"))

@@ -11,30 +11,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document, read_scalar
 from dfmspec.read.structure import leaves, structural_findings
 from dfmspec.spec.catalogue import SCHEMAS, Catalogue, catalogue, types
+from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, is_relative, split_iteration
 from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
-
-PATH_KEYS = frozenset({
-    "dataset.path", "checkpoint.save", "checkpoint.load", "checkpoint.pretrained_checkpoint", "checkpoint.non_persistent_global_ckpt_dir",
-    "checkpoint.non_persistent_local_ckpt_dir", "logger.tensorboard_dir", "logger.wandb_save_dir", "model.vae_cache_folder", "run.output_dir",
-})  # fmt: skip
-"""Keys whose relative values in a file are relative to that file."""
-SPEC_DIR = "${SPEC_DIR}"
-"""In a plan, the spec's folder, before every path that a person gave relative: a plan does not know from where it was made."""
-PLACES = (*sorted(PATH_KEYS), "run.resume")
-"""Keys that may name a place on this machine."""
-
-
-def local_path(text: str) -> FilePath:
-    """A path of a spec on this machine; one in the home of a user who is not there stays as it is written."""
-    return FilePath(os.path.expanduser(text))
-
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
@@ -316,19 +301,6 @@ def _place(path: Path, document: Document) -> Span:
         return Span(document.file)
     alias = next((("checkpoint", alias) for alias, key in ALIASES if path == ("checkpoint", key)), path)
     return document.span(path if path in document.keys or alias not in document.keys else alias)
-
-
-def is_relative(path: Any) -> TypeGuard[str]:
-    """Whether a value is a path that depends on a folder."""
-    return isinstance(path, str) and path != "" and not path.startswith(("/", "~", "${")) and "://" not in path
-
-
-def split_iteration(path: str) -> tuple[str, int | None]:
-    """`ckpts/iter_5000/` as ("ckpts", 5000); any other path as (path, None)."""
-    folder, _, last = path.rstrip("/").rpartition("/")
-    if last.startswith("iter_") and last[5:].isascii() and last[5:].isdigit():
-        return folder or ".", int(last[5:])
-    return path, None
 
 
 def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:

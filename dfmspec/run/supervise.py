@@ -19,13 +19,13 @@ from typing import Any
 
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.plan.plan import Plan, config_digest, config_text, guards
-from dfmspec.read.load import PATH_KEYS, local_path
 from dfmspec.record.checkpoints import committed, iteration_of
 from dfmspec.record.manifest import Attempt, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
 from dfmspec.record.runs import link_latest, new_run_id, owned, runs_of
 from dfmspec.record.verdict import conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
+from dfmspec.spec.paths import PATH_KEYS, local_path
 from dfmspec.targets import CONFIG
 
 _POLL_SECONDS = 0.2

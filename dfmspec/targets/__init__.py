@@ -53,8 +53,6 @@ class Target(Protocol):
 
 CONFIG = "config.yaml"
 """The configuration's file in a bundle."""
-SPEC_DIR_UPSTREAM = "${oc.env:DFMSPEC_SPEC_DIR}"
-"""The spec's folder, as OmegaConf fills it in on every rank."""
 TARGETS = {
     "megatron_core": "dfmspec.targets.megatron_core", "dfm": "dfmspec.targets.dfm",
     "dfm_wan": "dfmspec.targets.dfm.wan", "dfm_flux": "dfmspec.targets.dfm.flux",

@@ -28,8 +28,8 @@ from dfmspec.check.rules import (
 )
 from dfmspec.check.rules.base import Rule, UnknownValue, View
 from dfmspec.diagnostics import Diagnostic, Span, shown
-from dfmspec.read.load import PLACES, local_path
 from dfmspec.read.resolve import Resolved
+from dfmspec.spec.paths import PLACES, local_path
 
 FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, networks, precision, optimizer, distributed, checkpoint, evaluation, dataset, samples, launch, launchers)
 RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)

@@ -14,7 +14,7 @@ from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.size import checkpoint_bytes
 from dfmspec.read.document import parse_document
-from dfmspec.read.load import local_path
+from dfmspec.spec.paths import is_relative, local_path
 
 SAVE, LOAD, STEP, INTERVAL, KEEP = (f"checkpoint.{name}" for name in ("save", "load", "ckpt_step", "save_interval", "most_recent_k"))
 
@@ -38,7 +38,7 @@ def _shared(view: View) -> Iterator[Finding]:
     for key in (SAVE, LOAD):
         origin = view.resolved.spec.origins[key]
         text = view.resolved.spec.values[key]
-        if origin.is_users and isinstance(text, str) and not text.startswith(("/", "${", "~")) and "://" not in text:
+        if origin.is_users and is_relative(text):
             yield Finding(path(key), f"{key} {text} is relative, and {view['cluster.nnodes']} nodes must see one folder", "an absolute path on a file system that all nodes share")
 
 

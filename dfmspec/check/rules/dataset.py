@@ -11,7 +11,7 @@ from dfmspec.check.rules.base import ALL, DFM, DIT, ERROR, HINT, OURS, WARNING, 
 from dfmspec.data.energon_metadata import faults, prepared, shard_counts, split_counts, split_shards
 from dfmspec.data.metadataset import Gap, Leaf, everything, is_metadataset, leaves, names_itself, read
 from dfmspec.diagnostics import Finding
-from dfmspec.read.load import local_path
+from dfmspec.spec.paths import local_path
 from dfmspec.targets.layout import nearest_multiples
 
 DATASET, WORKERS, STREAMS = "dataset.path", "dataset.num_workers", "data.num_streams"

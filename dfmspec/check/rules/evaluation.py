@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path, together
 from dfmspec.diagnostics import Finding
-from dfmspec.read.load import local_path
 from dfmspec.spec.catalogue import catalogue
+from dfmspec.spec.paths import local_path
 
 INTERVAL, EVAL, CACHE = "train.eval_interval", "train.eval_iters", "model.vae_cache_folder"
 

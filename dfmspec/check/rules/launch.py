@@ -9,7 +9,7 @@ from dfmspec.check.rules.base import ALL, DFM, ERROR, HINT, ITERS, OURS, WARNING
 from dfmspec.check.rules.checkpoint import iterations
 from dfmspec.check.rules.distributed import uses_fsdp
 from dfmspec.diagnostics import Finding
-from dfmspec.read.load import PATH_KEYS, local_path
+from dfmspec.spec.paths import PATH_KEYS, local_path
 
 
 def _world_size(view: View) -> Iterator[Finding]:

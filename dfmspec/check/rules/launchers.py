@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dfmspec.check.rules.base import ALL, DFM, ERROR, WARNING, Rule, View, excludes, path
 from dfmspec.diagnostics import Finding
-from dfmspec.read.load import PATH_KEYS, is_relative
+from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import minutes_of
 
 _KEYS = {

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, excludes, path, shown
 from dfmspec.diagnostics import Edit, Finding, Severity
 from dfmspec.spec.catalogue import catalogue
+from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import target_module
 from dfmspec.targets.dfm import OVERLAPS
 
@@ -109,17 +110,13 @@ def _interpolations(view: View) -> Iterator[Finding]:
                 yield Finding(path(key), f"{key} {text}: {what}", "write the value itself")
 
 
-_SECRET = r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|nvapi-[\w-]{20,}"
-SECRET_NAME = r"(?i)(?:.*_)?(?:api_?key|access_?key|token|secret|password|wandb_key)"
-
-
 def _secrets(view: View) -> Iterator[Finding]:
     for key, _ in _marked(view):
         value = view[key]
         for name, text in value.items() if isinstance(value, dict) else ((key, value),):
             if not isinstance(text, str) or not text or text.startswith("$"):
                 continue
-            if re.fullmatch(SECRET_NAME, str(name).rpartition(".")[2]) or re.fullmatch(_SECRET, text):
+            if names_a_secret(str(name).rpartition(".")[2]) or is_a_token(text):
                 yield Finding(path(key), f"{name} looks like a secret, and a spec is kept, hashed and shared", "export it where the run starts; remove it here and renew it")
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfmspec.diagnostics import Severity
-from dfmspec.read.load import SPEC_DIR
 from dfmspec.spec.catalogue import catalogue
-from dfmspec.targets import CONFIG, SPEC_DIR_UPSTREAM, Derived, Reading, Values, minutes_of
+from dfmspec.spec.paths import SPEC_DIR, SPEC_DIR_UPSTREAM
+from dfmspec.targets import CONFIG, Derived, Reading, Values, minutes_of
 from dfmspec.targets.megatron_core import SHARED, layout
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"

@@ -1,0 +1,49 @@
+"""Paths in a spec: which keys hold them, what they are relative to, and where they lead on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeGuard
+
+PATH_KEYS = frozenset(
+    {
+        "dataset.path",
+        "checkpoint.save",
+        "checkpoint.load",
+        "checkpoint.pretrained_checkpoint",
+        "checkpoint.non_persistent_global_ckpt_dir",
+        "checkpoint.non_persistent_local_ckpt_dir",
+        "logger.tensorboard_dir",
+        "logger.wandb_save_dir",
+        "model.vae_cache_folder",
+        "run.output_dir",
+    }
+)
+"""Keys whose relative values in a file are relative to that file."""
+PLACES = (*sorted(PATH_KEYS), "run.resume")
+"""Keys that may name a place on this machine."""
+SPEC_DIR = "${SPEC_DIR}"
+"""In a plan, the spec's folder, before every path that a person gave relative: it may be made anywhere."""
+SPEC_DIR_UPSTREAM = "${oc.env:DFMSPEC_SPEC_DIR}"
+"""The spec's folder, as OmegaConf fills it in on every rank."""
+RUN_DIR = "${RUN_DIR}"
+"""In a plan, the run directory, which is known when the run is launched."""
+
+
+def local_path(text: str) -> Path:
+    """A path of a spec on this machine; one in the home of a user who is not there stays as it is written."""
+    return Path(os.path.expanduser(text))
+
+
+def is_relative(path: Any) -> TypeGuard[str]:
+    """Whether a value is a path that depends on a folder."""
+    return isinstance(path, str) and path != "" and not path.startswith(("/", "~", "${")) and "://" not in path
+
+
+def split_iteration(path: str) -> tuple[str, int | None]:
+    """`ckpts/iter_5000/` as ("ckpts", 5000); any other path as (path, None)."""
+    folder, _, last = path.rstrip("/").rpartition("/")
+    if last.startswith("iter_") and last[5:].isascii() and last[5:].isdigit():
+        return folder or ".", int(last[5:])
+    return path, None
