@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.testing import do_bench_cudagraph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dfmspec.trainer.network.modulation import rows_of
+from dfmspec.trainer.data.segments import rows_of
 from dfmspec.trainer.ops.kernels import adaln, fp8, heads, optimizer
 
 WIDTH, HEADS, SEGMENT = 1152, 16, 1024

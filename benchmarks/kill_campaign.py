@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dfmspec import checkpoints  # noqa: E402
+from dfmspec.record import checkpoints  # noqa: E402
 from tests.trainer.training import SHORT, kill_tree, losses, start, train  # noqa: E402
 
 WORDS = ["--mock", "data.num_streams=2", "train.global_batch_size=2", "checkpoint.save_interval=1", "checkpoint.most_recent_k=3"]

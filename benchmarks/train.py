@@ -201,9 +201,8 @@ class Ours:
 
     def batch(self, shapes: list[tuple[int, int, int]]) -> Any:
         """One pack: a latent of `frames x 2 height x 2 width` for each (frames, height, width) in patches."""
-        from dfmspec.trainer.data.microbatch import DrawnSample
+        from dfmspec.trainer.data.microbatch import DrawnSample, microbatches
         from dfmspec.trainer.noise import draw
-        from dfmspec.trainer.step import microbatches
 
         samples = []
         for frames, height, width in shapes:

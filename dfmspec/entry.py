@@ -180,7 +180,7 @@ def run(experiment: Any, *, config: dict[str, Any]) -> int:
 
     from dfmspec.trainer import loop, setup
     from dfmspec.trainer.clock import Stages
-    from dfmspec.trainer.prepare.__main__ import ensure_dataset
+    from dfmspec.trainer.prepare.writer import ensure_dataset
 
     stages = Stages()
     stages.end("imports")

@@ -32,7 +32,7 @@ from dfmspec.spec.catalogue import SCHEMAS, catalogue  # noqa: E402
 from dfmspec.spec.experiment import Experiment  # noqa: E402
 from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
 from dfmspec.targets import target_module  # noqa: E402
-from dfmspec.targets.dfm import CLASSES  # noqa: E402
+from dfmspec.targets.dfm.bridge import CLASSES  # noqa: E402
 
 OWN_SECTIONS = ("cluster", "launcher", "run")
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "map": "object"}

@@ -35,4 +35,4 @@ def export(
         raise UsageError(f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory")
     if out.exists() or not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: {'it exists already' if out.exists() else 'its folder does not exist'}; name another file")
-    raise typer.Exit(trainer_module("network.weights", str(checkpoint), str(out), "--names", names.value, *(["--raw"] if raw else [])))
+    raise typer.Exit(trainer_module("commands.export", str(checkpoint), str(out), "--names", names.value, *(["--raw"] if raw else [])))

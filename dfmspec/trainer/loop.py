@@ -17,12 +17,13 @@ from dfmspec.record import checkpoints
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.clock import Mark, Stages
+from dfmspec.trainer.data.microbatch import microbatches
 from dfmspec.trainer.data.prefetch import Prefetch
 from dfmspec.trainer.data.streams import RankStreams
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer, patience
 from dfmspec.trainer.signals import StopSignal
-from dfmspec.trainer.step import Outcome, evaluate, graphed, microbatches, train_step
+from dfmspec.trainer.step import Outcome, evaluate, graphed, train_step
 
 _MAX_FAILED_SAVES = 3
 

@@ -19,6 +19,7 @@ from megatron.core.transformer.module import Float16Module
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.network.model import DiT, initialize, transformer_config
+from dfmspec.trainer.ops.buffers import Incoming
 from dfmspec.trainer.optim import gradients
 from dfmspec.trainer.optim.ema import Ema
 from dfmspec.trainer.optim.update import Update, update_of
@@ -91,7 +92,7 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     ema: Ema
     update: Update
-    incoming: gradients.Incoming
+    incoming: Incoming
     """How gradients meet their buffers (`gradients.into_buffers`)."""
     graphs: Any = None
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""

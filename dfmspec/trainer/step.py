@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,26 +15,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from dfmspec.errors import TrainingError
-from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.clock import Mark
-from dfmspec.trainer.data.microbatch import Microbatch, Pack, collate, loss_sum, on_device
+from dfmspec.trainer.data.microbatch import Microbatch, loss_sum, num_microbatches
 from dfmspec.trainer.network.attention import backend_of
 from dfmspec.trainer.ops.graph import Graphs
 from dfmspec.trainer.optim import gradients
 from dfmspec.trainer.setup import Trainer
-
-
-def microbatches(experiment: Experiment, packs: Iterator[Pack]) -> Iterator[Microbatch]:
-    """Collate packs into microbatches on this process's device, as they are asked for, by whatever thread."""
-    device = torch.device("cuda", torch.cuda.current_device()) if experiment.cluster.device == "cuda" else None
-    collated = (collate(list(islice(packs, experiment.train.micro_batch_size)), experiment) for _ in repeat(None))
-    return (on_device(batch, device) for batch in collated) if device else collated
-
-
-def num_microbatches(experiment: Experiment) -> int:
-    """Microbatches of one iteration on each rank."""
-    train = experiment.train
-    return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())
 
 
 def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options: bool) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,8 @@ def test_a_back_end_agrees_with_plain_attention(implementation: str, backend: st
         pytest.skip("needs FlashAttention 4 on Hopper")
     from megatron.core.transformer.enums import AttnBackend
 
-    from dfmspec.trainer.network.attention import PackedAttention, Pairs
+    from dfmspec.trainer.data.segments import Pairs
+    from dfmspec.trainer.network.attention import PackedAttention
 
     lengths = PACKS[pack]
     totals = [sum(each) for each in zip(*lengths, strict=True)]
@@ -118,10 +119,11 @@ def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
 
 def test_a_cast_makes_nan_of_what_is_beyond_the_largest_value_that_it_is_given() -> None:
     from dfmspec.trainer.ops import fp8
+    from dfmspec.trainer.ops.amax import E4M3
 
     x = torch.randn(200, 144, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
     largest = x.abs().max().float()
-    found, given, halved = fp8.quantized(x, fp8.E4M3), fp8.quantized(x, fp8.E4M3, largest=largest), fp8.quantized(x, fp8.E4M3, largest=largest / 2)
+    found, given, halved = fp8.quantized(x, E4M3), fp8.quantized(x, E4M3, largest=largest), fp8.quantized(x, E4M3, largest=largest / 2)
 
     assert all(torch.equal(mine.float(), theirs.float()) for mine, theirs in zip(given, found, strict=True))
     assert torch.equal(halved.rows.float().isnan(), x.abs() > largest / 2) and torch.equal(halved.columns.float().isnan(), (x.abs() > largest / 2).t())

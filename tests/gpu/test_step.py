@@ -48,8 +48,9 @@ def build() -> Iterator[Any]:
 
 def run(trainer: Any, packs: Any, iterations: int = 5) -> tuple[list[tuple[float, float, float]], dict[str, torch.Tensor]]:
     from dfmspec.trainer import step
+    from dfmspec.trainer.data.microbatch import microbatches
 
-    batches = step.microbatches(trainer.experiment, packs)
+    batches = microbatches(trainer.experiment, packs)
     values = [step.train_step(trainer, batches, i).values(i) for i in range(1, iterations + 1)]
     trainer.ema.wait()
     return values, {name: weight.detach().clone() for name, weight in trainer.chunks[0].named_parameters()}
@@ -141,11 +142,12 @@ def mixed_packs() -> Iterator[tuple[Any, ...]]:
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_and_stops(build: Any) -> None:
     from dfmspec.errors import TrainingError
     from dfmspec.trainer import step
+    from dfmspec.trainer.data.microbatch import microbatches
 
     trainer, packs = build()
     run(trainer, packs, 1)
     before = {name: weight.detach().clone() for name, weight in trainer.chunks[0].named_parameters()}
-    batch = [next(step.microbatches(trainer.experiment, packs)) for _ in range(8)]
+    batch = [next(microbatches(trainer.experiment, packs)) for _ in range(8)]
     batch[3].y.fill_(float("nan"))
 
     with pytest.raises(TrainingError, match="iteration 2: loss nan"):

@@ -75,6 +75,7 @@ def work(job: dict[str, Any]) -> None:
     from dfmspec.spec.experiment import Experiment
     from dfmspec.trainer import setup, step
     from dfmspec.trainer.checkpoint import writer as checkpoint
+    from dfmspec.trainer.data.microbatch import microbatches
     from dfmspec.trainer.data.streams import RankStreams
     from dfmspec.trainer.network.model import global_name
 
@@ -99,7 +100,7 @@ def work(job: dict[str, Any]) -> None:
         for chunk in trainer.model:
             chunk.train()
             chunk.zero_grad_buffer()
-        record["losses"].append(float(step.forward_backward(trainer, step.microbatches(experiment, packs), force_all_reduce=True)[0]))
+        record["losses"].append(float(step.forward_backward(trainer, microbatches(experiment, packs), force_all_reduce=True)[0]))
         if first and (iteration <= done + 4 or iteration % 10 == 0):
             record["gradients"].append({name: weight.main_grad.to("cpu", copy=True) for name, weight in named()})
         trainer.ema.wait()

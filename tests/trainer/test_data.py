@@ -198,7 +198,7 @@ def broken_copy(dataset: Path, folder: Path, part: str, data: bytes) -> Path:
                     content = data
                 member.size = len(content)
                 out.addfile(member, io.BytesIO(content))
-    from dfmspec.trainer.prepare.__main__ import write_metadata
+    from dfmspec.trainer.prepare.writer import write_metadata
 
     write_metadata(copy, sorted(path.name for path in copy.glob("*.tar")))
     return copy

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dfmspec.trainer.ops import fp8
-from dfmspec.trainer.ops.amax import Measured, largest_of, measured, told
-from dfmspec.trainer.optim.gradients import Incoming
+from dfmspec.trainer.ops.amax import E4M3, Measured, largest_of, measured, told
+from dfmspec.trainer.ops.buffers import Incoming
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_a_number_of_something_else_does_not_pass_unseen(kind: str, forward: flo
 @pytest.mark.parametrize("made_of", [{"gelu": True}, {"through_gelu_of": torch.ones(16, 16)}], ids=str)
 def test_a_number_is_of_the_matrix_and_not_of_what_is_made_of_it(made_of: dict[str, bool | torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="not that of its GELU"):
-        fp8.quantized(torch.ones(16, 16), fp8.E4M3, largest=torch.ones(()), **made_of)  # type: ignore[arg-type]
+        fp8.quantized(torch.ones(16, 16), E4M3, largest=torch.ones(()), **made_of)  # type: ignore[arg-type]
 
 
 def test_the_compiler_sees_through_it() -> None:
@@ -136,7 +136,7 @@ def test_gradients_go_where_they_are_summed(device: str) -> None:
 
 def test_zeros_stay_zeros_and_the_largest_value_is_met_exactly() -> None:
     assert not linear(torch.zeros(16, 16), torch.zeros(16, 16)).any()
-    quantized = fp8.quantized(torch.tensor([[3.7, 0.0], [0.0, -1.0]]), fp8.E4M3)
+    quantized = fp8.quantized(torch.tensor([[3.7, 0.0], [0.0, -1.0]]), E4M3)
 
     assert quantized.rows[0, 0].float() * quantized.inverse == pytest.approx(3.7)
     assert torch.equal(quantized.rows.t().float(), quantized.columns.float())

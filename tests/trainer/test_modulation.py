@@ -7,15 +7,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dfmspec.trainer.network import modulation
-from dfmspec.trainer.network.modulation import gated, gated_modulate, modulate, rows_of
+from dfmspec.trainer.data.segments import CHUNK, Rows, rows_of
+from dfmspec.trainer.network.modulation import gated, gated_modulate, modulate
 from dfmspec.trainer.ops.amax import Measured, largest_of
 
 LENGTHS = [[5, 17, 16, 0, 40, 1], [32, 32], [1], [100, 0]]
 LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
-def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: modulation.Rows) -> list[torch.Tensor]:
+def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
     """All three functions in a chain, and the gradients of x, y and the modulations; and the numbers beside z and beside y's gradient."""
     gate, shift, scale = modulations.chunk(3, -1)
     y_largest = [torch.zeros((), dtype=torch.float32, device=y.device, requires_grad=True) for _ in range(2)]
@@ -31,10 +31,10 @@ def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows
     return outputs + gradients
 
 
-def made(lengths: list[int], width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, modulation.Rows]:
+def made(lengths: list[int], width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rows]:
     of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     rows = rows_of(of_token, len(lengths))
-    rows = modulation.Rows(rows.of_token.to(device), rows.chunks.to(device), rows.starts.to(device))
+    rows = Rows(rows.of_token.to(device), rows.chunks.to(device), rows.starts.to(device))
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(lengths), width), (sum(lengths), width), (len(lengths), 3 * width)]
     x, y, m = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
@@ -47,8 +47,8 @@ def test_chunks_cover_each_row_once_and_stay_in_their_segment(lengths: list[int]
     covered = [(row, int(segment)) for first, end, segment in rows.chunks for row in range(first, end)]
     assert covered == list(enumerate(rows.of_token.tolist()))
     of_chunks = [[int(rows.chunks[at, 2]) for at in range(first, end)] for first, end in pairwise(rows.starts.tolist())]
-    assert of_chunks == [[segment] * -(-count // modulation.CHUNK) for segment, count in enumerate(lengths)]
-    assert len(rows.chunks) == -(-sum(lengths) // modulation.CHUNK) + len(lengths)
+    assert of_chunks == [[segment] * -(-count // CHUNK) for segment, count in enumerate(lengths)]
+    assert len(rows.chunks) == -(-sum(lengths) // CHUNK) + len(lengths)
 
 
 @pytest.mark.gpu

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from dfmspec.trainer.ops import products
+from dfmspec.trainer.ops.buffers import Incoming
 from dfmspec.trainer.ops.libraries import QUACK, usable
-from dfmspec.trainer.optim.gradients import Incoming
 
 SHAPES = ((48, 32), (96, 48), (32, 96))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from dfmspec.check.rules.base import CP, DFM, DFM_DIT, ERROR, FFN, HIDDEN, HINT, LAYERS, OURS, PP, SP, TP, WARNING, Rule, View, excludes, path, shown, together
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.limits import FLASH_HEADS, FP8_ALIGNMENT
-from dfmspec.targets.dfm import PRECISIONS
+from dfmspec.targets.dfm.bridge import PRECISIONS
 
 M = "mixed_precision."
 RECIPE = f"{M}recipe"

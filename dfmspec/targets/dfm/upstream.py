@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from dfmspec.spec.catalogue import catalogue
-from dfmspec.targets.dfm import BRIDGE_PRECISION, CLASSES, PRECISIONS
+from dfmspec.targets.dfm.bridge import BRIDGE_PRECISION, CLASSES, PRECISIONS
 
 Tree = dict[str, Any]
 _FOLDER = "${CWD}/nemo_experiments/default"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import islice, repeat
 from typing import TypeVar
 
 import torch
@@ -21,9 +21,7 @@ from dfmspec.spec.experiment import Experiment
 from dfmspec.spec.limits import FP8_ALIGNMENT
 from dfmspec.trainer import edm
 from dfmspec.trainer.data.patches import patch_positions, patchify
-from dfmspec.trainer.network.attention import Pairs
-from dfmspec.trainer.network.block import Segments
-from dfmspec.trainer.network.modulation import rows_of
+from dfmspec.trainer.data.segments import Segments, segments_of
 from dfmspec.trainer.noise import Draw
 
 
@@ -119,7 +117,7 @@ def collate(packs: Sequence[Pack], experiment: Experiment) -> Microbatch:
     return Microbatch(
         x=x[cut], y=y[cut], net_input=edm.c_in(sigma, sigma_data)[of_token, None] * x[cut], sigma=sigma, c_noise=edm.c_noise(sigma),
         positions=positions[cut], context=context, of_token=of_token,
-        segments=_segments(counts, texts, cut, of_token, sequence_parallel=model.sequence_parallel),
+        segments=segments_of(counts, texts, cut, of_token, sequence_parallel=model.sequence_parallel),
         useful=(torch.arange(length) < used)[cut].float(),
         num_tokens=torch.tensor(max(0, min(used, cut.stop) - cut.start), dtype=torch.int32),
     )  # fmt: skip
@@ -153,34 +151,6 @@ def _rows_of_this_rank(length: int) -> slice:
     return slice(length * rank // size, length * (rank + 1) // size)
 
 
-def _segments(counts: list[int], texts: list[int], cut: slice, of_token: Tensor, *, sequence_parallel: bool) -> Segments:
-    """The segments of the rows `cut`: their queries, and for each the keys of its whole segment."""
-    starts = [0, *accumulate(counts)]
-    queries = [max(0, min(starts[i + 1], cut.stop) - max(starts[i], cut.start)) for i in range(len(counts))]
-    if sequence_parallel:
-        of_token = of_token.chunk(parallel_state.get_tensor_model_parallel_world_size())[parallel_state.get_tensor_model_parallel_rank()]
-    return Segments(_pairs(queries, counts), _pairs(queries, texts), rows_of(of_token, len(counts)))
-
-
-def _pairs(queries: list[int], keys: list[int]) -> Pairs:
-    met = [key if query else 0 for query, key in zip(queries, keys, strict=True)]
-    first = next(i for i, query in enumerate(queries) if query)
-    begin = sum(keys[:first])
-
-    def starts(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-
-    lengths = tuple(zip(queries, met, strict=True))
-    return Pairs(
-        starts(queries), starts(met), lengths, len(lengths) if len(set(lengths)) == 1 else 0, _power_of_two(max(queries)), _power_of_two(max(met)),
-        (begin, begin + sum(met)),
-    )  # fmt: skip
-
-
-def _power_of_two(length: int) -> int:
-    return 1 << (length - 1).bit_length()
-
-
 Moved = TypeVar("Moved")
 
 
@@ -204,13 +174,23 @@ def _check_fits(sample: DrawnSample, experiment: Experiment) -> None:
     if channels != model.in_channels:
         raise DataError(f"sample {sample.key}: {channels} channels, but model.in_channels is {model.in_channels}")
     if sample.context.size(1) != model.crossattn_emb_size:
-        raise DataError(
-            f"sample {sample.key}: text embedding of width {sample.context.size(1)}, "
-            f"but model.crossattn_emb_size is {model.crossattn_emb_size}"
-        )
+        raise DataError(f"sample {sample.key}: text embedding of width {sample.context.size(1)}, but model.crossattn_emb_size is {model.crossattn_emb_size}")
 
 
 def loss_sum(F_x: Tensor, batch: Microbatch, sigma_data: float) -> Tensor:  # noqa: N803
     """Sum over the microbatch's useful tokens of the EDM loss, averaged over the values of each token; fp32."""
     error = edm.weighted_error(F_x.float(), batch.x, batch.y, batch.sigma[batch.of_token, None], sigma_data)
     return (error.mean(dim=-1) * batch.useful).sum()
+
+
+def microbatches(experiment: Experiment, packs: Iterator[Pack]) -> Iterator[Microbatch]:
+    """Collate packs into microbatches on this process's device, as they are asked for, by whatever thread."""
+    device = torch.device("cuda", torch.cuda.current_device()) if experiment.cluster.device == "cuda" else None
+    collated = (collate(list(islice(packs, experiment.train.micro_batch_size)), experiment) for _ in repeat(None))
+    return (on_device(batch, device) for batch in collated) if device else collated
+
+
+def num_microbatches(experiment: Experiment) -> int:
+    """Microbatches of one iteration on each rank."""
+    train = experiment.train
+    return train.global_batch_size // (train.micro_batch_size * parallel_state.get_data_parallel_world_size())

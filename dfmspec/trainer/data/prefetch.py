@@ -8,9 +8,8 @@ from itertools import count, islice
 from typing import Any
 
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer.data.microbatch import Microbatch
+from dfmspec.trainer.data.microbatch import Microbatch, microbatches, num_microbatches
 from dfmspec.trainer.data.streams import RankStreams
-from dfmspec.trainer.step import microbatches, num_microbatches
 
 States = dict[int, Any]
 """The state of each stream of this rank, after an iteration's last pack."""

@@ -2,7 +2,7 @@
 
 Each 8x8 block of a frame is one latent pixel. Ten low frequencies of the brightness and three of each colour difference
 are its channels, shifted and scaled to mean 0 and variance 1 over the embedded pictures (measured by
-`python -m dfmspec.trainer.encoders.dct`). The DCT is orthonormal, so decoding is its transpose with zeros elsewhere.
+`python tools/dct_scales.py`). The DCT is orthonormal, so decoding is its transpose with zeros elsewhere.
 """
 
 from __future__ import annotations
@@ -61,19 +61,3 @@ class DctCodec:
         blocks = torch.einsum("vy,cvuthw,ux->cthywx", _DCT, spectrum, _DCT)
         ycbcr = blocks.flatten(4, 5).flatten(2, 3).permute(1, 2, 3, 0)
         return ((ycbcr @ torch.linalg.inv(_TO_YCBCR).T + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def measure(resolution: int = 128, pictures: int = 256) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each coefficient over the embedded pictures: the source of the tables above."""
-    import numpy as np
-
-    from dfmspec.trainer.prepare.butterflies import butterfly, draw
-
-    frames = [torch.from_numpy(np.array(draw(butterfly(0, index), resolution))) for index in range(pictures)]
-    values = DctCodec().coefficients(torch.stack(frames)).flatten(1)
-    return values.mean(dim=1).tolist(), values.std(dim=1).tolist()
-
-
-if __name__ == "__main__":
-    for label, numbers in zip(("_MEAN", "_STD"), measure(), strict=True):
-        print(label, "=", [round(number, 4) for number in numbers])

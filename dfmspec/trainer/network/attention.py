@@ -8,7 +8,6 @@ channels of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import ge
 from typing import Any, Literal
 
@@ -22,29 +21,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dfmspec.spec.limits import FLASH_HEADS
+from dfmspec.trainer.data.segments import Pairs
 from dfmspec.trainer.ops.amax import Measured, told
 from dfmspec.trainer.ops.fp8 import project
 from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, usable
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which keys each query meets: segment i of the queries those of segment i of the keys."""
-
-    cu_seqlens_q: Tensor
-    """[n + 1] int32 first query of each segment, and the end."""
-    cu_seqlens_kv: Tensor
-    """[n + 1] int32 first key of each segment, and the end."""
-    lengths: tuple[tuple[int, int], ...]
-    """(queries, keys) of each segment, on the host."""
-    uniform: int
-    """The number of segments, if all have the same queries and keys; otherwise 0."""
-    max_seqlen_q: int
-    max_seqlen_kv: int
-    """Upper bounds of the lengths; few different values, because each costs the back end a plan."""
-    keys: tuple[int, int]
-    """First row and end of the keys that the queries here meet: a part of them under context parallelism."""
-
 
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 _FASTEST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -146,9 +126,7 @@ class PackedSelfAttention(SelfAttention):
 class PackedCrossAttention(CrossAttention):
     """Megatron's CrossAttention to a text of its own width, with DFM's RMSNorm on each head of q and k."""
 
-    def __init__(
-        self, config: TransformerConfig, submodules: CrossAttentionSubmodules, *args: Any, crossattn_emb_size: int, **kwargs: Any
-    ) -> None:
+    def __init__(self, config: TransformerConfig, submodules: CrossAttentionSubmodules, *args: Any, crossattn_emb_size: int, **kwargs: Any) -> None:
         super().__init__(config, submodules, *args, **kwargs)
         self.linear_kv = submodules.linear_kv(
             crossattn_emb_size,

@@ -7,7 +7,6 @@ on this rank, n segments, D hidden size, r rank of the LoRA.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +20,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from dfmspec.trainer.network.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, Pairs, RMSNorm
-from dfmspec.trainer.network.modulation import Rows, gated, gated_modulate, modulate
+from dfmspec.trainer.data.segments import Segments
+from dfmspec.trainer.network.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, RMSNorm
+from dfmspec.trainer.network.modulation import gated, gated_modulate, modulate
 from dfmspec.trainer.ops.amax import Measured
 from dfmspec.trainer.ops.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_mlp
 from dfmspec.trainer.ops.libraries import QUACK, usable
 from dfmspec.trainer.ops.products import ColumnLinear, RowLinear, fused_mlp, linear
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the segments of a microbatch lie; passed through TransformerBlock as its `packed_seq_params`."""
-
-    self_attention: Pairs
-    cross_attention: Pairs
-    rows: Rows
-    """The tokens of this rank."""
 
 
 class AdaLN(nn.Module):
@@ -74,9 +64,7 @@ class DiTLayer(TransformerLayer):
         self.adaln = AdaLN(config, adaln_lora_rank)
         self.mlp_of, self.measure = mlp_of, measure
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any) -> tuple[Tensor, Tensor]:
         """hidden_states [s, 1, D], attention_mask [n, D], context [c, 1, E] -> hidden_states, context."""
         block = _compiled_block if hidden_states.is_cuda and self.config.tensor_model_parallel_size == self.config.context_parallel_size == 1 else _block
         return block(self, hidden_states, attention_mask, context, packed_seq_params), context

@@ -79,9 +79,7 @@ class DiT(MegatronModule):
         self.noise_embedding = NoiseEmbedding(config)  # one on every pipeline stage, kept equal: see gradients.py
         self.decoder = TransformerBlock(
             config,
-            layer_spec(
-                config, adaln_lora_rank=model.adaln_lora_rank, crossattn_emb_size=model.crossattn_emb_size, fp8=bool(experiment.mixed_precision.fp8)
-            ),
+            layer_spec(config, adaln_lora_rank=model.adaln_lora_rank, crossattn_emb_size=model.crossattn_emb_size, fp8=bool(experiment.mixed_precision.fp8)),
             pre_process=pre_process,
             post_process=False,
             vp_stage=vp_stage,
@@ -120,9 +118,7 @@ class DiT(MegatronModule):
         if self.post_process:
             if sequence_parallel:
                 # The projection is replicated, so its gradient is whole on every rank already: split it, do not sum it.
-                hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
-                    hidden_states, tensor_parallel_output_grad=False
-                )
+                hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
             return self.final_linear(hidden_states)
         return hidden_states
 

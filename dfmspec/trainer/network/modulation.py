@@ -7,40 +7,14 @@ Without a GPU the same functions are plain PyTorch. Shapes: s tokens, n segments
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfmspec.trainer.data.segments import Rows
 from dfmspec.trainer.ops.amax import Measured, measured, told
-
-CHUNK = 32
-"""Rows that one program of the backward kernel sums; a chunk never reaches over the end of a segment."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which segment each row belongs to, and the chunks of the backward pass; made once for a microbatch."""
-
-    of_token: Tensor
-    """[s] int32 segment of each row."""
-    chunks: Tensor
-    """[k, 3] int32 first row, end, segment."""
-    starts: Tensor
-    """[n + 1] int32 first chunk of each segment, and the end."""
-
-
-def rows_of(of_token: Tensor, segments: int) -> Rows:
-    """The rows of tokens whose segments are `of_token` [s], ascending, on the CPU; k depends on s and n alone."""
-    chunks, starts, row = [], [0], 0
-    for segment, count in enumerate(torch.bincount(of_token, minlength=segments).tolist()):
-        chunks += [(first, min(first + CHUNK, row + count), segment) for first in range(row, row + count, CHUNK)]
-        starts.append(len(chunks))
-        row += count
-    chunks += [(0, 0, 0)] * (-(-len(of_token) // CHUNK) + segments - len(chunks))
-    return Rows(of_token.int(), torch.tensor(chunks, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, rows: Rows, eps: float, *, measure: bool) -> tuple[Tensor, Measured]:

@@ -7,20 +7,16 @@ rate, which is the constant 30 there and so adds a constant vector to the embedd
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dfmspec.errors import CheckpointError
-from dfmspec.processes import unwind_on_sigterm
 from dfmspec.trainer.network.model import DiT, global_name, own_slice, whole_shape
 
 _NAMES = (
@@ -91,37 +87,3 @@ def load_pretrained(chunks: list[DiT], path: Path) -> None:
             if list(stored[name].shape) != (shape := whole_shape(weight)):
                 raise CheckpointError(f"checkpoint.pretrained_checkpoint {path}: {name} is {list(stored[name].shape)} there and {shape} in this model")
             weight.copy_(own_slice(weight, stored[name]))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Write the weights of a checkpoint, put together from all of its shards."""
-    from dfmspec.trainer.commands.sample import load_model, locate, one_process
-
-    parser = argparse.ArgumentParser(prog="python -m dfmspec.trainer.network.weights")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--names", choices=["dfmspec", "dfm"], default="dfmspec")
-    parser.add_argument("--raw", action="store_true")
-    args = parser.parse_args(argv)
-    logging.disable(logging.WARNING)
-    try:
-        checkpoint, manifest = locate(args.checkpoint)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    model = load_model(checkpoint, one_process(manifest["config"]), raw=args.raw)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
-    facts = {"iteration": str(manifest["iteration"]), "weights": "trained" if args.raw else "averaged", "config_digest": manifest["config_digest"]}
-    aside = args.out.with_name(f"{args.out.name}.tmp")
-    try:
-        save_file(to_dfm(weights) if args.names == "dfm" else weights, aside, metadata=facts)
-        aside.rename(args.out)
-    finally:
-        aside.unlink(missing_ok=True)
-    print(args.out)
-    return 0
-
-
-if __name__ == "__main__":
-    unwind_on_sigterm()
-    sys.exit(main())

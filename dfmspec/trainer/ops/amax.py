@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+MOST_SCALE = 2.0**126
+"""So that it and its inverse are numbers."""
+
 
 class Measured(NamedTuple):
     """Where nobody needs or knows the number, there is none."""

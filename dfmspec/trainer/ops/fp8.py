@@ -23,12 +23,8 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor, nn
 
-from dfmspec.trainer.ops.amax import Measured, largest_of
-from dfmspec.trainer.optim.gradients import accumulate, buffer_of
-
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-MOST_SCALE = 2.0**126
-"""So that it and its inverse are numbers."""
+from dfmspec.trainer.ops.amax import E4M3, E5M2, MOST_SCALE, Measured, largest_of
+from dfmspec.trainer.ops.buffers import accumulate, buffer_of
 
 
 class Quantized(NamedTuple):

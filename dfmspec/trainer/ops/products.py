@@ -16,7 +16,7 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
 from dfmspec.trainer.ops.amax import Measured
-from dfmspec.trainer.optim.gradients import buffer_of
+from dfmspec.trainer.ops.buffers import buffer_of
 
 
 @torch.library.custom_op("dfmspec::weight_gradient", mutates_args=())

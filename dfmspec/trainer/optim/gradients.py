@@ -11,7 +11,6 @@ on every stage. Summing over the stages first and over the replicas then is righ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,22 +18,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 
-
-@dataclass
-class Incoming:
-    """How gradients meet their buffers; the weights of one model share it as `weight.incoming`."""
-
-    replace: bool = False
-    """A gradient takes the place of what its buffer holds, where it would be added."""
-
-
-def buffer_of(weight: torch.Tensor) -> tuple[torch.Tensor | None, bool]:
-    """Where a backward pass now writes a weight's gradient, and whether in the place of what is there; None: there is no buffer."""
-    incoming = getattr(weight, "incoming", None)
-    if incoming is None:
-        return None, True
-    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return weight.main_grad, incoming.replace  # type: ignore[attr-defined]
+from dfmspec.trainer.ops.buffers import Incoming, accumulate
 
 
 def into_buffers(model: list[Any]) -> Incoming:
@@ -54,16 +38,6 @@ def into_buffers(model: list[Any]) -> Incoming:
             weight.incoming = incoming
             weight.register_hook(partial(was_added if getattr(module, "sums_itself", False) else add, weight))
     return incoming
-
-
-def accumulate(total: torch.Tensor, part: torch.Tensor, *, replace: bool) -> None:
-    """total += part, in total's type; to `replace`: total = part."""
-    if total.is_cuda:
-        from dfmspec.trainer.ops.kernels import optimizer
-
-        optimizer.accumulate(total, part, replace=replace)
-    else:
-        total.copy_(part) if replace else total.add_(part)
 
 
 def start(chunk: Any, *, cleared: bool) -> None:

@@ -133,9 +133,7 @@ def _place(curve: np.ndarray, side: int, size: float) -> list[tuple[float, float
     return [(float(x), float(y)) for x, y in (curve * size + 1) * side / 2]
 
 
-def _pattern(
-    pen: ImageDraw.ImageDraw, ink: Image.Image, wing: Image.Image, subject: Butterfly, curve: np.ndarray, tint: float, side: int
-) -> None:
+def _pattern(pen: ImageDraw.ImageDraw, ink: Image.Image, wing: Image.Image, subject: Butterfly, curve: np.ndarray, tint: float, side: int) -> None:
     """Paint the wing's pattern, inside the wing."""
     dark, light = (44, 32, 30), _shade(COLOURS[subject.colour], 1.5) if subject.colour != "white" else (150, 150, 170)
     layer, middle = Image.new("L", (side, side)), curve.mean(axis=0)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dfmspec.trainer.network.modulation import CHUNK
+from dfmspec.trainer.data.segments import CHUNK
 from dfmspec.trainer.ops.kernels.amax import as_bits, bits, none_yet, raise_to
 
 _FORWARD_WARPS, _WARPS = 4, 4

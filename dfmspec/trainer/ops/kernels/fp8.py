@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dfmspec.trainer.ops.fp8 import MOST_SCALE
+from dfmspec.trainer.ops.amax import MOST_SCALE
 from dfmspec.trainer.ops.kernels.amax import as_bits, bits, none_yet, raise_to
 
 PLAIN, GELU, GELU_BACKWARD = range(3)

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dfmspec.trainer.ops.buffers import buffer_of
 from dfmspec.trainer.ops.kernels.amax import as_bits, bits, none_yet, raise_to
-from dfmspec.trainer.optim.gradients import buffer_of
 
 _TILE = 16
 """Rows that a program holds at a time."""

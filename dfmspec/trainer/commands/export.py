@@ -1,0 +1,50 @@
+"""Writes the weights of a checkpoint as one safetensors file: `dfmspec export`.
+
+usage: python -m dfmspec.trainer.commands.export CHECKPOINT OUT [--names dfmspec|dfm] [--raw]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from dfmspec.errors import CheckpointError
+from dfmspec.processes import unwind_on_sigterm
+from dfmspec.trainer.inference import load_model, locate, one_process
+from dfmspec.trainer.network.weights import to_dfm
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the weights of a checkpoint, put together from all of its shards."""
+    parser = argparse.ArgumentParser(prog="python -m dfmspec.trainer.commands.export")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--names", choices=["dfmspec", "dfm"], default="dfmspec")
+    parser.add_argument("--raw", action="store_true")
+    args = parser.parse_args(argv)
+    logging.disable(logging.WARNING)
+    try:
+        checkpoint, manifest = locate(args.checkpoint)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    model = load_model(checkpoint, one_process(manifest["config"]), raw=args.raw)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
+    facts = {"iteration": str(manifest["iteration"]), "weights": "trained" if args.raw else "averaged", "config_digest": manifest["config_digest"]}
+    aside = args.out.with_name(f"{args.out.name}.tmp")
+    try:
+        save_file(to_dfm(weights) if args.names == "dfm" else weights, aside, metadata=facts)
+        aside.rename(args.out)
+    finally:
+        aside.unlink(missing_ok=True)
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    unwind_on_sigterm()
+    sys.exit(main())
