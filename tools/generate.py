@@ -137,6 +137,10 @@ def _flat(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Without $ref, and in the subset that draft-07 readers know."""
     if "$ref" in node:
         node = {**definitions[node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
+    if node.get("x-derived") is True:  # as written it may be null, as resolved it never is
+        words = {k: node[k] for k in ("default", "description", "title") if k in node}
+        value = {k: v for k, v in node.items() if k not in (*words, "x-derived")}
+        node = {"anyOf": [value, {"type": "null"}], **words}
     if "anyOf" in node:
         variants = [_flat(variant, definitions) for variant in node["anyOf"]]
         merged: dict[str, Any] = {}

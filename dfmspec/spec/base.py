@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,15 @@ class Section(BaseModel):
     """A section of the spec; an unknown key or a value of another type is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def derived() -> Any:
+    """A field that a spec may leave out or set to null, and that has a value in every configuration.
+
+    The models here are the configuration as resolved: what the trainer is given, with nothing left to fill in. That the
+    spec as written may have null stands in the schema alone, which `tools/generate.py` makes of the mark.
+    """
+    return Field(default=None, json_schema_extra={"x-derived": True})
 
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -6,15 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dfmspec.spec.base import Count, Section
+from dfmspec.spec.base import Count, Section, derived
 
 
 class Checkpoint(Section):
     """Where and how often the whole state is committed to disk."""
 
-    save: str | None = None
+    save: str = derived()
     """Folder of the checkpoints; derived: ${RUN_DIR}/checkpoints."""
-    load: str | None = None
+    load: str = derived()
     """Folder to resume from; derived: checkpoint.save."""
     pretrained_checkpoint: str | None = None
     """safetensors file (dfmspec export) whose weights a new run starts from; a run that resumes has its own."""
@@ -33,5 +33,5 @@ class Logger(Section):
 
     log_interval: Count = 10
     """Iterations between console lines."""
-    tensorboard_dir: str | None = None
+    tensorboard_dir: str = derived()
     """Folder of the TensorBoard events; derived: ${RUN_DIR}/tensorboard."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dfmspec.spec.base import NonNegativeInt, Section
+from dfmspec.spec.base import NonNegativeInt, Section, derived
 
 
 class Cluster(Section):
@@ -14,7 +14,7 @@ class Cluster(Section):
 
     nnodes: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Nodes."""
-    nproc_per_node: Annotated[int, Field(ge=1, le=1024)] | None = None
+    nproc_per_node: Annotated[int, Field(ge=1, le=1024)] = derived()
     """Processes, one a device, on each node; derived: the fewest that hold TP x PP x CP."""
     device: Literal["cuda", "cpu"] = "cuda"
     """cuda, or cpu over gloo for small trials and tests."""

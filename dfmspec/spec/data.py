@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dfmspec.spec.base import Count, NonNegativeInt, Section
+from dfmspec.spec.base import Count, NonNegativeInt, Section, derived
 
 
 class Dataset(Section):
@@ -16,15 +16,15 @@ class Dataset(Section):
     """Folder of shards with Energon's .nv-meta, or a metadataset's .yaml, which blends some; the how-to's --dataset-path."""
     task_encoder_seq_length: Count = 8192
     """Tokens of one packed sequence."""
-    packing_buffer_size: Count | None = None
+    packing_buffer_size: Count = derived()
     """Samples from which packs are chosen; derived: 40, and of drawn samples, whose size is known, as many more as make whole packs."""
     shuffle_buffer_size: Count = 100
     """Samples from which the next one is drawn."""
     num_workers: NonNegativeInt = 4
     """Loader processes of one data-parallel rank, one for each of its streams; 0: load in the trainer's process."""
-    micro_batch_size: Count | None = None
+    micro_batch_size: Count = derived()
     """Copy of train.micro_batch_size; derived."""
-    global_batch_size: Count | None = None
+    global_batch_size: Count = derived()
     """Copy of train.global_batch_size; derived."""
     use_train_split_for_val: bool = False
     """Evaluate on the training split, for a dataset without a validation split."""
@@ -41,5 +41,5 @@ class Data(Section):
     """Embedded pictures."""
     seed: NonNegativeInt = 0
     """Seed of the embedded pictures."""
-    num_streams: Count | None = None
+    num_streams: Count = derived()
     """Independent sample streams, a multiple of every data-parallel size the run may have; derived: the data-parallel size x max(1, dataset.num_workers)."""

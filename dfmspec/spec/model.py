@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dfmspec.spec.base import Count, NonNegative, Positive, Section
+from dfmspec.spec.base import Count, NonNegative, Positive, Section, derived
 
 
 class Model(Section):
@@ -26,11 +26,11 @@ class Model(Section):
     """Width of a token."""
     num_attention_heads: Count = 16
     """Heads of self-attention and of cross-attention."""
-    ffn_hidden_size: Count | None = None
+    ffn_hidden_size: Count = derived()
     """Width inside the MLP; derived: 4 x hidden_size."""
-    kv_channels: Count | None = None
+    kv_channels: Count = derived()
     """Width of one head; derived: hidden_size / num_attention_heads."""
-    num_query_groups: Count | None = None
+    num_query_groups: Count = derived()
     """Key/value heads; derived, and always num_attention_heads: cross-attention has no grouped queries."""
     crossattn_emb_size: Count = 1024
     """Width of a text-embedding token."""
@@ -48,7 +48,7 @@ class Model(Section):
     """Largest latent width of a sample: size of the position table."""
     adaln_lora_rank: Count = 256
     """Rank of the adaLN-LoRA modulation in each block."""
-    seq_length: Count | None = None
+    seq_length: Count = derived()
     """Tokens of one packed sequence; derived: dataset.task_encoder_seq_length."""
     layernorm_epsilon: Positive = 1e-6
     """Epsilon of the layer norms and of the q/k norms."""
@@ -56,7 +56,7 @@ class Model(Section):
     """Standard deviation of freshly drawn weights."""
     qk_layernorm: Literal[True] = True
     """RMSNorm over each head of q and k; DFM's network always has it."""
-    transformer_impl: Literal["transformer_engine", "local"] | None = None
+    transformer_impl: Literal["transformer_engine", "local"] = derived()
     """Attention back end; derived: transformer_engine on cuda, local (scaled_dot_product_attention) on cpu."""
     attention_backend: Literal["auto", "fused", "flash"] = "auto"
     """On a GPU in bf16: fused: cuDNN through Transformer Engine; flash: FlashAttention 4; auto: flash on Hopper for heads of 64, 72 and

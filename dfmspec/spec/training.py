@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dfmspec.spec.base import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
+from dfmspec.spec.base import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section, derived
 
 
 class Train(Section):
@@ -14,7 +14,7 @@ class Train(Section):
 
     micro_batch_size: Count = 1
     """Packed sequences of one microbatch, concatenated into one THD sequence."""
-    global_batch_size: Count | None = None
+    global_batch_size: Count = derived()
     """Packed sequences of one iteration, over all ranks; derived: micro_batch_size x the data-parallel size."""
     train_iters: Count = 10000
     """Iterations (optimizer steps) of the run."""
@@ -31,7 +31,7 @@ class Optimizer(Section):
     """The optimizer; Adam with decoupled weight decay."""
     lr: Positive = 9e-5
     """Peak learning rate."""
-    min_lr: NonNegative | None = None
+    min_lr: NonNegative = derived()
     """Learning rate at the end of the decay; derived: 0.1 x lr."""
     weight_decay: NonNegative = 0.033
     """Decoupled weight decay of matrices; biases and norms have none."""
@@ -52,22 +52,22 @@ class Scheduler(Section):
 
     lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the decay from lr to min_lr."""
-    lr_decay_iters: Count | None = None
+    lr_decay_iters: Count = derived()
     """Iteration at which min_lr is reached; derived: train.train_iters."""
-    lr_warmup_iters: NonNegativeInt | None = None
+    lr_warmup_iters: NonNegativeInt = derived()
     """Iterations of linear warm-up; derived: min(2000, 5 % of train.train_iters)."""
     lr_warmup_init: NonNegative = 0.0
     """Learning rate at the start of the warm-up."""
-    start_weight_decay: NonNegative | None = None
+    start_weight_decay: NonNegative = derived()
     """Weight decay at the start; derived: optimizer.weight_decay."""
-    end_weight_decay: NonNegative | None = None
+    end_weight_decay: NonNegative = derived()
     """Weight decay at the end; derived: optimizer.weight_decay."""
 
 
 class Ddp(Section):
     """megatron-core's DistributedDataParallel."""
 
-    use_distributed_optimizer: bool | None = None
+    use_distributed_optimizer: bool = derived()
     """Reduce-scatter gradients; derived: optimizer.use_distributed_optimizer."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
@@ -84,7 +84,7 @@ class Ddp(Section):
 class MixedPrecision(Section):
     """Precision of weights and activations; the noise, sigma and the loss are fp32 in any case."""
 
-    bf16: bool | None = None
+    bf16: bool = derived()
     """bf16 weights and activations with fp32 main parameters; derived: true on cuda, false on cpu."""
     fp8: Literal["hybrid"] | None = None
     """hybrid: the matrix products of the blocks in FP8 on a GPU, E4M3 forward and E5M2 for gradients; null: in bf16."""
