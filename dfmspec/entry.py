@@ -24,7 +24,7 @@ from dfmspec.processes import die_with_parent
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
 from dfmspec.spec.paths import PATH_KEYS, local_path
-from dfmspec.targets import target_module
+from dfmspec.targets import DEFAULT_TARGET, target_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,8 +116,8 @@ def _resolve(args: argparse.Namespace) -> Resolved:
     spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment, base=os.environ.get("DFMSPEC_BASE"),
                      spec_dir=os.environ.get("DFMSPEC_SPEC_DIR"))  # fmt: skip
     resolved = resolve_spec(spec)
-    if spec.target != "megatron_core":
-        raise UsageError(f"this script trains target megatron_core, not {spec.target}; dfmspec plan compiles for {spec.target}")
+    if not target_module(spec.target).OWN:
+        raise UsageError(f"this script trains target {DEFAULT_TARGET}, not {spec.target}; dfmspec plan compiles for {spec.target}")
     findings = [finding for finding in check_spec(resolved) if finding.severity >= Severity.WARNING]
     if resolved["data.source"] == "webdataset" and resolved["dataset.path"] is None:
         raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")

@@ -24,9 +24,9 @@ from dfmspec.read.fixes import fixed
 from dfmspec.read.importing import import_command, split_command
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.catalogue import SCHEMAS, catalogue
+from dfmspec.targets import TARGETS, catalogue
 
-KEYS = sorted({key for target in SCHEMAS for key, _ in catalogue(target).defaults()})
+KEYS = sorted({key for target in TARGETS for key, _ in catalogue(target).defaults()})
 WORDS = ["true", "null", "none", "", "~", "1e-4", "010", "1:30", "yes", "0x1f", ".inf", "-1", "0", "2.0", "a b", "${RUN_DIR}/x", "${a.b}", "/data/x", "../x",
          "full", "selective", "bf16_mixed", "bf16_with_mxfp8_mixed", "torch.float32", "🦋", "\u2028", "\\", "'", '"', "# x", "~nouser/x", "x" * 5000, "a\0b", "dfmspec: ignore[PAR101] x", "WSD"]  # fmt: skip
 EXTRA = ["target", "recipe", "extends", "config_file", "name", "model", "train", "mixed_precision", "comm_overlap", "launcher.env", "checkpoint.checkpoint_dir",

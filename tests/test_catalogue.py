@@ -15,12 +15,12 @@ from jsonschema import Draft7Validator
 
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.catalogue import SCHEMAS, catalogue, types
-from dfmspec.targets import target_module
+from dfmspec.spec.catalogue import types
+from dfmspec.targets import TARGETS, catalogue, target_module
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("file", [ROOT / "schemas" / "experiment.schema.json", *(ROOT / file for file in SCHEMAS.values())], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [ROOT / "schemas" / "experiment.schema.json", *(ROOT / file for file in (entry.schema for entry in TARGETS.values()))], ids=lambda file: file.stem)
 def test_a_schema_is_draft_7_and_uses_nothing_newer(file: Path) -> None:
     text = file.read_text()
     Draft7Validator.check_schema(json.loads(text))
@@ -28,7 +28,7 @@ def test_a_schema_is_draft_7_and_uses_nothing_newer(file: Path) -> None:
     assert not re.search(r'"(prefixItems|unevaluatedProperties|\$defs|dependentRequired)"', text)
 
 
-@pytest.mark.parametrize("target", SCHEMAS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_field_says_what_it_is(target: str) -> None:
     for key, default in catalogue(target).defaults():
         field = catalogue(target).field(key)
@@ -39,7 +39,7 @@ def test_every_field_says_what_it_is(target: str) -> None:
         assert default is None or Draft7Validator(field).is_valid(default), key
 
 
-@pytest.mark.parametrize("target", SCHEMAS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_defaults_are_a_legal_spec_and_derivations_name_real_keys(target: str) -> None:
     known = {key for key, _ in catalogue(target).defaults()}
     for derivation in target_module(target).DERIVED:

@@ -17,7 +17,8 @@ from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.read.document import parse_document, write_scalar
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
-from dfmspec.spec.catalogue import Catalogue, catalogue, types
+from dfmspec.spec.catalogue import Catalogue, types
+from dfmspec.targets import catalogue
 from tests.conftest import ROOT
 
 SPECS = sorted((ROOT / "specs").glob("*.yaml")) + sorted((ROOT / "tests" / "corpus" / "valid").glob("*.yaml"))

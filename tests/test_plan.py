@@ -273,7 +273,7 @@ def test_why_tells_what_upstream_makes_of_a_value(words: tuple, key: str, ours: 
 
 
 def test_a_plan_that_upstream_would_not_keep_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dfmspec.targets import dfm
+    from dfmspec.targets.dfm import dit as dfm
 
     made = dfm.config
     monkeypatch.setattr(dfm, "config", lambda values: made(values) | {"ddp": {"use_megatron_fsdp": True, "no_such_key": 1}, "dist": {"use_megatron_fsdp": False}})

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from dfmspec.estimate.size import flops_per_pack, pack, parameters
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
+from dfmspec.targets import target_module
 from dfmspec.targets.layout import Layout, crossing, places
 from tests.conftest import dfmspec
 
@@ -20,7 +20,7 @@ def test_the_operations_of_dit_xl_are_those_of_the_published_formula(tokens: int
     """One sample a pack and 512 tokens of text; 24 S h^2 + 4 h sum(s^2) + 4 S h^2 + 4 C d h + 4 h s c a layer, three times."""
     values = resolve_spec(load_spec(None, [f"dataset.task_encoder_seq_length={tokens}", "recipe=dit_xl"])).values
 
-    assert flops_per_pack(values, tokens) / tokens / 1e6 == pytest.approx(megaflop_a_token, rel=0.01)
+    assert target_module("megatron_core").work(values).flops / tokens / 1e6 == pytest.approx(megaflop_a_token, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ def test_the_operations_of_dit_xl_are_those_of_the_published_formula(tokens: int
 def test_the_operations_of_wan_and_flux_are_those_of_their_weights_and_of_attention(target: str, recipe: str, tokens: int) -> None:
     """Six for each weight that a token meets, and 12 h s^2 a layer; in a joint block of FLUX, a token of the picture meets half of them, and modulation none."""
     values = resolve_spec(load_spec(None, [f"target={target}", f"recipe={recipe}", "data.source=mock", "cluster.nproc_per_node=8"])).values
-    length, operations, _ = pack(values)
+    length, operations, _ = target_module(target).work(values)
     layers = values["model.num_layers"] if target == "dfm_wan" else values["model.num_joint_layers"] + values["model.num_single_layers"]
-    s, hidden, met = tokens, values["model.hidden_size"], parameters(values)
+    s, hidden, met = tokens, values["model.hidden_size"], target_module(target).parameters(values)
     if target == "dfm_flux":
         s, met = tokens + 512, met - hidden**2 * (values["model.num_joint_layers"] * (12 + 12) + values["model.num_single_layers"] * 3)
     else:
@@ -60,7 +60,7 @@ def test_ranks_come_as_data_too_and_flag_what_crosses_nodes(tmp_path) -> None:
 
 
 def test_the_parameters_of_dit_xl() -> None:
-    assert parameters(resolve_spec(load_spec(None, [])).values) == 671_673_664
+    assert target_module("megatron_core").parameters(resolve_spec(load_spec(None, [])).values) == 671_673_664
 
 
 @pytest.mark.parametrize(("tp", "cp", "dp", "pp", "nproc"), [c for c in itertools.product((1, 2, 4), (1, 2), (1, 2, 3), (1, 2, 4), (2, 4, 6)) if (c[0] * c[1] * c[2] * c[3]) % c[4] == 0])

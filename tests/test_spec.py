@@ -11,9 +11,9 @@ import yaml
 
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.catalogue import catalogue
 from dfmspec.spec.experiment import Experiment
-from dfmspec.spec.recipes import RECIPES, recipe_text
+from dfmspec.spec.recipes import recipe_text
+from dfmspec.targets import TARGETS, catalogue, recipes_of
 from tests.conftest import ROOT
 
 CODE = "\n".join(path.read_text() for folder in ("trainer", "targets", "run", "cli", "plan") for path in (ROOT / "dfmspec" / folder).rglob("*.py"))
@@ -45,7 +45,7 @@ def test_every_field_has_a_description_and_a_default() -> None:
             assert "default" in inner, (name, field)
 
 
-@pytest.mark.parametrize(("target", "name"), [(target, name) for target, names in RECIPES.items() for name in names])
+@pytest.mark.parametrize(("target", "name"), [(target, name) for target in TARGETS for name in recipes_of(target)])
 def test_a_recipe_is_legal_and_its_name_is_in_the_catalogue(target: str, name: str) -> None:
     resolved = resolve_spec(load_spec(None, [f"target={target}", f"recipe={name}"]))
     data = yaml.safe_load(recipe_text(name))
@@ -61,6 +61,6 @@ def test_a_recipe_is_legal_and_its_name_is_in_the_catalogue(target: str, name: s
 def test_the_recipes_are_upstreams_presets(network: str) -> None:
     presets = yaml.safe_load((ROOT / "tools" / f"dfm_{network}_fields.yaml").read_text())["presets"]
 
-    for preset, name in zip(presets.values(), RECIPES[f"dfm_{network}"], strict=True):
+    for preset, name in zip(presets.values(), recipes_of(f"dfm_{network}"), strict=True):
         resolved = resolve_spec(load_spec(None, [f"target=dfm_{network}", f"recipe={name}"]))
         assert {key: resolved[f"model.{key}"] for key in preset["model"]} == preset["model"]

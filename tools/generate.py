@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,9 @@ from dfmspec.read.load import load_spec  # noqa: E402
 from dfmspec.read.resolve import Resolved, resolve_spec  # noqa: E402
 from dfmspec.record.manifest import manifest_schema  # noqa: E402
 from dfmspec.run.bundle import at, bundle_files  # noqa: E402
-from dfmspec.spec.catalogue import SCHEMAS, catalogue  # noqa: E402
 from dfmspec.spec.experiment import Experiment  # noqa: E402
-from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES  # noqa: E402
-from dfmspec.targets import target_module  # noqa: E402
+from dfmspec.spec.launchers import LAUNCHERS  # noqa: E402
+from dfmspec.targets import TARGETS, catalogue, recipes_of, target_module  # noqa: E402
 from dfmspec.targets.dfm.bridge import CLASSES  # noqa: E402
 
 OWN_SECTIONS = ("cluster", "launcher", "run")
@@ -43,7 +43,16 @@ def megatron_core() -> dict[str, Any]:
     """The catalogue of our own trainer, from the spec's models."""
     source = Experiment.model_json_schema()
     properties = {name: _flat(node, source["$defs"]) for name, node in source["properties"].items()}
+    properties["recipe"] = _one_of(recipes_of("megatron_core"), properties["recipe"])
+    properties["target"] = _one_of(TARGETS, properties["target"])
+    kinds = properties["launcher"]["properties"]
+    kinds["kind"] = _one_of(LAUNCHERS, kinds["kind"])
     return _document("megatron_core-0.16.1", "An experiment for dfmspec's trainer on megatron-core 0.16.1.", _with_derivations(properties, "megatron_core"))
+
+
+def _one_of(names: Iterable[str], node: dict[str, Any]) -> dict[str, Any]:
+    """A text that is one of the names of a table."""
+    return {**{key: value for key, value in node.items() if key != "type"}, "enum": list(names)}
 
 
 REVISION = "7cb7634"
@@ -54,7 +63,7 @@ def dfm(target: str, ours: dict[str, Any]) -> dict[str, Any]:
     """The catalogue of NVIDIA DFM at its pinned revision for one of its networks, from tools/dfm*_fields.yaml, with our own sections."""
     table = _table(target)
     properties = {name: dict(node) for name, node in ours["properties"].items() if "properties" not in node or name in OWN_SECTIONS}
-    properties["recipe"] |= {"enum": list(RECIPES[target]), "default": DEFAULT_RECIPE[target]}
+    properties["recipe"] |= {"enum": list(recipes_of(target)), "default": TARGETS[target].default_recipe}
     properties["data"] = _dfm_data(ours["properties"]["data"])
     for section, fields in table.items():
         named = "recipe" in fields
@@ -68,7 +77,7 @@ def dfm(target: str, ours: dict[str, Any]) -> dict[str, Any]:
         if "_target_" in fields:  # upstream would import and call whatever stands there
             properties[section]["properties"]["_target_"] = _dfm_field({**fields["_target_"], "values": [CLASSES[section]]})
     title = f"An experiment for NVIDIA DFM {REVISION} (Megatron-Bridge 953aabf7), {NETWORKS[target]}."
-    return _document(Path(SCHEMAS[target]).name.removesuffix(".schema.json"), title, _with_derivations(properties, target))
+    return _document(Path(TARGETS[target].schema).name.removesuffix(".schema.json"), title, _with_derivations(properties, target))
 
 
 def _table(target: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -302,7 +311,7 @@ def schemas() -> dict[Path, str]:
     """The schemas and what they must hold."""
     ours = megatron_core()
     targets = {"megatron_core": ours} | {target: dfm(target, ours) for target in NETWORKS}
-    files = {ROOT / SCHEMAS[name]: schema for name, schema in targets.items()}
+    files = {ROOT / TARGETS[name].schema: schema for name, schema in targets.items()}
     files[ROOT / "schemas" / "experiment.schema.json"] = experiment(targets)
     files[ROOT / "schemas" / "manifest.schema.json"] = manifest_schema()
     return {path: json.dumps(schema, indent=2) + "\n" for path, schema in files.items()}
@@ -320,7 +329,7 @@ def pages() -> dict[Path, str]:
         for key in sorted(asked | {dotted(finding.path) for findings in found.values() for finding in findings if len(finding.path) == 2}):
             rules[key].append(rule.code)
     out[ROOT / "schemas" / "rules_of_keys.json"] = json.dumps(dict(sorted(rules.items())), indent=2) + "\n"
-    out[ROOT / "docs" / "keys.md"] = keys_page({target: catalogue(target).schema for target in SCHEMAS}, rules)
+    out[ROOT / "docs" / "keys.md"] = keys_page({target: catalogue(target).schema for target in TARGETS}, rules)
     return out
 
 

@@ -95,9 +95,9 @@ def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
 
 def complete_override(incomplete: str) -> list[str]:
     """Keys for the shell's completion, section by section; files complete by themselves."""
-    from dfmspec.spec.catalogue import SCHEMAS, catalogue
+    from dfmspec.targets import TARGETS, catalogue
 
-    keys = sorted({key for target in SCHEMAS for key, _ in catalogue(target).defaults()})
+    keys = sorted({key for target in TARGETS for key, _ in catalogue(target).defaults()})
     if "." not in incomplete:
         import glob
 

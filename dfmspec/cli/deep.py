@@ -14,7 +14,7 @@ from dfmspec.cli.arguments import require_trainer
 from dfmspec.diagnostics import Diagnostic, Severity, Span, shown
 from dfmspec.errors import PreflightError
 from dfmspec.read.resolve import Resolved
-from dfmspec.targets import target_module
+from dfmspec.targets import DEFAULT_TARGET, target_module
 
 CODE, NAME = "RUN201", "megatron-refuses"
 
@@ -25,14 +25,15 @@ def deep_findings(resolved: Resolved, findings: Sequence[Diagnostic]) -> list[Di
     Raises:
         PreflightError: the train extra is not installed, or the check itself failed.
     """
-    reason = "it is for target megatron_core" if resolved.spec.target != "megatron_core" else ""
+    target = target_module(resolved.spec.target)
+    reason = "" if target.OWN else f"it is for target {DEFAULT_TARGET}"
     if any(finding.severity is Severity.ERROR for finding in shown(findings)):
         reason = "the spec has errors already"
     if reason:
         typer.echo(f"{resolved.spec.file}: not checked with Megatron's own objects: {reason}", err=True)
         return []
     require_trainer()
-    config = target_module("megatron_core").config(resolved.values)
+    config = target.config(resolved.values)
     done = subprocess.run([sys.executable, "-P", "-m", "dfmspec.trainer.commands.deep"], input=json.dumps(config), capture_output=True, text=True, check=False)
     if done.returncode:
         raise PreflightError(f"the deep check failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}")

@@ -14,8 +14,8 @@ from dfmspec.errors import UsageError
 from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.catalogue import SCHEMAS
 from dfmspec.spec.paths import PATH_KEYS, is_relative
+from dfmspec.targets import TARGETS
 
 _DEAD = ("SPC201", "SPC202", "SPC203", "SPC204", "SPC205", "SPC206", "SPC303", "SPC304")
 
@@ -26,7 +26,7 @@ def import_(
         typer.Argument(metavar="COMMAND | FILE", help="A torchrun command in quotes, a script (.sh) with one, or an override file.", show_default=False),
     ],
     target: Annotated[
-        str | None, typer.Option(help=f"What is to train: {', '.join(SCHEMAS)}; by itself what the script's name says, or dfm.", show_default=False)
+        str | None, typer.Option(help=f"What is to train: {', '.join(TARGETS)}; by itself what the script's name says, or dfm.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spec here; the file must not exist.")] = None,
 ) -> None:
@@ -34,8 +34,8 @@ def import_(
 
     Example: dfmspec import 'torchrun --nproc-per-node 2 examples/megatron/recipes/dit/pretrain_dit_model.py train.train_iters=500'
     """
-    if target is not None and target not in SCHEMAS:
-        raise UsageError(f"--target {target}: one of {', '.join(SCHEMAS)}")
+    if target is not None and target not in TARGETS:
+        raise UsageError(f"--target {target}: one of {', '.join(TARGETS)}")
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")) and " " not in words[0]:
         found = import_file(Path(words[0]), target)
     elif len(words) == 1 and words[0].endswith(".sh") and " " not in words[0]:

@@ -11,9 +11,9 @@ import typer
 from dfmspec.errors import UsageError
 from dfmspec.read.fixes import scalar
 from dfmspec.resources import resource
-from dfmspec.spec.catalogue import SCHEMAS
 from dfmspec.spec.paths import is_relative
-from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
+from dfmspec.spec.recipes import recipe_text
+from dfmspec.targets import DEFAULT_TARGET, TARGETS, recipes_of, target_module
 
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -52,8 +52,8 @@ rng:
 
 def init(
     file: Annotated[Path, typer.Argument(help="The spec to write; it must not exist. - prints it.")] = Path("spec.yaml"),
-    recipe: Annotated[str | None, typer.Option(help=f"What to start from: {'; '.join(f'{t}: ' + ', '.join(names) for t, names in RECIPES.items())}.")] = None,
-    target: Annotated[str, typer.Option(help=f"What trains: {', '.join(SCHEMAS)}.")] = "megatron_core",
+    recipe: Annotated[str | None, typer.Option(help=f"What to start from: {'; '.join(f'{name}: ' + ', '.join(recipes_of(name)) for name in TARGETS)}.")] = None,
+    target: Annotated[str, typer.Option(help=f"What trains: {', '.join(TARGETS)}.")] = DEFAULT_TARGET,
     nodes: Annotated[int, typer.Option(help="Nodes.", min=1)] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs of a node.", min=1)] = 8,
     dataset_path: Annotated[str | None, typer.Option(help="Folder of a WebDataset; without one, dfmspec draws its own butterflies.")] = None,
@@ -63,12 +63,12 @@ def init(
 
     Example: dfmspec init my_run.yaml --recipe dit_s --gpus 2
     """
-    if target not in SCHEMAS:
-        raise UsageError(f"--target {target}: one of {', '.join(SCHEMAS)}")
-    recipe = recipe or DEFAULT_RECIPE[target]
-    if recipe not in RECIPES[target]:
-        raise UsageError(f"--recipe {recipe}: for target {target}, one of {', '.join(RECIPES[target])}")
-    if cpu and target != "megatron_core":
+    if target not in TARGETS:
+        raise UsageError(f"--target {target}: one of {', '.join(TARGETS)}")
+    recipe = recipe or TARGETS[target].default_recipe
+    if recipe not in recipes_of(target):
+        raise UsageError(f"--recipe {recipe}: for target {target}, one of {', '.join(recipes_of(target))}")
+    if cpu and not target_module(target).OWN:
         raise UsageError("--cpu: DFM's own script needs GPUs; leave --target out")
     folder = Path() if str(file) == "-" else file.parent
     if is_relative(dataset_path):
@@ -82,7 +82,7 @@ def init(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     typer.echo(file)
-    if target == "dfm" and dataset_path is None:
+    if dataset_path is None and "path: null" in text:
         typer.echo("set dataset.path to your WebDataset before you run it", err=True)
 
 
@@ -102,19 +102,14 @@ def spec_text(file: str, recipe: str, target: str, nodes: int, gpus: int, datase
     named = (*layers, ("hidden_size", "wide"), ("num_attention_heads", "heads"))
     sizes = ", ".join(f"{model[key]} {words}" for key, words in named if key in model)
     world = nodes * gpus
+    trained_by = target_module(target)
+    data = trained_by.SPEC_DATA
     if dataset_path is not None:
         data = f"dataset:\n  path: {scalar(dataset_path)}\n  num_workers: 4\n"
-    elif target in ("dfm_wan", "dfm_flux"):
-        data = "data:\n  source: mock  # random data, for a trial; for your own: webdataset, and dataset: {path: ...}\n"
-    elif target != "megatron_core":
-        data = "dataset:\n  path: null  # the folder of your WebDataset\n  num_workers: 4\n"
-    else:
-        data = "data:\n  source: embedded  # drawn by dfmspec; for your own: webdataset, and dataset: {path: ...}\n  resolution: 256\n"
     trial = "source: mock" in data  # which ends after 1,024 batches a rank
-    words = {"megatron_core": "dfmspec's own trainer; or dfm", "dfm": "NVIDIA DFM's own script; or megatron_core"}.get(target, "NVIDIA DFM's own script")
     return _TEMPLATE.format(
-        schema=_schema(file), file=file, recipe=recipe, sizes=sizes, target=target, target_words=words, nodes=nodes, gpus=gpus, world=world,
+        schema=_schema(file), file=file, recipe=recipe, sizes=sizes, target=target, target_words=trained_by.ABOUT, nodes=nodes, gpus=gpus, world=world,
         device="  device: cpu  # a trial without GPUs\n" if cpu else "", data=data, gbs=world if trial else world * max(1, 32 // world),
         iterations=500 if trial else 10000, save=500 if trial else 1000,
-        evaluation="" if target in ("dfm_wan", "dfm_flux") else "  eval_interval: 1000\n  eval_iters: 32  # 0: never evaluate\n",
+        evaluation=trained_by.SPEC_EVALUATION,
     )  # fmt: skip

@@ -130,7 +130,7 @@ def _check_golden(made: Plan, golden: Path) -> None:
 
 
 def _check_scheduler(made: Plan) -> None:
-    """Ask Slurm whether it would take the job.
+    """Ask the launcher's scheduler whether it would take the job.
 
     Raises:
         PreflightError: it would not.
@@ -138,10 +138,13 @@ def _check_scheduler(made: Plan) -> None:
     import tempfile
 
     from dfmspec.run.bundle import write_bundle
-    from dfmspec.run.launch.slurm import check
+    from dfmspec.run.launch import launcher
+    from dfmspec.spec.launchers import LAUNCHERS
 
-    if made.launcher["kind"] != "slurm":
-        raise UsageError(f"--check scheduler is for launcher slurm, and the plan's is {made.launcher['kind']}")
+    check = launcher(made.launcher["kind"]).check
+    if check is None:
+        asked = ", ".join(kind for kind in LAUNCHERS if launcher(kind).check)
+        raise UsageError(f"--check scheduler is for launcher {asked}, and the plan's is {made.launcher['kind']}")
     with tempfile.TemporaryDirectory() as folder:
         write_bundle(made, Path(folder) / "plan")
         typer.echo(check(Path(folder) / "plan"))

@@ -13,7 +13,8 @@ from dfmspec.errors import UsageError
 from dfmspec.read.load import unaliased
 from dfmspec.read.structure import SHORT_NAMES
 from dfmspec.resources import resource
-from dfmspec.spec.catalogue import SCHEMAS, catalogue, types
+from dfmspec.spec.catalogue import types
+from dfmspec.targets import TARGETS, catalogue
 
 FORMATS = ("markdown", "json")
 
@@ -52,9 +53,9 @@ def explain(key: Annotated[str, typer.Argument(help="A key, such as train.global
     Example: dfmspec explain scheduler.lr_decay_iters
     """
     key = unaliased(SHORT_NAMES.get(key, key))
-    known = {target: field for target in SCHEMAS if (field := catalogue(target).field(key)) is not None}
+    known = {target: field for target in TARGETS if (field := catalogue(target).field(key)) is not None}
     if not known:
-        names = sorted({name for target in SCHEMAS for name, _ in catalogue(target).defaults()})
+        names = sorted({name for target in TARGETS for name, _ in catalogue(target).defaults()})
         close = get_close_matches(key, names, n=3, cutoff=0.5) or [name for name in names if name.endswith(f".{key}")]
         raise UsageError(f"there is no key {key}" + (f"; did you mean {', '.join(close)}?" if close else "; dfmspec schema lists them"))
     typer.echo(key)

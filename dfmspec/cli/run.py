@@ -13,6 +13,7 @@ import typer
 from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
 from dfmspec.diagnostics import Diagnostic, Severity, shown
 from dfmspec.errors import OK, InvalidSpec, PreflightError, UsageError
+from dfmspec.targets import target_module
 
 if TYPE_CHECKING:
     from dfmspec.plan.plan import Plan
@@ -55,7 +56,7 @@ def run(
     else:
         resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
         require_valid(resolved, shown(findings))
-        if resolved.spec.target == "megatron_core":
+        if target_module(resolved.spec.target).OWN:
             _refuse_accepted(findings)
         if resolved["dataset.path"] is None and resolved.values.get("data.source") != "mock" and not dry_run:
             raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
@@ -64,7 +65,7 @@ def run(
             typer.echo(described(resolved, plan))
             return
         text = resolved.spec.documents[0].text if resolved.spec.documents else None
-    if plan.target != "megatron_core":
+    if not target_module(plan.target).OWN:
         raise PreflightError(
             f"target {plan.target} runs in its own checkout: write the plan with `dfmspec plan -o DIR`, and start DIR/node0.sh there"
         )

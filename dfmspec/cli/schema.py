@@ -8,9 +8,9 @@ import typer
 
 from dfmspec.errors import UsageError
 from dfmspec.resources import resource
-from dfmspec.spec.catalogue import SCHEMAS
+from dfmspec.targets import TARGETS
 
-_NAMES = {"experiment": "schemas/experiment.schema.json", **SCHEMAS, "manifest": "schemas/manifest.schema.json"}
+_NAMES = {"experiment": "schemas/experiment.schema.json", **{name: entry.schema for name, entry in TARGETS.items()}, "manifest": "schemas/manifest.schema.json"}
 
 
 def schema(name: Annotated[str, typer.Argument(help=f"One of: {', '.join(_NAMES)}.")] = "experiment") -> None:

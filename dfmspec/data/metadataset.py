@@ -1,7 +1,8 @@
-"""What a metadataset names: the file in which Energon blends datasets, without Energon. Weights, subsets and joins' fields are Energon's to judge.
+"""What a metadataset names: the file in which Energon blends datasets, without Energon.
 
-Sources: megatron-energon 7.4.1, metadataset/metadataset.py, metadataset_v2.py and loader.py. Where `ours` is false, it is for 6.0.1, which NVIDIA DFM
-pins: YAML is read by PyYAML's safe loader there, and the forms are taken to be the same.
+Weights, subsets and joins' fields are Energon's to judge. Sources: megatron-energon 7.4.1, metadataset/metadataset.py,
+metadataset_v2.py and loader.py. `energon` is the major version that reads: 7, or 6 (6.0.1), which NVIDIA DFM pins; it
+reads YAML by PyYAML's safe loader, and its forms are taken to be the same.
 """
 
 from __future__ import annotations
@@ -48,27 +49,27 @@ def is_metadataset(dataset: Path) -> bool:
     return dataset.suffix == ".yaml" and os.path.isfile(dataset)  # noqa: PTH113  which a name too long does not stop
 
 
-def everything(dataset: Path, *, ours: bool) -> list[Path]:
+def everything(dataset: Path, *, energon: int) -> list[Path]:
     """A dataset and, where it is a metadataset, all that its splits name, by way of other metadatasets too."""
     found = [dataset]
     for part in found:  # which grows
         if is_metadataset(part):
-            references = [reference for each in read(part, ours=ours)[0].values() for reference in each]
+            references = [reference for each in read(part, energon=energon)[0].values() for reference in each]
             found += [inner for inner in dict.fromkeys(reference.path for reference in references) if inner not in found]
     return found
 
 
-def names_itself(file: Path, *, ours: bool) -> bool:
+def names_itself(file: Path, *, energon: int) -> bool:
     """Whether a metadataset is among what it names, which Energon would follow for ever."""
-    return any(file in everything(reference.path, ours=ours) for references in read(file, ours=ours)[0].values() for reference in references)
+    return any(file in everything(reference.path, energon=energon) for references in read(file, energon=energon)[0].values() for reference in references)
 
 
-def leaves(dataset: Path, split: str, *, ours: bool, by_way_of: tuple[Path, ...] = ()) -> Iterator[Leaf | Gap]:
+def leaves(dataset: Path, split: str, *, energon: int, by_way_of: tuple[Path, ...] = ()) -> Iterator[Leaf | Gap]:
     """What is read when a split of a dataset is."""
     if not is_metadataset(dataset):
         yield Leaf(dataset, split)
         return
-    splits, _ = read(dataset, ours=ours)
+    splits, _ = read(dataset, energon=energon)
     if split not in splits:
         yield Gap(dataset, split, tuple(splits))
     for reference in splits.get(split, ()):
@@ -76,12 +77,12 @@ def leaves(dataset: Path, split: str, *, ours: bool, by_way_of: tuple[Path, ...]
         if not is_metadataset(reference.path):
             yield Leaf(reference.path, inner, reference.configured)
         elif reference.path not in (*by_way_of, dataset):  # else it names itself
-            yield from leaves(reference.path, inner, ours=ours, by_way_of=(*by_way_of, dataset))
+            yield from leaves(reference.path, inner, energon=energon, by_way_of=(*by_way_of, dataset))
 
 
-def read(file: Path, *, ours: bool) -> tuple[dict[str, list[Reference]], list[str]]:
+def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[str]]:
     """The references of each split of a metadataset, and what of it Energon would not take."""
-    data = _data(file, ours=ours)
+    data = _data(file, energon=energon)
     splits = data.get("splits") if isinstance(data, dict) else None
     if not isinstance(splits, dict) or not splits:
         return {}, ["it has no splits"]
@@ -143,14 +144,14 @@ class _AsRapidYaml(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
 
-def _data(file: Path, *, ours: bool) -> Any:
+def _data(file: Path, *, energon: int) -> Any:
     stat = file.stat()
-    return _parsed(file, stat.st_mtime_ns, stat.st_size, ours)
+    return _parsed(file, stat.st_mtime_ns, stat.st_size, energon)
 
 
 @lru_cache(maxsize=64)
-def _parsed(file: Path, modified: int, size: int, ours: bool) -> Any:
+def _parsed(file: Path, modified: int, size: int, energon: int) -> Any:
     try:
-        return yaml.load(file.read_text(), _AsRapidYaml if ours else yaml.SafeLoader)
+        return yaml.load(file.read_text(), _AsRapidYaml if energon >= 7 else yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None

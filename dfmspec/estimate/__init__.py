@@ -1,1 +1,1 @@
-"""How large a run is: parameters, operations, bytes; formulas of numbers."""
+"""How large a run is: parameters, operations, bytes. Pure functions of numbers, a file a network."""

@@ -7,31 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.errors import UsageError
-from dfmspec.estimate.size import checkpoint_bytes, pack, parameters
+from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.plan.environment import reason, shell_line
 from dfmspec.plan.plan import Plan, config_text
 from dfmspec.plan.scripts import shell_command
 from dfmspec.read.load import Origin, unaliased
 from dfmspec.read.resolve import Resolved
 from dfmspec.read.structure import meant_key
-from dfmspec.spec.catalogue import catalogue
-from dfmspec.targets import target_module
-from dfmspec.targets.layout import Layout, Place, crossing, places
-from dfmspec.targets.megatron_core import layout
+from dfmspec.spec.launchers import LAUNCHERS
+from dfmspec.targets import catalogue, target_module
+from dfmspec.targets.layout import Layout, RankPlace, crossing, layout_of, places
 
 _SHOWN_ONE_BY_ONE, _LONG = 4, 16
-_HOW_TO_START = {
-    "ssh": "dfmspec run starts each node's command by ssh",
-    "slurm": "dfmspec run submits and watches it; or write it with -o DIR, and sbatch DIR/job.sbatch",
-    "kubernetes": "write it with -o DIR, and kubectl apply -f DIR/jobset.yaml",
-}
-_HOW_TO_START_UPSTREAM = {
-    "local": "write it with -o DIR, and bash DIR/node0.sh",
-    "ssh": "write it with -o DIR, and start each node's script on its host",
-    "slurm": "write it with -o DIR, and sbatch DIR/job.sbatch",
-    "kubernetes": _HOW_TO_START["kubernetes"],
-}
-"""NVIDIA DFM's scripts run in their own checkout, which dfmspec run does not watch."""
 
 
 def _sizes(resolved: Resolved, ranks: Layout) -> list[str]:
@@ -41,9 +28,10 @@ def _sizes(resolved: Resolved, ranks: Layout) -> list[str]:
     interval, iters = values["checkpoint.save_interval"], values["train.train_iters"] or 0
     saves = -(-iters // interval) if interval else 1
     kept = saves if (values["checkpoint.most_recent_k"] or -1) < 1 else min(saves, max(2, values["checkpoint.most_recent_k"]))
-    each = checkpoint_bytes(values)
+    parameters = target_module(values["target"]).parameters(values)
+    each = checkpoint_bytes(parameters, averaged="diffusion.ema_decay" in values)
     lines = [
-        f"  {parameters(values) / 1e6:,.1f} M parameters{_work(values, ranks)}",
+        f"  {parameters / 1e6:,.1f} M parameters{_work(values, ranks)}",
         f"  a checkpoint is about {_figure(each / 1e9)} GB; {kept} of them {_figure(kept * each / 1e9)} GB",
     ]
     if crossed := crossing(ranks, values["cluster.nproc_per_node"]):
@@ -59,7 +47,7 @@ def _figure(value: float) -> str:
 def _work(values: Mapping[str, Any], ranks: Layout) -> str:
     """Tokens and operations of an iteration."""
     packs = values["train.global_batch_size"]
-    tokens, each, of_what = pack(values)
+    tokens, each, of_what = target_module(values["target"]).work(values)
     operations = packs * each
     return (
         f"; an iteration is {packs * tokens:,} tokens and {_figure(operations / 1e15)} PFLOP ({of_what}), "
@@ -69,14 +57,14 @@ def _work(values: Mapping[str, Any], ranks: Layout) -> str:
 
 def ranks(resolved: Resolved) -> dict[str, Any]:
     """Every rank with its node, its GPU and its coordinate in each group; and the kinds of groups that reach over nodes."""
-    every, nproc = layout(resolved.values), resolved["cluster.nproc_per_node"]
+    every, nproc = layout_of(resolved.values), resolved["cluster.nproc_per_node"]
     return {"ranks": [place._asdict() for place in places(every, nproc)], "over_nodes": [name.lower() for name in crossing(every, nproc)]}
 
 
 def rank_table(resolved: Resolved) -> str:
     """The same for a reader; a group's name has a star when a group of the kind reaches over nodes."""
     found = ranks(resolved)
-    names = [name + "*" * (name in found["over_nodes"]) for name in Place._fields]
+    names = [name + "*" * (name in found["over_nodes"]) for name in RankPlace._fields]
     return "\n".join("".join(f"{value:>7}" for value in row) for row in (names, *(place.values() for place in found["ranks"])))
 
 
@@ -122,7 +110,7 @@ def _where(origin: Origin) -> str:
 
 def described(resolved: Resolved, made: Plan) -> str:
     """The plan for a reader: sizes, then each node's command as the how-to writes it."""
-    every = layout(resolved.values)
+    every = layout_of(resolved.values)
     microbatches = resolved["train.global_batch_size"] // (resolved["train.micro_batch_size"] * max(1, every.data_parallel_size))
     lines = [
         f"{made.name}: recipe {resolved['recipe']} for target {made.target}, plan {made.plan_id[:12]}",
@@ -140,7 +128,8 @@ def described(resolved: Resolved, made: Plan) -> str:
         lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}" if node is None else f"\n# node {node}")
         lines += [f"{shell_line(name, value)}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
         lines.append(shell_command([word._replace(text=made.seen(word.text)) for word in made.words(node)]))
-    how = (_HOW_TO_START if made.target == "megatron_core" else _HOW_TO_START_UPSTREAM).get(made.launcher["kind"])
+    start = LAUNCHERS[made.launcher["kind"]]
+    how = start.how_to_start if target_module(made.target).OWN else start.how_to_start_bundle
     return "\n".join([*lines, *([f"\n# launcher {made.launcher['kind']}: {how}"] if how else [])])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dfmspec.plan.plan import Plan
+from dfmspec.targets import target_module
 
 NUMBERS, PLACES, TALK = "changes the numbers", "changes where it runs (the same numbers, up to rounding)", "does not change the numbers"
 _TALKING = ("logger", "profiling", "launcher", "straggler", "nvrx_straggler", "tokenizer")
@@ -54,10 +55,11 @@ def _group(key: str, target: str) -> str:
         return next((group for pattern, group in _ENVIRONMENT if pattern.fullmatch(name)), PLACES)
     if key == "launcher.setup":
         return PLACES
-    if key == "dataset.num_workers":  # streams order our trainer's data, and have a key of their own
-        return TALK if target == "megatron_core" else NUMBERS
+    layouts_agree = target_module(target).LAYOUTS_AGREE
+    if key == "dataset.num_workers":
+        return TALK if layouts_agree else NUMBERS
     if key in _LAYOUT:
-        return PLACES if target == "megatron_core" else NUMBERS
+        return PLACES if layouts_agree else NUMBERS
     return TALK if key in _QUIET_KEYS or section in _TALKING else NUMBERS
 
 

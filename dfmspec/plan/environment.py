@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dfmspec.targets import target_module
+
 Values = Mapping[str, Any]
 _BLACKWELL = ("b200", "b300", "gb200", "gb300")
 _HEARTBEAT_MINUTES = 8
@@ -38,9 +40,15 @@ def _heartbeat(values: Values) -> int | None:
     return minutes * 60 if _cuda(values) and minutes > _HEARTBEAT_MINUTES and values["cluster.nnodes"] * values["cluster.nproc_per_node"] > 1 else None
 
 
-def _deterministic(value: str) -> Callable[[Values], str | int | None]:
-    """For NVIDIA DFM's scripts, which refuse the mode without the variables."""
-    return lambda values: value if values["target"] != "megatron_core" and values["model.deterministic_mode"] else None
+def _deterministic(name: str) -> Callable[[Values], str | int | None]:
+    """A variable without which a target's script may refuse the mode."""
+
+    def value(values: Values) -> str | None:
+        if not values["model.deterministic_mode"]:
+            return None
+        return target_module(values["target"]).DETERMINISTIC_ENV.get(name)
+
+    return value
 
 
 def _cuda(values: Values) -> bool:
@@ -53,8 +61,11 @@ VARIABLES = (
     Variable("OMP_NUM_THREADS", lambda values: None if _cuda(values) else 1, "processes share the cores"),
     Variable("CUDA_DEVICE_MAX_CONNECTIONS", _connections,
              "1 keeps tensor-parallel collectives ahead of the kernels that hide them, before Blackwell; Megatron FSDP needs more"),
-    Variable("NCCL_ALGO", _deterministic("Ring"), "model.deterministic_mode: sums in one order"),
-    Variable("NVTE_ALLOW_NONDETERMINISTIC_ALGO", _deterministic("0"), "model.deterministic_mode: Transformer Engine's kernels too"),
+    Variable("NCCL_ALGO", _deterministic("NCCL_ALGO"), "model.deterministic_mode: sums in one order"),
+    Variable(
+        "NVTE_ALLOW_NONDETERMINISTIC_ALGO", _deterministic("NVTE_ALLOW_NONDETERMINISTIC_ALGO"),
+        "model.deterministic_mode: Transformer Engine's kernels too",
+    ),
     Variable("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", _heartbeat, "NCCL's monitor waits as long as dist.distributed_timeout_minutes, not its own 8 minutes"),
     Variable("WANDB_RESUME", lambda values: "allow" if values.get("logger.wandb_project") else None, "a resumed run goes on in the same Weights & Biases run"),
 )

@@ -202,10 +202,11 @@ def _torchrun_flags(nproc: int, nnodes: int, rendezvous: str) -> list[str]:
 
 def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     """Digests of what a plan takes for granted: this version's code, and the dataset's metadata."""
-    found = {"code": code_digest()} if target == "megatron_core" else {}
+    trainer = target_module(target)
+    found = {"code": code_digest()} if trainer.OWN else {}
     path = values["dataset.path"]
     if path and os.path.exists(dataset := local_path(path)):  # noqa: PTH110  which a name too long does not stop
-        parts = everything(dataset, ours=target == "megatron_core")
+        parts = everything(dataset, energon=trainer.ENERGON)
         if files := [file for part in parts for file in ([part] if is_metadataset(part) else metadata_files(part))]:
             found["dataset"] = _digest(files)
     return found

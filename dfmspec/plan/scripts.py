@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dfmspec.plan.environment import shell_line
 from dfmspec.plan.plan import RANK, Plan, Role, Word
 from dfmspec.spec.paths import SPEC_DIR, is_relative
+from dfmspec.targets import target_module
 
 SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""
@@ -72,10 +73,11 @@ def node_script(plan: Plan, node: int | None) -> str:
         lines += [f': "${{{name}:?set {name} to that of node 0}}"' for name in ("MASTER_ADDR", "MASTER_PORT") if name not in plan.env]
         if plan.launcher["rendezvous"] == "c10d":
             lines.append(f'DFMSPEC_RDZV_ID="${{DFMSPEC_RDZV_ID:-{plan.plan_id[:12]}}}"')
-    if plan.target != "megatron_core":
-        lines.append('export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout')
+    checkout = target_module(plan.target).CHECKOUT
+    if checkout is not None:
+        lines.append(f'export PYTHONPATH="{checkout}${{PYTHONPATH:+:$PYTHONPATH}}"  # for the packages of its checkout')
     bundle = '"$DFMSPEC_BUNDLE"/'
-    places = {Role.SCRIPT: bundle if plan.target == "megatron_core" else '"${DFM_ROOT:-/opt/DFM}"/', Role.CONFIG: bundle}
+    places = {Role.SCRIPT: bundle if checkout is None else f'"{checkout}"/', Role.CONFIG: bundle}
     return "\n".join([*lines, f"exec {shell_command(plan.words(node), places)}"]) + "\n"
 
 

@@ -13,7 +13,7 @@ from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
 from dfmspec.spec.secrets import names_a_secret
-from dfmspec.targets import TARGETS, target_module
+from dfmspec.targets import DEFAULT_UPSTREAM, TARGETS, target_module
 from dfmspec.targets.dfm.upstream import Refused, loaded, value_of
 
 _TORCHRUN = {
@@ -27,14 +27,8 @@ _RENDEZVOUS = ("rdzv_backend", "rdzv_endpoint")
 _SWITCHES = ("standalone",)
 _SHELL = ("export", "env", "exec", "&&", ";", "-m", "torch.distributed.run")
 _ENDS_A_COMMAND = re.compile(r"\d?>.*|\||\|\||&|&&|;")
-SCRIPTS = {Path(target_module(name).ENTRY).name: name for name in TARGETS if name != "megatron_core"}
-"""Upstream's script of each network."""
-_SCRIPT = {
-    "dfm": ("mock", "config_file", "debug", "dataset_path"), "dfm_wan": ("mock", "training_mode", "config_file", "debug"),
-    "dfm_flux": ("mock", "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "guidance_scale", "scheduler_steps", "config_file", "debug",
-                 "use_original_step", "flow_shift", "use_loss_weighting"),
-}  # fmt: skip
-"""Each script's own flags."""
+SCRIPTS = {Path(target_module(name).ENTRY).name: name for name in TARGETS if not target_module(name).OWN}
+"""Each script of others, and the target that it trains."""
 _FLAGS = ("mock", "debug", "use_original_step", "use_loss_weighting")
 
 
@@ -46,7 +40,7 @@ class Imported:
     """Key -> value, of the Megatron sections and of ours."""
     dead: list[tuple[str, str]] = field(default_factory=list)
     """(word, why it did nothing, or was no word at all)."""
-    target: str = "dfm"
+    target: str = DEFAULT_UPSTREAM
 
 
 def import_command(words: Sequence[str], target: str | None = None) -> Imported:
@@ -74,9 +68,14 @@ def _target(script: str, asked: str | None) -> str:
     known = SCRIPTS.get(name)
     if known is None and (asked is None or name.startswith(("inference", "prepare", "convert", "finetune"))):
         raise UsageError(f"{name} is not a script that dfmspec knows to train: {', '.join(SCRIPTS)}; for a copy of one of them give --target")
-    if known is not None and asked not in (None, known) and (asked, known) != ("megatron_core", "dfm"):
+    if known is not None and asked not in (None, known) and not _has_its_script(asked, name):
         raise UsageError(f"{name} trains target {known}, not {asked}; leave --target out")
-    return asked or known or "dfm"
+    return asked or known or DEFAULT_UPSTREAM
+
+
+def _has_its_script(target: str | None, script: str) -> bool:
+    """Whether a target has a script of this name too: ours has that of DFM's DiT."""
+    return target is not None and Path(target_module(target).ENTRY).name == script
 
 
 def import_script(file: Path, target: str | None = None) -> Imported:
@@ -102,7 +101,7 @@ def import_file(file: Path, target: str | None = None) -> Imported:
     Raises:
         UsageError: it cannot be read, or is no mapping of sections.
     """
-    found = Imported(target=target or "dfm")
+    found = Imported(target=target or DEFAULT_UPSTREAM)
     try:
         document = read_document(file)
     except OSError as error:
@@ -167,7 +166,7 @@ def _script(words: Sequence[str], found: Imported) -> None:
             overrides.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        meant = [known for known in _SCRIPT["dfm" if found.target == "megatron_core" else found.target] if known.startswith(name.replace("-", "_"))]
+        meant = [known for known in target_module(found.target).SCRIPT_FLAGS if known.startswith(name.replace("-", "_"))]
         if len(meant) != 1:
             found.dead.append((word, "the script has no such flag, and its command line fails"))
             continue
@@ -184,8 +183,9 @@ def _script(words: Sequence[str], found: Imported) -> None:
             _keep("model.guidance_scale", value, _value_of(value), found)
         elif (meant[0], value) != ("training_mode", "pretrain") and meant[0] != "debug":
             found.dead.append((f"{word} {value}".strip() if not equals else word, "not carried over: the plan pretrains, with the script's own defaults"))
-    if found.target == "dfm_flux" and not any(word.startswith("--c") for word in words):
-        found.dead.append(("conf/flux_pretrain_override_example.yaml", "the script reads this file of its own: import it with --config-file"))
+    own_file = target_module(found.target).OWN_FILE
+    if own_file is not None and not any(word.startswith("--c") for word in words):
+        found.dead.append((own_file, "the script reads this file of its own: import it with --config-file"))
     for override in overrides:
         _override(override, found)
 

@@ -17,9 +17,10 @@ from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, 
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document, read_scalar
 from dfmspec.read.structure import leaves, structural_findings
-from dfmspec.spec.catalogue import SCHEMAS, Catalogue, catalogue, types
+from dfmspec.spec.catalogue import Catalogue, types
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, is_relative, split_iteration
-from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES, recipe_text
+from dfmspec.spec.recipes import recipe_text
+from dfmspec.targets import DEFAULT_TARGET, TARGETS, catalogue, recipes_of
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
@@ -195,8 +196,8 @@ class _Loader:
         self.problems.append(Diagnostic(span, code, name, severity, message, hint, path, fix=fix))
 
     def finish(self, file: str, stem: str, overrides: tuple[str, ...]) -> Spec:
-        target = self._choice("target", tuple(SCHEMAS), "megatron_core")
-        recipe = self._choice("recipe", RECIPES[target], DEFAULT_RECIPE[target])
+        target = self._choice("target", tuple(TARGETS), DEFAULT_TARGET)
+        recipe = self._choice("recipe", recipes_of(target), TARGETS[target].default_recipe)
         legal = catalogue(target)
         start, places = _defaults(target, recipe)
         values, origins = dict(start), dict(places)

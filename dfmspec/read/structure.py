@@ -10,7 +10,8 @@ from typing import Any
 
 from dfmspec.diagnostics import Diagnostic, Edit, Path, Severity, dotted
 from dfmspec.read.document import Document, read_scalar
-from dfmspec.spec.catalogue import SCHEMAS, Catalogue, catalogue, types
+from dfmspec.spec.catalogue import Catalogue, types
+from dfmspec.targets import TARGETS, catalogue
 
 SHORT_NAMES = {
     "tp": "model.tensor_model_parallel_size", "pp": "model.pipeline_model_parallel_size", "cp": "model.context_parallel_size",
@@ -100,7 +101,7 @@ def _text(text: str) -> str:
 
 def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) -> Diagnostic:
     section, name = (str(path[0]), str(path[-1])) if len(path) > 1 else ("", str(path[0]))
-    for other, catalogued in ((other, catalogue(other)) for other in SCHEMAS if other != target and legal.field(dotted(path)) is None):
+    for other, catalogued in ((other, catalogue(other)) for other in TARGETS if other != target and legal.field(dotted(path)) is None):
         if catalogued.field(dotted(path)) is not None:
             message = f"{dotted(path)} is a key of target {other}, not of {target}"
             return Diagnostic(

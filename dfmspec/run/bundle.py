@@ -33,8 +33,9 @@ def programs(plan: Plan) -> dict[str, str]:
     """What is run: the scripts, and the entry."""
     files = {name: node_script(plan, node) for name, node in script_names(plan).items()}
     files |= launcher(plan.launcher["kind"]).files(plan)
-    if plan.target == "megatron_core":
-        entry = target_module(plan.target).ENTRY
+    target = target_module(plan.target)
+    if target.CHECKOUT is None:
+        entry = target.ENTRY
         files[entry] = resource(entry).read_text(encoding="utf-8")
     return files
 

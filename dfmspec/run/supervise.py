@@ -26,7 +26,7 @@ from dfmspec.record.verdict import conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
 from dfmspec.spec.paths import PATH_KEYS, local_path
-from dfmspec.targets import CONFIG
+from dfmspec.targets import CONFIG, target_module
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0
@@ -87,7 +87,7 @@ def check_guards(plan: Plan) -> None:
     current = guards_now(plan)
     if plan.config.get("data", {}).get("source") == "embedded" and "dataset" not in current:
         current |= {name: digest for name, digest in plan.guards.items() if name == "dataset"}
-    if plan.target == "megatron_core" and "code" not in plan.guards:
+    if target_module(plan.target).OWN and "code" not in plan.guards:
         raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
         if current.get(name) != digest:

@@ -9,14 +9,6 @@ from typing import Any, NamedTuple
 
 from dfmspec.resources import resource
 
-SCHEMAS = {
-    "megatron_core": "schemas/targets/megatron_core-0.16.1.schema.json",
-    "dfm": "schemas/targets/dfm-7cb7634.schema.json",
-    "dfm_wan": "schemas/targets/dfm-7cb7634-wan.schema.json",
-    "dfm_flux": "schemas/targets/dfm-7cb7634-flux.schema.json",
-}
-"""The catalogue of each target, one file a pinned revision."""
-
 
 class Catalogue(NamedTuple):
     """Sections, fields, types and defaults of one target."""
@@ -58,9 +50,9 @@ class Catalogue(NamedTuple):
 
 
 @lru_cache
-def catalogue(target: str) -> Catalogue:
-    """The catalogue of a target."""
-    return Catalogue(json.loads(resource(SCHEMAS[target]).read_text()))
+def catalogue_of(schema: str) -> Catalogue:
+    """The catalogue that a schema among the package's files holds."""
+    return Catalogue(json.loads(resource(schema).read_text()))
 
 
 def types(field: dict[str, Any]) -> tuple[str, ...]:

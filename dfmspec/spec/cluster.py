@@ -44,7 +44,7 @@ _Place = Annotated[str, _form(r"^/[^\n]*$", "an absolute path")]
 class Launcher(Section):
     """How the processes are started. Keys that name a launcher in brackets are for that one alone."""
 
-    kind: Literal["local", "ssh", "slurm", "kubernetes"] = "local"
+    kind: str = "local"
     """local: torchrun on this machine; every node of the plan on this machine, for trials. ssh, slurm: one torchrun on each node. kubernetes: a JobSet."""
     rendezvous: Literal["static", "c10d"] = "static"
     """How several nodes meet: static, by node rank, address and port, as in the how-to; or c10d, by address and an id of the attempt."""

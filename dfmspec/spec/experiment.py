@@ -21,9 +21,9 @@ class Experiment(Section):
     """Version of this format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = None
     """Name of the experiment, a word for folders; derived: the stem of the spec's file name."""
-    recipe: Literal["dit_tiny", "dit_s", "dit_b", "dit_l", "dit_xl", "dit_xl_h128"] = "dit_xl"
+    recipe: str = "dit_xl"
     """The defaults to start from."""
-    target: Literal["megatron_core", "dfm", "dfm_wan", "dfm_flux"] = "megatron_core"
+    target: str = "megatron_core"
     """What trains: dfmspec's own trainer, or NVIDIA DFM's script at its pinned revision for DiT, WAN or FLUX."""
     cluster: Cluster = Cluster()
     launcher: Launcher = Launcher()

@@ -1,12 +1,15 @@
-"""What trains: how a target derives values and what command starts it. A new target is a file here and a line in TARGETS."""
+"""What trains: how a target derives values and what command starts it. All that differs from one to another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from dfmspec.diagnostics import Severity
+from dfmspec.spec.catalogue import Catalogue, catalogue_of
+from dfmspec.spec.recipes import RECIPES
 
 Values = Mapping[str, Any]
 
@@ -23,6 +26,10 @@ class Reading(Protocol):
         """A value by its dotted key."""
 
 
+def _never(values: Values) -> bool:
+    return False
+
+
 class Derived(NamedTuple):
     """A value that follows from others, unless the user sets it."""
 
@@ -33,13 +40,56 @@ class Derived(NamedTuple):
     """How, in words: shown as the value's origin."""
     differing: Severity | None = None
     """What another value of the user's is, when a source is the user's too; None: their choice."""
+    alone: bool = False
+    """Another value is a finding also where no source is the user's: nothing legal can mean it."""
+    meant: Callable[[Values], bool] = _never
+    """When another value is plainly meant, and no finding."""
+
+
+class Work(NamedTuple):
+    """What training on one pack is."""
+
+    tokens: int
+    flops: float
+    """Forward and backward, without recomputation; a multiply-add counts two."""
+    held: str
+    """What the pack was taken to hold, in words."""
 
 
 class Target(Protocol):
-    """A module of this package."""
+    """A module of this package: all that differs from one target to another."""
 
     DERIVED: tuple[Derived, ...]
     ENTRY: str
+    """Its training script, in its checkout."""
+    CHECKOUT: str | None
+    """Where that checkout is, in a shell's words; None: the script is this package's, and travels in the bundle."""
+    OWN: bool
+    """Whether this package's trainer trains: its code is guarded, and its configuration read by our loader."""
+    LAYOUTS_AGREE: bool
+    """Whether every layout and number of loader processes gives the same numbers, up to rounding."""
+    HAS_PIPELINE: bool
+    """Whether pipeline stages work."""
+    ENERGON: int
+    """The major version of Energon that reads its data."""
+    LATENT_CHANNELS: int | None
+    """The channels that its task encoder takes; None: those of model.in_channels."""
+    TEXT_TOKENS: int | None
+    """The tokens to which its task encoder cuts a text; None: any number."""
+    TEXT_MULTIPLE: int
+    """What a text's tokens are a multiple of under context parallelism."""
+    DETERMINISTIC_ENV: Mapping[str, str]
+    """The variables without which its script refuses model.deterministic_mode."""
+    SCRIPT_FLAGS: tuple[str, ...]
+    """The flags of its script that `dfmspec import` knows."""
+    OWN_FILE: str | None
+    """A file of overrides that its script reads where no --config-file is given."""
+    ABOUT: str
+    """What it is, for the comment of a new spec."""
+    SPEC_DATA: str
+    """The data of a new spec that is given no dataset, as YAML."""
+    SPEC_EVALUATION: str
+    """The keys of evaluation in a new spec, as YAML."""
 
     def config(self, values: Values) -> dict[str, Any]:
         """What the plan's config.yaml holds."""
@@ -50,19 +100,96 @@ class Target(Protocol):
     def read_back(self, values: Values, text: str) -> Reading | None:
         """What the script makes of the text of config.yaml, where it has a reader of its own."""
 
+    def parameters(self, values: Values) -> int:
+        """Trained parameters of the network."""
 
+    def work(self, values: Values) -> Work:
+        """What training on one pack is."""
+
+
+class Entry(NamedTuple):
+    """A line of TARGETS: what is needed of a target before its module is imported."""
+
+    module: str
+    schema: str
+    """Its catalogue, a JSON Schema among the package's files; one a pinned revision."""
+    code: str
+    """Whose code trains; rules of that code hold for all of its targets."""
+    network: str
+    """What is trained; rules of a network hold for all of its targets."""
+    recipes: tuple[str, ...]
+    """The families of recipes that it takes, of RECIPES."""
+    default_recipe: str
+    """What a spec starts from that names no recipe."""
+
+
+TARGETS = {
+    "megatron_core": Entry(
+        module="dfmspec.targets.megatron_core",
+        schema="schemas/targets/megatron_core-0.16.1.schema.json",
+        code="dfmspec",
+        network="dit",
+        recipes=("dit", "dit_of_wide_heads"),
+        default_recipe="dit_xl",
+    ),
+    "dfm": Entry(
+        module="dfmspec.targets.dfm.dit",
+        schema="schemas/targets/dfm-7cb7634.schema.json",
+        code="dfm",
+        network="dit",
+        recipes=("dit",),
+        default_recipe="dit_xl",
+    ),
+    "dfm_wan": Entry(
+        module="dfmspec.targets.dfm.wan",
+        schema="schemas/targets/dfm-7cb7634-wan.schema.json",
+        code="dfm",
+        network="wan",
+        recipes=("wan",),
+        default_recipe="wan_1_3b",
+    ),
+    "dfm_flux": Entry(
+        module="dfmspec.targets.dfm.flux",
+        schema="schemas/targets/dfm-7cb7634-flux.schema.json",
+        code="dfm",
+        network="flux",
+        recipes=("flux",),
+        default_recipe="flux_schnell",
+    ),
+}
+"""What a spec may name as its target. A new one is a file here, its schema, and a line in this table."""
+DEFAULT_TARGET = "megatron_core"
+"""What a spec is for that names no target."""
+DEFAULT_UPSTREAM = "dfm"
+"""What an override file or a command is taken to be for, where its script does not tell."""
 CONFIG = "config.yaml"
 """The configuration's file in a bundle."""
-TARGETS = {
-    "megatron_core": "dfmspec.targets.megatron_core", "dfm": "dfmspec.targets.dfm",
-    "dfm_wan": "dfmspec.targets.dfm.wan", "dfm_flux": "dfmspec.targets.dfm.flux",
-}  # fmt: skip
 
 
 def target_module(name: str) -> Target:
     """The module of a target."""
-    module: Any = import_module(TARGETS[name])
+    module: Any = import_module(TARGETS[name].module)
     return module  # type: ignore[no-any-return]
+
+
+def targets_of(*, code: str | None = None, network: str | None = None) -> tuple[str, ...]:
+    """The targets whose trainer is of some code, whose network is of some kind, or both."""
+    found = []
+    for name, entry in TARGETS.items():
+        if code in (None, entry.code) and network in (None, entry.network):
+            found.append(name)
+    return tuple(found)
+
+
+def catalogue(target: str) -> Catalogue:
+    """The legal keys of a target."""
+    return catalogue_of(TARGETS[target].schema)
+
+
+def recipes_of(target: str) -> tuple[str, ...]:
+    """The recipes that a target takes."""
+    families = (RECIPES[family] for family in TARGETS[target].recipes)
+    return tuple(chain.from_iterable(families))
 
 
 def round_float(value: float) -> float:

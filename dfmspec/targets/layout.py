@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+LAYOUT_KEYS = (
+    "cluster.nnodes",
+    "cluster.nproc_per_node",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.context_parallel_size",
+)
+"""The keys that say how many ranks there are, and how they are arranged."""
 
 
 class Layout(NamedTuple):
@@ -26,7 +35,13 @@ class Layout(NamedTuple):
         return 0 if rest else whole
 
 
-class Place(NamedTuple):
+def layout_of(values: Mapping[str, Any]) -> Layout:
+    """The arrangement that a configuration asks for."""
+    nnodes, nproc, tp, pp, cp = (values[key] for key in LAYOUT_KEYS)
+    return Layout(nnodes * nproc, tp, pp, cp)
+
+
+class RankPlace(NamedTuple):
     """Where a rank is, and its coordinate in each group."""
 
     rank: int
@@ -38,11 +53,11 @@ class Place(NamedTuple):
     pp: int
 
 
-def places(layout: Layout, nproc_per_node: int) -> Iterator[Place]:
+def places(layout: Layout, nproc_per_node: int) -> Iterator[RankPlace]:
     """Every rank of a run in Megatron's order: TP changes fastest, then CP, then DP, then PP."""
     tp, cp, dp = layout.tensor_model_parallel_size, layout.context_parallel_size, layout.data_parallel_size
     for rank in range(layout.world_size):
-        yield Place(rank, rank // nproc_per_node, rank % nproc_per_node, rank % tp, rank // tp % cp, rank // (tp * cp) % dp, rank // (tp * cp * dp))
+        yield RankPlace(rank, rank // nproc_per_node, rank % nproc_per_node, rank % tp, rank // tp % cp, rank // (tp * cp) % dp, rank // (tp * cp * dp))
 
 
 def crossing(layout: Layout, nproc_per_node: int) -> list[str]:

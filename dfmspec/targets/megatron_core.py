@@ -2,83 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from dfmspec.diagnostics import Severity
-from dfmspec.targets import CONFIG, Derived, Values, round_float
-from dfmspec.targets.layout import Layout
+from dfmspec.estimate import dit
+from dfmspec.targets import CONFIG, Derived, Values, Work
+from dfmspec.targets.derivations import SHARED, data_parallel_size
+from dfmspec.targets.layout import LAYOUT_KEYS
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
-_LAYOUT = (
-    "cluster.nnodes", "cluster.nproc_per_node", "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size",
-    "model.context_parallel_size",
-)  # fmt: skip
+CHECKOUT = None
+OWN = True
+LAYOUTS_AGREE = True
+HAS_PIPELINE = True
+ENERGON = 7
+LATENT_CHANNELS = None
+TEXT_TOKENS = None
+TEXT_MULTIPLE = 1
+DETERMINISTIC_ENV: Mapping[str, str] = {}
+SCRIPT_FLAGS = ("mock", "config_file", "debug", "dataset_path")
+OWN_FILE = None
+ABOUT = "dfmspec's own trainer; or dfm"
+SPEC_DATA = (
+    "data:\n"
+    "  source: embedded  # drawn by dfmspec; for your own: webdataset, and dataset: {path: ...}\n"
+    "  resolution: 256\n"
+)
+SPEC_EVALUATION = "  eval_interval: 1000\n  eval_iters: 32  # 0: never evaluate\n"
+
 _NOT_THE_SCRIPTS = ("spec_version", "target", "launcher.", "run.", "cluster.nnodes", "cluster.nproc_per_node", "cluster.master_")
 
 
-def layout(values: Values) -> Layout:
-    """The arrangement of ranks."""
-    nnodes, nproc, tp, pp, cp = (values[key] for key in _LAYOUT)
-    return Layout(nnodes * nproc, tp, pp, cp)
 
 
-def _nproc(values: Values) -> int:
-    nnodes: int = values["cluster.nnodes"]
-    model_parallel: int = math.prod(values[key] for key in _LAYOUT[2:])
-    return -(-model_parallel // nnodes)
 
 
-def _data_parallel(values: Values) -> int:
-    return max(1, layout(values).data_parallel_size)
 
 
-SHARED: tuple[Derived, ...] = (
-    Derived("cluster.nproc_per_node", (_LAYOUT[0], *_LAYOUT[2:]), _nproc, "the fewest that hold TP x PP x CP"),
-    Derived("model.ffn_hidden_size", ("model.hidden_size",), lambda v: 4 * v["model.hidden_size"], "4 x hidden_size"),
-    Derived(
-        "model.kv_channels", ("model.hidden_size", "model.num_attention_heads"),
-        lambda v: v["model.hidden_size"] // v["model.num_attention_heads"], "hidden_size / num_attention_heads", Severity.HINT,
-    ),
-    Derived("model.num_query_groups", ("model.num_attention_heads",), lambda v: v["model.num_attention_heads"], "num_attention_heads"),
-    Derived(
-        "train.global_batch_size", ("train.micro_batch_size", *_LAYOUT),
-        lambda v: v["train.micro_batch_size"] * _data_parallel(v), "micro_batch_size x the data-parallel size",
-    ),
-    Derived(
-        "dataset.micro_batch_size", ("train.micro_batch_size",), lambda v: v["train.micro_batch_size"],
-        "train.micro_batch_size", Severity.ERROR,
-    ),
-    Derived(
-        "dataset.global_batch_size", ("train.global_batch_size",), lambda v: v["train.global_batch_size"],
-        "train.global_batch_size", Severity.ERROR,
-    ),
-    Derived("optimizer.min_lr", ("optimizer.lr",), lambda v: round_float(0.1 * v["optimizer.lr"]), "0.1 x optimizer.lr"),
-    Derived(
-        "scheduler.lr_decay_iters", ("train.train_iters",), lambda v: v["train.train_iters"], "train.train_iters", Severity.WARNING
-    ),
-    Derived(
-        "scheduler.lr_warmup_iters", ("train.train_iters",), lambda v: min(2000, v["train.train_iters"] // 20),
-        "min(2000, 5 % of train.train_iters)",
-    ),
-    Derived(
-        "scheduler.start_weight_decay", ("optimizer.weight_decay",), lambda v: v["optimizer.weight_decay"],
-        "optimizer.weight_decay", Severity.ERROR,
-    ),
-    Derived(
-        "scheduler.end_weight_decay", ("optimizer.weight_decay",), lambda v: v["optimizer.weight_decay"],
-        "optimizer.weight_decay", Severity.ERROR,
-    ),
-    Derived(
-        "ddp.use_distributed_optimizer", ("optimizer.use_distributed_optimizer",), lambda v: v["optimizer.use_distributed_optimizer"],
-        "optimizer.use_distributed_optimizer", Severity.ERROR,
-    ),
-    Derived("checkpoint.save", (), lambda v: "${RUN_DIR}/checkpoints", "the run directory"),
-    Derived("checkpoint.load", ("checkpoint.save",), lambda v: v["checkpoint.save"], "checkpoint.save"),
-    Derived("logger.tensorboard_dir", (), lambda v: "${RUN_DIR}/tensorboard", "the run directory"),
-)  # fmt: skip
-"""What both targets derive alike."""
 
 
 def _packing_buffer(values: Values) -> int:
@@ -98,15 +59,26 @@ def _embedded_path(values: Values) -> str | None:
     return f"data/butterflies-{values['data.resolution']}px-{values['data.num_samples']}-seed{values['data.seed']}"
 
 
+def _has_a_ramp(values: Values) -> bool:
+    return bool(values["scheduler.start_weight_decay"] != values["scheduler.end_weight_decay"])
+
+
+def _as_here(derivation: Derived) -> Derived:
+    """A derivation that every target makes, as this one judges another value: its schedule takes any weight decay."""
+    if derivation.key in ("scheduler.start_weight_decay", "scheduler.end_weight_decay"):
+        return derivation._replace(differing=Severity.WARNING, meant=_has_a_ramp)
+    return derivation
+
+
 DERIVED: tuple[Derived, ...] = (
-    *SHARED,
+    *map(_as_here, SHARED),
     Derived("model.seq_length", ("dataset.task_encoder_seq_length",), lambda v: v["dataset.task_encoder_seq_length"],
-            "dataset.task_encoder_seq_length", Severity.ERROR),
+            "dataset.task_encoder_seq_length", Severity.ERROR, alone=True),
     Derived("model.transformer_impl", ("cluster.device",),
             lambda v: "local" if v["cluster.device"] == "cpu" else "transformer_engine", "cluster.device"),
     Derived("mixed_precision.bf16", ("cluster.device",), lambda v: v["cluster.device"] == "cuda", "cluster.device"),
-    Derived("data.num_streams", ("dataset.num_workers", *_LAYOUT),
-            lambda v: _data_parallel(v) * max(1, v["dataset.num_workers"]), "the data-parallel size x max(1, num_workers)"),
+    Derived("data.num_streams", ("dataset.num_workers", *LAYOUT_KEYS),
+            lambda v: data_parallel_size(v) * max(1, v["dataset.num_workers"]), "the data-parallel size x max(1, num_workers)"),
     Derived("dataset.packing_buffer_size", ("data.source", "data.resolution", "model.patch_spatial", "dataset.task_encoder_seq_length"), _packing_buffer,
             "40, or as many more as make whole packs"),
     Derived("dataset.path", ("data.source", "data.resolution", "data.num_samples", "data.seed"), _embedded_path, "the embedded data"),
@@ -137,3 +109,33 @@ def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     told = {key for key, origin in origins.items() if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS)}
     resumes_from = values["run.resume"] not in ("auto", "require", "never")  # written into the config file at launch
     return ["--dataset-path", values["dataset.path"]] if told == {"dataset.path"} and not resumes_from else ["--config-file", CONFIG]
+
+
+def _shape(values: Values) -> dit.Shape:
+    patch = values["model.patch_spatial"] ** 2 * values["model.patch_temporal"]
+    return dit.Shape(
+        num_layers=values["model.num_layers"],
+        hidden_size=values["model.hidden_size"],
+        ffn_hidden_size=values["model.ffn_hidden_size"],
+        attention_width=values["model.kv_channels"] * values["model.num_attention_heads"],
+        kv_channels=values["model.kv_channels"],
+        crossattn_emb_size=values["model.crossattn_emb_size"],
+        adaln_lora_rank=values["model.adaln_lora_rank"],
+        patch=values["model.in_channels"] * patch,
+    )
+
+
+def parameters(values: Values) -> int:
+    """Trained parameters of the network, exact."""
+    return dit.parameters(_shape(values))
+
+
+def work(values: Values) -> Work:
+    """What training on one pack is, full of samples of the size that the data source tells, else with one in it."""
+    shape = _shape(values)
+    length = values["dataset.task_encoder_seq_length"]
+    if values["data.source"] == "webdataset":
+        return Work(length, dit.flops_per_pack(shape, length, length), "one sample a pack, the most it can be")
+    side = values["data.resolution"] // 8 // values["model.patch_spatial"]
+    tokens = min(length, side**2)
+    return Work(length, dit.flops_per_pack(shape, length, tokens), f"samples of {tokens} tokens")

@@ -16,7 +16,7 @@ from dfmspec.diagnostics import Severity
 from dfmspec.read.importing import import_command, import_file
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.recipes import RECIPES
+from dfmspec.targets import TARGETS, recipes_of
 from dfmspec.targets.dfm.upstream import read
 from tests.conftest import HOWTO, dfmspec, environment
 
@@ -41,7 +41,7 @@ def test_a_key_is_explained_for_each_target_that_has_it() -> None:
     assert wrong.returncode == 2 and "did you mean model.num_layers" in wrong.stderr
 
 
-@pytest.mark.parametrize(("target", "recipe"), [(target, recipe) for target, names in RECIPES.items() for recipe in names])
+@pytest.mark.parametrize(("target", "recipe"), [(target, recipe) for target in TARGETS for recipe in recipes_of(target)])
 @pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (1, 8), (16, 4), (3, 5)])
 @pytest.mark.parametrize("dataset", [None, "/data/it's mine: #1"])
 def test_what_init_writes_is_valid_as_it_stands(target: str, recipe: str, nodes: int, gpus: int, dataset: str | None) -> None:

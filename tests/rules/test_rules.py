@@ -13,7 +13,7 @@ from dfmspec.check.rules.base import DIT, Rule
 from dfmspec.diagnostics import Severity
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.recipes import DEFAULT_RECIPE, RECIPES
+from dfmspec.targets import TARGETS, recipes_of
 from tests.conftest import ROOT
 
 CORPUS = ROOT / "tests" / "corpus" / "rules"
@@ -52,13 +52,13 @@ def test_a_rule_fires_on_its_example_and_is_silent_on_its_near_miss(rule: Rule, 
 def test_a_shared_rule_fires_for_the_other_networks_too(rule: Rule, target: str) -> None:
     file = CORPUS / rule.code / "bad.yaml"
     overrides = file.with_suffix(".txt")
-    words = [f"target={target}", f"recipe={DEFAULT_RECIPE[target]}", *(overrides.read_text().splitlines() if overrides.exists() else [])]
+    words = [f"target={target}", f"recipe={TARGETS[target].default_recipe}", *(overrides.read_text().splitlines() if overrides.exists() else [])]
 
     assert rule.code in {finding.code for finding in check_spec(resolve_spec(load_spec(file, words)), levels=LEVELS)}
 
 
 @pytest.mark.parametrize("source", ["data.source=mock", "dataset.path=/data"])
-@pytest.mark.parametrize("recipe", [*RECIPES["dfm_wan"], *RECIPES["dfm_flux"]])
+@pytest.mark.parametrize("recipe", [*recipes_of("dfm_wan"), *recipes_of("dfm_flux")])
 def test_the_other_networks_recipes_are_sound(recipe: str, source: str) -> None:
     words = [f"target=dfm_{recipe.partition('_')[0]}", f"recipe={recipe}", source, "cluster.nproc_per_node=8", "train.train_iters=500"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dfmspec.estimate.size import parameters
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.targets import target_module
@@ -24,7 +23,7 @@ def deep(*overrides: str) -> dict:
     config = json.dumps(target_module("megatron_core").config(resolved.values))
     done = subprocess.run([sys.executable, "-m", "dfmspec.trainer.commands.deep"], input=config, env=environment(), capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) | {"counted": parameters(resolved.values)}
+    return json.loads(done.stdout) | {"counted": target_module("megatron_core").parameters(resolved.values)}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,17 @@ from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import Finding, Path, Severity
 from dfmspec.read.resolve import Resolved
+from dfmspec.targets import TARGETS, Target, target_module, targets_of
 from dfmspec.targets.layout import Layout, nearest_multiples
 
-ALL = ("megatron_core", "dfm", "dfm_wan", "dfm_flux")
-OURS, DFM = ALL[:1], ALL[1:]
-DIT, DFM_DIT, WAN, FLUX = ALL[:2], ("dfm",), ("dfm_wan",), ("dfm_flux",)
+ALL = tuple(TARGETS)
+OURS = targets_of(code="dfmspec")
+DFM = targets_of(code="dfm")
+DIT = targets_of(network="dit")
+DFM_DIT = targets_of(code="dfm", network="dit")
+WAN = targets_of(network="wan")
+FLUX = targets_of(network="flux")
+"""For which targets a rule holds."""
 ERROR, WARNING, HINT = Severity.ERROR, Severity.WARNING, Severity.HINT
 
 TP, PP, CP = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size", "model.context_parallel_size"
@@ -51,8 +57,18 @@ class View:
 
     @property
     def target(self) -> str:
-        """What trains."""
+        """What trains, by name: to look something up, never to compare."""
         return self.resolved.spec.target
+
+    @property
+    def trainer(self) -> Target:
+        """What trains: its module, whose attributes say in what it differs."""
+        return target_module(self.target)
+
+    @property
+    def network(self) -> str:
+        """What is trained."""
+        return TARGETS[self.target].network
 
     @property
     def layout(self) -> Layout:

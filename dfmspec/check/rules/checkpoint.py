@@ -12,7 +12,7 @@ from typing import Any
 from dfmspec.check.rules.base import ALL, DFM, ERROR, HINT, ITERS, PP, TP, WARNING, Rule, View, excludes, path, requires, shown
 from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
-from dfmspec.estimate.size import checkpoint_bytes
+from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
 from dfmspec.spec.paths import is_relative, local_path
 
@@ -48,7 +48,8 @@ def _budget(view: View) -> Iterator[Finding]:
         return
     saves = -(-iters // interval)
     kept = saves if keep is None or keep < 1 else min(saves, max(keep, 2))
-    each = checkpoint_bytes(view.resolved.values)
+    values = view.resolved.values
+    each = checkpoint_bytes(view.trainer.parameters(values), averaged="diffusion.ema_decay" in values)
     place = local_path(str(folder).replace("${RUN_DIR}", str(view["run.output_dir"])))
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -95,7 +96,7 @@ def _load_missing(view: View) -> Iterator[Finding]:
         yield Finding(path(LOAD), f"checkpoint folder {view[LOAD]} does not exist", "check the path, or remove it to start afresh")
     elif step is not None and not (folder / f"iter_{step:07d}").is_dir():
         yield Finding(path(STEP if view.is_users(STEP) else LOAD), f"{view[LOAD]} has no checkpoint of iteration {step}", f"it has: {', '.join(map(str, iterations(folder))) or 'none'}")
-    elif view.target == "megatron_core":
+    elif view.trainer.OWN:
         yield from _nothing_to_train(view, folder, iterations(folder), step)
     elif not any((folder / name).exists() for name in ("latest_train_state.pt", "latest_checkpointed_iteration.txt")):
         have = iterations(folder)

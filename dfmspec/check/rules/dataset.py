@@ -23,7 +23,7 @@ def is_placeholder(value: str) -> bool:
 
 
 def _dataset_given(view: View) -> Iterator[Finding]:
-    hint = "; or data.source=embedded to try without one" if view.target == "megatron_core" else ""
+    hint = "; or data.source=embedded to try without one" if view.trainer.OWN else ""
     if view[DATASET] == "" and not view.is_mock:
         yield Finding(path(DATASET), f"{DATASET} is empty, which means the working directory", f"give --dataset-path or dataset.path{hint}", ERROR)
     elif view[DATASET] is None and view["data.source"] == "webdataset":
@@ -42,14 +42,14 @@ def _dataset(view: View) -> FilePath | None:
 
 def _needed(view: View) -> list[str]:
     """The splits that are read."""
-    evaluated = not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or view.target != "megatron_core")
+    evaluated = not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or not view.trainer.OWN)
     return ["train", "val"] if evaluated else ["train"]
 
 
 def _read(view: View) -> list[Leaf | Gap]:
     """What is read of the dataset, each once."""
-    dataset, ours = _dataset(view), view.target == "megatron_core"
-    return list(dict.fromkeys(leaf for split in _needed(view) for leaf in leaves(dataset, split, ours=ours))) if dataset else []
+    dataset = _dataset(view)
+    return list(dict.fromkeys(leaf for split in _needed(view) for leaf in leaves(dataset, split, energon=view.trainer.ENERGON))) if dataset else []
 
 
 def folders_of(view: View) -> list[FilePath]:
@@ -64,16 +64,16 @@ def _dataset_missing(view: View) -> Iterator[Finding]:
     name = _named(view)
     if name is None:
         return
-    dataset, ours = local_path(name), view.target == "megatron_core"
+    dataset, energon = local_path(name), view.trainer.ENERGON
     if dataset.is_file() and not is_metadataset(dataset):
-        if ours or dataset.suffix != ".yml":  # which Energon 6 takes
+        if view.trainer.OWN or dataset.suffix != ".yml":  # which Energon 6 takes
             yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards, or a metadataset's .yaml")
     elif not dataset.exists():
         yield Finding(path(DATASET), f"dataset {name} does not exist", "check the path; dfmspec data prepare makes one")
-    for part in everything(dataset, ours=ours):
+    for part in everything(dataset, energon=energon):
         if is_metadataset(part):
-            yield from (Finding(path(DATASET), f"metadataset {part}: {fault}", _FORM) for fault in read(part, ours=ours)[1])
-            if names_itself(part, ours=ours):
+            yield from (Finding(path(DATASET), f"metadataset {part}: {fault}", _FORM) for fault in read(part, energon=energon)[1])
+            if names_itself(part, energon=energon):
                 yield Finding(path(DATASET), f"metadataset {part} names itself, directly or by way of others", "name folders of shards in the innermost ones")
         elif part != dataset and part.suffix != ".jsonl" and not os.path.isdir(part):  # noqa: PTH112  which a name too long does not stop
             yield Finding(
@@ -89,7 +89,7 @@ def _metadata_missing(view: View) -> Iterator[Finding]:
     dataset, looked_into = _dataset(view), folders_of(view)
     for folder in looked_into:
         yield from _unprepared(folder, view)
-    for other in everything(dataset, ours=view.target == "megatron_core") if dataset else ():  # splits that nobody reads are opened all the same
+    for other in everything(dataset, energon=view.trainer.ENERGON) if dataset else ():  # splits that nobody reads are opened all the same
         if other not in looked_into and os.path.isdir(other) and not prepared(other):  # noqa: PTH112
             yield Finding(path(DATASET), f"dataset {other} has no Energon metadata (.nv-meta/.info.json)", f"run: energon prepare {other}")
 
@@ -102,14 +102,14 @@ def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
         return
     if "CrudeWebdataset" not in (metadata / "dataset.yaml").read_text(errors="replace"):
         yield Finding(path(DATASET), f"{metadata / 'dataset.yaml'} does not declare a CrudeWebdataset, whose samples are cooked by the task encoder", command)
-    if view.target != "megatron_core" and not (metadata / ".info.yaml").exists():
+    if view.trainer.ENERGON == 6 and not (metadata / ".info.yaml").exists():
         yield Finding(path(DATASET), f"{metadata} has no .info.yaml: it was not prepared by Energon 6, which DFM pins", "prepare it again with megatron-energon 6.0.1")
     for fault in faults(folder):
         yield Finding(path(DATASET), fault, command)
 
 
 def _splits(view: View) -> Iterator[Finding]:
-    ours = view.target == "megatron_core"
+    ours = view.trainer.OWN
     for leaf in _read(view):
         if isinstance(leaf, Gap):
             if leaf.there:  # else DAT102 says it

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, ITERS, WARNING, Rule, View, excludes, path, together
 from dfmspec.diagnostics import Finding
-from dfmspec.spec.catalogue import catalogue
 from dfmspec.spec.paths import local_path
+from dfmspec.targets import catalogue
 
 INTERVAL, EVAL, CACHE = "train.eval_interval", "train.eval_iters", "model.vae_cache_folder"
 
@@ -33,7 +33,7 @@ _FITTING = ("Cosmos-0.1-Tokenizer-CV4x8x8", "Cosmos-0.1-Tokenizer-CV8x8x8")
 
 
 def _other_decoder(view: View) -> Iterator[Finding]:
-    key, default = "model.vae_module", catalogue("dfm").field("model.vae_module") or {}
+    key, default = "model.vae_module", catalogue(view.target).field("model.vae_module") or {}
     if view[EVAL] and view[key] != default["default"] and "." in view[key]:
         yield Finding(path(key), f"model.vae_module {view[key]} is not DFM's own tokenizer: whether it can be imported on the nodes shows at the first evaluation", "leave it out, or try it before", WARNING)
 

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 
 from dfmspec.check.rules.base import ALL, DFM, ERROR, WARNING, Rule, View, excludes, path
 from dfmspec.diagnostics import Finding
+from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import minutes_of
 
-_KEYS = {
-    "ssh": ("hosts", "ssh_options"),
-    "slurm": ("partition", "account", "qos", "time_limit", "stop_before", "sbatch_options"),
-    "kubernetes": ("image", "namespace", "queue", "env_from", "volumes"),
-}
 _PLANS_OWN = ("--nodes", "--ntasks", "--ntasks-per-node", "--gpus", "--gpus-per-node", "--gres", "--time", "--signal", "--requeue", "--no-requeue", "--open-mode",
               "--partition", "--account", "--qos", "--job-name", "--array", "--output", "--export", "--wrap", "--test-only", "--gpus-per-task", "--ntasks-per-gpu",
               "--ntasks-per-core", "--ntasks-per-socket", "--chdir")  # fmt: skip
@@ -25,8 +21,8 @@ _OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 def _of_another(view: View) -> Iterator[Finding]:
     kind = view["launcher.kind"]
-    for other, keys in _KEYS.items():
-        for key in (f"launcher.{key}" for key in keys):
+    for other, entry in LAUNCHERS.items():
+        for key in (f"launcher.{name}" for name in entry.keys):
             if other != kind and view.is_users(key) and view[key] not in (None, [], {}):
                 yield Finding(path(key), f"{key} is for launcher {other}, and the launcher is {kind}", f"set launcher.kind to {other}, or remove it")
 
@@ -52,7 +48,7 @@ def _options(view: View) -> Iterator[Finding]:
         name = option.partition("=")[0]
         own = name if name in _PLANS_OWN else next((own for own in _PLANS_OWN if own.startswith(name)), None)
         if view["launcher.kind"] == "slurm" and own is not None:
-            there = _INSTEAD.get(own, f"launcher.{own[2:]}" if own[2:] in _KEYS["slurm"] else None)
+            there = _INSTEAD.get(own, f"launcher.{own[2:]}" if own[2:] in LAUNCHERS["slurm"].keys else None)
             yield Finding(("launcher", "sbatch_options", index), f"{name} is the plan's to give: the job would not be what was checked", f"set {there} instead" if there else "remove it")
 
 

@@ -68,7 +68,7 @@ def _recompute(view: View) -> Iterator[Finding]:
             "recompute_method and recompute_num_layers do nothing without recompute_granularity",
             "set model.recompute_granularity=full, or remove them", Severity.WARNING,
         )  # fmt: skip
-    elif granularity == "full" and method == "uniform" and view.target == "megatron_core" and (chunk := view[LAYERS] // (view[PP] * (view[VPP] or 1))) % layers:
+    elif granularity == "full" and method == "uniform" and view.trainer.OWN and (chunk := view[LAYERS] // (view[PP] * (view[VPP] or 1))) % layers:
         yield Finding(
             path("model.recompute_num_layers"), f"recompute_method uniform goes over {chunk} layers of a rank by {layers}, and past the last of them",
             f"model.recompute_num_layers {', '.join(str(n) for n in range(1, chunk + 1) if chunk % n == 0)}; or recompute_method block",
@@ -90,7 +90,7 @@ def _modules(view: View) -> Iterator[Finding]:
         return
     for module in modules:
         if module in ("mlp", "layernorm"):
-            if view.target == "dfm":
+            if view.network == "dit":
                 yield Finding(path(key), f"recompute module {module} has no effect: the DiT's block does not ask for it", "core_attn, or full recomputation", Severity.WARNING)
         elif module != "core_attn":
             reason = f"needs {_ABSENT[module]}, which the network does not have" if module in _ABSENT else "is not known"
@@ -246,9 +246,9 @@ RULES = (
     Rule(
         "MOD115", "vocabulary-without-text", ERROR,
         together(
-            excludes(lambda v: v.target == "dfm" and v["model.vocab_size"] is not None, at="model.vocab_size",
+            excludes(lambda v: v.network == "dit" and v["model.vocab_size"] is not None, at="model.vocab_size",
                      message=lambda v: f"model.vocab_size {v['model.vocab_size']}: the DiT has no vocabulary", hint="remove it"),
-            excludes(lambda v: v.target != "dfm" and v["model.vocab_size"] is not None and v["model.vocab_size"] < (v["tokenizer.vocab_size"] or 0), at="model.vocab_size",
+            excludes(lambda v: v.network != "dit" and v["model.vocab_size"] is not None and v["model.vocab_size"] < (v["tokenizer.vocab_size"] or 0), at="model.vocab_size",
                      message=lambda v: f"model.vocab_size {v['model.vocab_size']} is less than the tokenizer's {v['tokenizer.vocab_size']}", hint="remove it"),
         ),
         "A size below the tokenizer's stops the run; any other is padded and never used, in silence.", "Megatron-Bridge training/setup.py", DFM,

@@ -41,7 +41,7 @@ def _world_size(view: View) -> Iterator[Finding]:
     if layout.data_parallel_size:
         return
     world, tp, pp, cp = layout.world_size, view[TP], view[PP], view[CP]
-    sp, vpp, tokens, pipelined = view[SP], view[VPP], (view[LENGTH] or 0) * view[MBS], view.target == "megatron_core"  # DFM has no PP
+    sp, vpp, tokens, pipelined = view[SP], view[VPP], (view[LENGTH] or 0) * view[MBS], view.trainer.HAS_PIPELINE
 
     def legal(t: int, p: int, c: int) -> bool:
         whole = world % (t * p * c) == view[HEADS] % t == view[FFN] % t == view[LAYERS] % p == tokens % (c * (t if sp else 1)) == 0

@@ -79,7 +79,7 @@ def _latents(view: View) -> Iterator[Finding]:
     found = _scan(view)
     if not found:
         return
-    channels = view["model.in_channels"] if view.target == "megatron_core" else 16
+    channels = view.trainer.LATENT_CHANNELS or view["model.in_channels"]
     patch = view["model.patch_spatial"]
     whole, read = [s for s in found.samples if s.latent], len(found.samples)
     if odd := [s for s in whole if s.latent and (len(s.latent.shape) != 4 or s.latent.shape[0] != channels)]:
@@ -102,9 +102,9 @@ def _texts(view: View) -> Iterator[Finding]:
         yield _about(odd, read, f"have text embeddings of shape {list(odd[0].text.shape) if odd[0].text else ''}, not [L, {width}]", "set model.crossattn_emb_size to their width, or encode the texts again")
         return
     lengths = {s.text.shape[0]: s for s in whole if s.text}
-    if view.target == "dfm" and (longest := max(lengths, default=0)) > 512:
+    if (most := view.trainer.TEXT_TOKENS) and (longest := max(lengths, default=0)) > most:
         yield Finding(path(DATASET), f"texts of up to {longest} tokens: DFM cuts them to 512 and keeps the mask of the longer text", "cut them to 512 when they are encoded")
-    if view.target == "dfm" and view[CP] > 1 and (odd_lengths := sorted(n for n in lengths if n % 64)):
+    if view[CP] > 1 and (odd_lengths := sorted(n for n in lengths if n % view.trainer.TEXT_MULTIPLE)):
         yield Finding(path(CP), f"with CP {view[CP]} texts must have a multiple of 64 tokens, and some have {odd_lengths[0]}", "pad them to 512 when they are encoded")
 
 
@@ -120,7 +120,7 @@ def _too_long(view: View) -> Iterator[Finding]:
     tokens = sorted(_tokens(s, view) for s in whole)
     if tokens and tokens[-1] > length:
         over = sum(n > length for n in tokens)
-        lost = "stop the run" if view.target == "megatron_core" else "are left out" + (", which is all of them: the loader searches for ever" if over == len(tokens) else "")
+        lost = "stop the run" if view.trainer.OWN else "are left out" + (", which is all of them: the loader searches for ever" if over == len(tokens) else "")
         yield Finding(
             path(LENGTH if view.is_users(LENGTH) else DATASET), f"{over} of {len(tokens)} samples that were read have more than the {length} tokens of a pack, and {lost}",
             f"{LENGTH} {math.ceil(tokens[-1] / 64) * 64} or more; half of the samples have at most {tokens[len(tokens) // 2]}",

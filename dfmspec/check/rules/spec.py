@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, excludes, path, shown
-from dfmspec.diagnostics import Edit, Finding, Severity
-from dfmspec.spec.catalogue import catalogue
+from dfmspec.diagnostics import Edit, Finding
 from dfmspec.spec.secrets import is_a_token, names_a_secret
-from dfmspec.targets import target_module
-from dfmspec.targets.dfm import OVERLAPS
+from dfmspec.targets import catalogue, target_module
+from dfmspec.targets.dfm.script import OVERLAPS
 
 
 def _stale_derived(view: View) -> Iterator[Finding]:
@@ -20,14 +19,11 @@ def _stale_derived(view: View) -> Iterator[Finding]:
             continue
         users = [source for source in derivation.sources if view.is_users(source)]
         value, expected = view[key], view.resolved.derived[key]
+        if derivation.meant(view.resolved.values):
+            continue
         differing = derivation.differing
-        if view.target == "megatron_core" and key.endswith("_weight_decay"):  # its schedule takes any, and a ramp is meant
-            if view["scheduler.start_weight_decay"] != view["scheduler.end_weight_decay"]:
-                continue
-            differing = WARNING
         passing = any(view.resolved.origins[source].layer not in ("spec", "extends", "config file", "default", "derived") for source in users)  # a flag, an override
-        twin_alone = derivation.differing is Severity.ERROR and "weight_decay" not in key  # nothing legal can mean it
-        if (users or twin_alone) and value != expected:
+        if (users or derivation.alone) and value != expected:
             yield Finding(
                 path(key), f"{key} is {shown(value)}, but {_reason(users or derivation.sources, derivation.formula)} makes it {shown(expected)}",
                 f"remove {key} to have it derived", HINT if key == "scheduler.lr_decay_iters" and value < expected else differing, () if passing else (Edit("set", path(key), expected),),

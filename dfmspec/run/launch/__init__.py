@@ -1,12 +1,14 @@
-"""How a plan's processes are started. A new launcher is a file here and a line in LAUNCHERS."""
+"""How a plan's processes are started: a module a launcher, all of one protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dfmspec.plan.plan import Plan
+from dfmspec.spec.launchers import LAUNCHERS
 
 
 class Place(NamedTuple):
@@ -55,6 +57,8 @@ class Launcher(Protocol):
 
     OUTLIVES: bool
     """Whether what it starts goes on without this process."""
+    check: Callable[[Path], str] | None
+    """Asks the scheduler whether it would take a bundle's job; None: it has none to ask."""
 
     def files(self, plan: Plan) -> dict[str, str]:
         """Files that it adds to a bundle."""
@@ -66,15 +70,7 @@ class Launcher(Protocol):
         """An attempt that still goes on without a supervisor; None when there is none."""
 
 
-LAUNCHERS = {
-    "local": "dfmspec.run.launch.local",
-    "ssh": "dfmspec.run.launch.ssh",
-    "slurm": "dfmspec.run.launch.slurm",
-    "kubernetes": "dfmspec.run.launch.kubernetes",
-}
-
-
 def launcher(name: str) -> Launcher:
     """The module of a launcher."""
-    module: Any = import_module(LAUNCHERS[name])
+    module: Any = import_module(LAUNCHERS[name].module)
     return module  # type: ignore[no-any-return]

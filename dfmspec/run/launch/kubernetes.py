@@ -18,6 +18,7 @@ from dfmspec.run.launch import Place
 from dfmspec.targets import CONFIG, target_module
 
 OUTLIVES = False
+check = None
 MANIFEST = "jobset.yaml"
 _PORT = 29500  # a pod has its own address, so the port is always free
 _RESTARTS = 3
@@ -48,13 +49,13 @@ def attach(plan: Plan, place: Place) -> None:
 def documents(plan: Plan) -> list[dict[str, Any]]:
     """The two objects."""
     name = _name(plan.name)
-    entry = target_module(plan.target).ENTRY
+    target = target_module(plan.target)
     node = "node.sh"
     data = {CONFIG: config_text(plan.config), node: node_script(plan, None if plan.nnodes > 1 else 0)}
     items = [{"key": key, "path": key} for key in data]
-    if plan.target == "megatron_core":
-        data["entry.py"] = resource(entry).read_text(encoding="utf-8")
-        items.append({"key": "entry.py", "path": entry})
+    if target.CHECKOUT is None:
+        data["entry.py"] = resource(target.ENTRY).read_text(encoding="utf-8")
+        items.append({"key": "entry.py", "path": target.ENTRY})
     metadata = {"name": name, **({"namespace": plan.launcher["namespace"]} if plan.launcher["namespace"] else {})}
     labels = {"labels": {"kueue.x-k8s.io/queue-name": plan.launcher["queue"]}} if plan.launcher["queue"] else {}
     annotations = {"annotations": {"dfmspec.dev/plan": f"sha256:{plan.plan_id}"}}

@@ -23,6 +23,7 @@ from dfmspec.run.launch import Place
 from dfmspec.targets import CONFIG, target_module
 
 OUTLIVES = False
+check = None
 
 
 def files(plan: Plan) -> dict[str, str]:

@@ -21,6 +21,7 @@ from dfmspec.plan.scripts import SCRIPT_A_NODE, heading, where
 from dfmspec.record.verdict import exit_code_left
 from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
+from dfmspec.targets import target_module
 
 OUTLIVES = True
 JOB = "job.sbatch"
@@ -47,7 +48,7 @@ def job_script(plan: Plan) -> str:
         options.append(f"--time={plan.launcher['time_limit']}")
     options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{plan.launcher['stop_before']}", *plan.launcher["sbatch_options"]]
     script = 'node$SLURM_NODEID.sh"' if plan.nnodes <= SCRIPT_A_NODE else 'node.sh" "$SLURM_NODEID"'
-    ours = plan.target == "megatron_core"
+    ours = target_module(plan.target).OWN
     again = '[ "$again" = yes ] && [ "$code" = 0 ]' + (' && ! tail -n 1 "$DFMSPEC_RUN_DIR/events.jsonl" | grep -q \'"type": "finished"\'' if ours else "")
     shebang, comment, _ = heading(f"{plan.name}: Slurm job; plan {plan.plan_id[:12]}. Submit it where relative paths are relative to: sbatch DIR/{JOB}")
     return "\n".join([

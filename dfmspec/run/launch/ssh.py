@@ -18,6 +18,7 @@ from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, port_of, start_script, variables
 
 OUTLIVES = False
+check = None
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4", "LogLevel=ERROR")
 """Never a question, never an endless wait; after the user's own, which ssh prefers."""
 

@@ -5,14 +5,78 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dfmspec.targets import Derived, Values, dfm
-from dfmspec.targets.dfm import NO_EVALUATION, config, read_back
+from dfmspec.estimate import flux
+from dfmspec.targets import Derived, Values, Work
+from dfmspec.targets.dfm import script
 
-__all__ = ["DERIVED", "ENTRY", "arguments", "config", "read_back"]
 ENTRY = "examples/megatron/recipes/flux/pretrain_flux.py"
-DERIVED: tuple[Derived, ...] = (*dfm.DERIVED, NO_EVALUATION)
+CHECKOUT = script.CHECKOUT
+OWN = False
+LAYOUTS_AGREE = False
+HAS_PIPELINE = False
+ENERGON = script.ENERGON
+LATENT_CHANNELS = 16
+TEXT_TOKENS = None
+TEXT_MULTIPLE = 1
+DETERMINISTIC_ENV = script.DETERMINISTIC_ENV
+SCRIPT_FLAGS = (
+    "mock",
+    "timestep_sampling",
+    "logit_mean",
+    "logit_std",
+    "mode_scale",
+    "guidance_scale",
+    "scheduler_steps",
+    "config_file",
+    "debug",
+    "use_original_step",
+    "flow_shift",
+    "use_loss_weighting",
+)
+OWN_FILE = "conf/flux_pretrain_override_example.yaml"
+ABOUT = "NVIDIA DFM's own script"
+SPEC_DATA = script.SPEC_MOCK_DATA
+SPEC_EVALUATION = ""
+
+DERIVED: tuple[Derived, ...] = (*script.DERIVED, script.NO_EVALUATION)
+config = script.config
+read_back = script.read_back
+
+_PICTURE = 1024
+"""Pixels on a side of a picture, where the data do not tell."""
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     """With the guidance strength, which the script takes from its own flag and not from the model's configuration."""
-    return [*dfm.arguments(values, origins), "--guidance-scale", str(values["model.guidance_scale"])]
+    return [*script.arguments(values, origins), "--guidance-scale", str(values["model.guidance_scale"])]
+
+
+def _shape(values: Values) -> flux.Shape:
+    return flux.Shape(
+        num_joint_layers=values["model.num_joint_layers"],
+        num_single_layers=values["model.num_single_layers"],
+        hidden_size=values["model.hidden_size"],
+        ffn_hidden_size=values["model.ffn_hidden_size"],
+        kv_channels=values["model.kv_channels"],
+        model_channels=values["model.model_channels"],
+        vec_in_dim=values["model.vec_in_dim"],
+        guidance_embed=values["model.guidance_embed"],
+        in_channels=values["model.in_channels"],
+        context_dim=values["model.context_dim"],
+    )
+
+
+def parameters(values: Values) -> int:
+    """Trained parameters, within a percent."""
+    return flux.parameters(_shape(values))
+
+
+def work(values: Values) -> Work:
+    """What training on one picture is, without its text."""
+    height = width = _PICTURE
+    if values["data.source"] == "mock":
+        height = values["dataset.image_H"]
+        width = values["dataset.image_W"]
+    patch = 2 * values["dataset.vae_scale_factor"]
+    tokens = (height // patch) * (width // patch)
+    return Work(tokens, flux.flops(_shape(values), tokens), f"pictures of {height} x {width} pixels")

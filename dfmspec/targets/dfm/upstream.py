@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from dfmspec.spec.catalogue import catalogue
+from dfmspec.targets import catalogue
 from dfmspec.targets.dfm.bridge import BRIDGE_PRECISION, CLASSES, PRECISIONS
 
 Tree = dict[str, Any]

@@ -2,23 +2,85 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from dfmspec.targets import Derived, Values, dfm
-from dfmspec.targets.dfm import NO_EVALUATION, config, read_back
+from dfmspec.estimate import wan
+from dfmspec.targets import Derived, Values, Work
+from dfmspec.targets.dfm import script
 
-__all__ = ["DERIVED", "ENTRY", "arguments", "config", "read_back"]
 ENTRY = "examples/megatron/recipes/wan/pretrain_wan.py"
+CHECKOUT = script.CHECKOUT
+OWN = False
+LAYOUTS_AGREE = False
+HAS_PIPELINE = False
+ENERGON = script.ENERGON
+LATENT_CHANNELS = 16
+TEXT_TOKENS = None
+TEXT_MULTIPLE = 1
+DETERMINISTIC_ENV = script.DETERMINISTIC_ENV
+SCRIPT_FLAGS = ("mock", "training_mode", "config_file", "debug")
+OWN_FILE = None
+ABOUT = "NVIDIA DFM's own script"
+SPEC_DATA = script.SPEC_MOCK_DATA
+SPEC_EVALUATION = ""
+
+_PACKING_BUFFER = 150
+"""Upstream's own."""
+
+
+def _packing_buffer(values: Values) -> int | None:
+    if values["data.source"] == "mock":
+        return None
+    return _PACKING_BUFFER
+
+
 DERIVED: tuple[Derived, ...] = (
-    *(derivation for derivation in dfm.DERIVED if derivation.key != "model.qk_layernorm"),
-    NO_EVALUATION,
+    *(derivation for derivation in script.DERIVED if derivation.key != "model.qk_layernorm"),
+    script.NO_EVALUATION,
     Derived("model.qk_layernorm", (), lambda v: False, "WAN's norms span the heads: each rank has their whole gradient"),
-    Derived("dataset.packing_buffer_size", ("data.source",), lambda v: None if v["data.source"] == "mock" else 150,
-            "150; none for random data, which come packed"),
-)  # fmt: skip
+    Derived(
+        "dataset.packing_buffer_size", ("data.source",), _packing_buffer, "150; none for random data, which come packed"
+    ),
+)
+config = script.config
+read_back = script.read_back
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     """With the training mode, which the script for pretraining takes for that of finetuning by itself."""
-    return ["--training-mode", "pretrain", *dfm.arguments(values, origins)]
+    return ["--training-mode", "pretrain", *script.arguments(values, origins)]
+
+
+def _shape(values: Values) -> wan.Shape:
+    return wan.Shape(
+        num_layers=values["model.num_layers"],
+        hidden_size=values["model.hidden_size"],
+        ffn_hidden_size=values["model.ffn_hidden_size"],
+        crossattn_emb_size=values["model.crossattn_emb_size"],
+        text_dim=values["model.text_dim"],
+        freq_dim=values["model.freq_dim"],
+        in_channels=values["model.in_channels"],
+        out_channels=values["model.out_channels"],
+        patch=values["model.patch_spatial"] ** 2 * values["model.patch_temporal"],
+    )
+
+
+def parameters(values: Values) -> int:
+    """Trained parameters, within a percent."""
+    return wan.parameters(_shape(values))
+
+
+def work(values: Values) -> Work:
+    """What training on one pack is: of random data as they are made, of others with one sample in it."""
+    shape = _shape(values)
+    if values["data.source"] != "mock":
+        sample = values["dataset.seq_length"]
+        return Work(sample, wan.flops(shape, sample), "one sample a pack, the most it can be")
+    frames = values["dataset.F_latents"] // values["dataset.patch_temporal"]
+    height = values["dataset.H_latents"] // values["dataset.patch_spatial"]
+    width = values["dataset.W_latents"] // values["dataset.patch_spatial"]
+    sample = math.prod((frames, height, width))
+    samples = values["dataset.number_packed_samples"]
+    return Work(samples * sample, samples * wan.flops(shape, sample), f"samples of {sample:,} tokens")

@@ -1,0 +1,55 @@
+"""The size of FLUX.1 (NVIDIA DFM model/flux/flux_model.py and layers.py): 11.9 billion parameters as released."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_TEXT_TOKENS = 512
+
+
+class Shape(NamedTuple):
+    """The numbers that the size depends on."""
+
+    num_joint_layers: int
+    num_single_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    kv_channels: int
+    model_channels: int
+    vec_in_dim: int
+    guidance_embed: bool
+    in_channels: int
+    context_dim: int
+
+
+def parameters(shape: Shape) -> int:
+    """Trained parameters of the network."""
+    hidden = shape.hidden_size
+
+    # Blocks: of two streams, picture and text, or of one.
+    attention = 4 * hidden * (hidden + 1) + 2 * shape.kv_channels
+    mlp = hidden * (2 * shape.ffn_hidden_size + 1) + shape.ffn_hidden_size
+    joint = 2 * (attention + mlp + 6 * hidden * (hidden + 1))
+    single = attention + mlp + 3 * hidden * (hidden + 1)
+
+    # Embedded vectors: the time, the pooled text and, where the model has it, the guidance.
+    embedded = [shape.model_channels, shape.vec_in_dim]
+    if shape.guidance_embed:
+        embedded.append(shape.model_channels)
+    vectors = sum((width + 1) * hidden + (hidden + 1) * hidden for width in embedded)
+
+    tokens_in = (shape.in_channels + shape.context_dim + 2) * hidden
+    tokens_out = (hidden + 1) * (2 * hidden + shape.in_channels)
+    blocks = shape.num_joint_layers * joint + shape.num_single_layers * single
+    return blocks + vectors + tokens_in + tokens_out
+
+
+def flops(shape: Shape, tokens: int) -> float:
+    """Operations of training on a picture: attention and MLP over picture and text together, forward and backward.
+
+    A multiply-add counts two; the backward pass is twice the forward one. The modulation is once a sample, and left out.
+    """
+    hidden = shape.hidden_size
+    both = tokens + _TEXT_TOKENS
+    block = both * (4 * hidden * hidden + 2 * hidden * shape.ffn_hidden_size) + 2 * hidden * both * both
+    return float(6 * (shape.num_joint_layers + shape.num_single_layers) * block)
