@@ -1,7 +1,7 @@
 """What torchrun starts on every rank: the how-to's flags, the same checks as `dfmspec validate`, then the trainer.
 
 Identical on every rank; rank 0 talks. Started by a plan, DFMSPEC_RUN_DIR and DFMSPEC_ATTEMPT_DIR say where things go;
-started alone, checkpoints go to checkpoints/<name>, as in the how-to.
+started alone, checkpoints go to checkpoints/<name>, as in NVIDIA DFM's how-to.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfmspec.check.report.text import render
 from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
-from dfmspec.errors import OK, PREFLIGHT, CheckpointError, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
+from dfmspec.errors import OK, PREFLIGHT, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
 from dfmspec.plan.plan import canonical, config_digest
 from dfmspec.processes import die_with_parent
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
-from dfmspec.spec.paths import PATH_KEYS, local_path
+from dfmspec.record.run_dir import AttemptDir, RankDir, RunDir
+from dfmspec.record.start import start_of
+from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
+from dfmspec.spec.resume import Resume
 from dfmspec.targets import DEFAULT_TARGET, target_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from dfmspec.spec.experiment import Experiment
 
 EXTRA = "pip install 'dfmspec[train]'"
 
@@ -55,13 +59,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a DiT on a WebDataset with Megatron.", allow_abbrev=False,
+        description="Train a DiT on a WebDataset with Megatron.",
         epilog="Three layers, lowest first: recipe defaults, the YAML file, key=value.",
-    )  # fmt: skip
+        allow_abbrev=False,
+    )
     parser.add_argument("--dataset-path", help="folder of the WebDataset's shards, or a metadataset's .yaml")
     parser.add_argument("--config-file", help="YAML file of overrides")
     parser.add_argument("--mock", action="store_true", help="train on random latents")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.tensor_model_parallel_size=2")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as model.tensor_model_parallel_size=2"
+    )
     return parser
 
 
@@ -74,29 +81,45 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _redirect() -> Path | None:
+def _attempt() -> AttemptDir | None:
+    """The folder of the attempt; None: torchrun was started by hand."""
+    folder = os.environ.get("DFMSPEC_ATTEMPT_DIR")
+    return AttemptDir(Path(folder)) if folder else None
+
+
+def _run() -> RunDir | None:
+    """The run directory; None: torchrun was started by hand."""
+    folder = os.environ.get("DFMSPEC_RUN_DIR")
+    return RunDir(Path(folder)) if folder else None
+
+
+def _redirect() -> RankDir | None:
     """Under a plan, each rank has its own files for what it prints, and leaves its process id there."""
-    attempt = os.environ.get("DFMSPEC_ATTEMPT_DIR")
-    if not attempt:
+    attempt = _attempt()
+    if attempt is None:
         return None
-    rank_dir = Path(attempt) / f"node{os.environ.get('GROUP_RANK', '0')}" / f"rank{_rank()}"
-    rank_dir.mkdir(parents=True, exist_ok=True)
-    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+    rank_dir = attempt.node(int(os.environ.get("GROUP_RANK", "0"))).rank(_rank())
+    rank_dir.path.mkdir(parents=True, exist_ok=True)
+    for file, stream in ((rank_dir.stdout, sys.stdout), (rank_dir.stderr, sys.stderr)):
         stream.flush()
-        target = os.open(rank_dir / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(target, stream.fileno())
         os.close(target)
-    (rank_dir / "pid").write_text(str(os.getpid()))
+    rank_dir.pid.write_text(str(os.getpid()))
     return rank_dir
 
 
-def _record_error(rank_dir: Path | None, error: BaseException) -> None:
-    if rank_dir is not None:
-        record = {
-            "time": time.time(), "rank": _rank(), "error_type": type(error).__name__, "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
-        }  # fmt: skip
-        (rank_dir / "error.json").write_text(json.dumps(record, indent=2) + "\n")
+def _record_error(rank_dir: RankDir | None, error: BaseException) -> None:
+    if rank_dir is None:
+        return
+    record = {
+        "time": time.time(),
+        "rank": _rank(),
+        "error_type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    rank_dir.error.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _resolve(args: argparse.Namespace) -> Resolved:
@@ -104,20 +127,29 @@ def _resolve(args: argparse.Namespace) -> Resolved:
 
     Raises:
         InvalidSpec: it has errors; rank 0 has printed every finding.
-        UsageError: no dataset is named.
+        UsageError: no dataset is named, or the target is another trainer's.
     """
-    overrides = [*args.overrides, *(["data.source=mock"] if args.mock else [])]
-    environment: dict[str, Any] = {}
-    if "WORLD_SIZE" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        environment = {"cluster.nproc_per_node": local, "cluster.nnodes": int(os.environ["WORLD_SIZE"]) // local}
-    else:
-        environment = {"cluster.nproc_per_node": 1, "cluster.nnodes": 1}
-    spec = load_spec(args.config_file, overrides, dataset_path=args.dataset_path, environment=environment, base=os.environ.get("DFMSPEC_BASE"),
-                     spec_dir=os.environ.get("DFMSPEC_SPEC_DIR"))  # fmt: skip
+    # The launcher's environment fixes the world size.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", str(local)))
+    overrides = list(args.overrides)
+    if args.mock:
+        overrides.append("data.source=mock")
+    spec = load_spec(
+        args.config_file,
+        overrides,
+        dataset_path=args.dataset_path,
+        environment={"cluster.nproc_per_node": local, "cluster.nnodes": world // local},
+        base=os.environ.get("DFMSPEC_BASE"),
+        spec_dir=os.environ.get("DFMSPEC_SPEC_DIR"),
+    )
     resolved = resolve_spec(spec)
     if not target_module(spec.target).OWN:
-        raise UsageError(f"this script trains target {DEFAULT_TARGET}, not {spec.target}; dfmspec plan compiles for {spec.target}")
+        raise UsageError(
+            f"this script trains target {DEFAULT_TARGET}, not {spec.target}; dfmspec plan compiles for {spec.target}"
+        )
+
+    # Every finding is told before any ends the run.
     findings = [finding for finding in check_spec(resolved) if finding.severity >= Severity.WARNING]
     if resolved["data.source"] == "webdataset" and resolved["dataset.path"] is None:
         raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")
@@ -130,52 +162,73 @@ def _resolve(args: argparse.Namespace) -> Resolved:
 
 
 def run_paths(value: Any, name: str) -> Any:
-    """A path with ${RUN_DIR} filled in, absolute; alone, as the how-to has it: checkpoints/<name>."""
+    """A path with ${RUN_DIR} filled in, absolute; started by hand, it stands for checkpoints/<name>.
+
+    Anything but a text is returned as it is.
+    """
     if not isinstance(value, str):
         return value
-    run_dir = os.environ.get("DFMSPEC_RUN_DIR")
-    if run_dir is None:
-        value = value.replace("${RUN_DIR}/checkpoints", "checkpoints/" + name).replace("${RUN_DIR}", "checkpoints/" + name)
-    else:
-        value = value.replace("${RUN_DIR}", run_dir)
-    return os.path.abspath(os.path.expanduser(value))
+    run = _run()
+    if run is None:
+        value = value.replace(f"{RUN_DIR}/checkpoints", RUN_DIR)
+    place = f"checkpoints/{name}" if run is None else str(run.path)
+    return os.path.abspath(os.path.expanduser(value.replace(RUN_DIR, place)))
 
 
 def _train(resolved: Resolved) -> int:
     """Hand the configuration to the trainer."""
     config = target_module(resolved.spec.target).config(resolved.values)
     located = json.loads(canonical(config)) | {"run": {"resume": resolved["run.resume"]}}
-    for section, _, field in (key.partition(".") for key in PATH_KEYS):
+    for key in PATH_KEYS:
+        section, _, field = key.partition(".")
         if field in located[section]:
             located[section][field] = run_paths(located[section][field], resolved.spec.name)
 
     from dfmspec.spec.experiment import Experiment
 
     experiment = Experiment.model_validate(located)
+    _require_what_it_needs(experiment)
+    return run(experiment, config=config)
+
+
+def _require_what_it_needs(experiment: Experiment) -> None:
+    """Packages and GPUs.
+
+    Raises:
+        OSError: a package is missing.
+        PreflightError: there are fewer GPUs than processes.
+    """
     try:
         import megatron.core
         import megatron.energon
         import torch
     except ImportError as error:
         raise OSError(f"the trainer needs {error.name}; run: {EXTRA}") from error
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if experiment.cluster.device == "cuda" and processes > gpus:
+    del megatron
+    if experiment.cluster.device != "cuda":
+        return
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        need = f"{processes} processes need a GPU each" if processes > 1 else "1 process needs a GPU"
+        fewer = "start as many, or " if gpus else ""
         raise PreflightError(
-            f"{processes} process{'es need a GPU each' if processes > 1 else ' needs a GPU'}, and this machine has {gpus or 'none'}; "
-            f"{'start as many, or ' if gpus else ''}give cluster.device=cpu to try it on the CPU"
+            f"{need}, and this machine has {gpus or 'none'}; {fewer}give cluster.device=cpu to try it on the CPU"
         )
-    if experiment.cluster.device == "cuda" and experiment.model.attention_backend == "flash":
+
+    if experiment.model.attention_backend == "flash":
         from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, installed
 
         if not installed(FLASH_ATTENTION):
             wanted = f"{FLASH_ATTENTION.name}=={FLASH_ATTENTION.version}"
-            raise OSError(f"model.attention_backend flash needs {wanted}; run: pip install 'dfmspec[flash]', or set it to auto")
-    del torch, megatron
-    return run(experiment, config=config)
+            raise OSError(
+                f"model.attention_backend flash needs {wanted}; run: pip install 'dfmspec[flash]', or set it to auto"
+            )
 
 
-def run(experiment: Any, *, config: dict[str, Any]) -> int:
-    """One rank of training, on an Experiment whose paths are absolute."""
+def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
+    """One rank of training, on an Experiment whose paths are absolute; returns its exit code."""
     import torch.distributed as dist
 
     from dfmspec.trainer import loop, setup
@@ -192,46 +245,33 @@ def run(experiment: Any, *, config: dict[str, Any]) -> int:
     try:
         dist.barrier()
         stages.end("process groups")
-        run_dir = os.environ.get("DFMSPEC_RUN_DIR")
-        events = os.path.join(run_dir, "events.jsonl") if run_dir else None
-        attempt = os.environ.get("DFMSPEC_ATTEMPT_DIR")
+        run_dir = _run()
+        attempt = _attempt()
         loop.train(
-            experiment, config=config, digest=config_digest(config), resume=resume_from(experiment), events=events,
-            attempt_dir=Path(attempt) if attempt else None, stages=stages,
-        )  # fmt: skip
+            experiment,
+            config=config,
+            digest=config_digest(config),
+            resume=partial(_start, experiment),
+            events=str(run_dir.events) if run_dir else None,
+            attempt_dir=attempt.path if attempt else None,
+            stages=stages,
+        )
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
     return OK
 
 
-def resume_from(experiment: Any) -> Callable[..., Path | None]:
-    """What decides where a run starts, by `run.resume`, `checkpoint.load` and `checkpoint.ckpt_step`."""
-
-    def decide(report: Callable[[str], None]) -> Path | None:
-        from dfmspec.trainer.checkpoint.writer import find
-
-        resume, folder, step = experiment.run.resume, Path(experiment.checkpoint.load), experiment.checkpoint.ckpt_step
-        own = Path(experiment.checkpoint.save)
-        elsewhere = own != folder  # somebody named a place to resume from
-        if elsewhere and resume == "auto" and own.is_dir():  # started from elsewhere once; this may be the same run again
-            continued: Path | None = find(own, iteration=None, report=report)
-            if continued is not None:
-                return continued
-        if resume == "never":
-            if list(folder.glob("iter_*")):
-                raise CheckpointError(f"{folder} has checkpoints and run.resume is never; use another folder, or resume=auto")
-            return None
-        if isinstance(resume, int):
-            step = resume
-        elif resume not in ("auto", "require"):
-            folder = local_path(resume).absolute()
-        found: Path | None = find(folder, iteration=step, report=report) if folder.is_dir() or step is not None else None
-        if found is None and (elsewhere or resume != "auto"):
-            raise CheckpointError(f"{folder} has no checkpoint to resume from")
-        return found
-
-    return decide
+def _start(experiment: Experiment, report: Any) -> Path | None:
+    """The checkpoint that the training starts from; None: afresh."""
+    checkpoint = experiment.checkpoint
+    return start_of(
+        Resume.parse(experiment.run.resume),
+        load=Path(checkpoint.load),
+        save=Path(checkpoint.save),
+        step=checkpoint.ckpt_step,
+        report=report,
+    )
 
 
 if __name__ == "__main__":

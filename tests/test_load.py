@@ -8,7 +8,7 @@ import pytest
 
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.spec.paths import split_iteration
+from dfmspec.spec.iterations import split_iteration
 
 
 def write(folder: Path, name: str, text: str) -> Path:

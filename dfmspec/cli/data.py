@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dfmspec.cli.arguments import trainer_module
-from dfmspec.errors import UsageError
+from dfmspec.errors import FINDINGS, OK, UsageError
 
 app = typer.Typer(help="Make a WebDataset with Energon metadata, and look into one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -32,7 +33,9 @@ def prepare(
     if images is not None and not images.is_dir():
         raise UsageError(f"--images {images} is not a folder")
     arguments = [str(out), "--resolution", str(resolution), "--num-samples", str(num_samples), "--seed", str(seed)]
-    raise typer.Exit(trainer_module("prepare", *arguments, *(["--images", str(images)] if images else [])))
+    if images is not None:
+        arguments += ["--images", str(images)]
+    raise typer.Exit(trainer_module("prepare", *arguments))
 
 
 @app.command("inspect")
@@ -43,4 +46,8 @@ def inspect(path: Annotated[Path, typer.Argument(help="Folder of a WebDataset.")
     """
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder")
-    raise typer.Exit(trainer_module("prepare", str(path), "--inspect"))
+    from dfmspec.data.inspection import inspect as inspected
+
+    found = inspected(path)
+    typer.echo(json.dumps(found, indent=2))
+    raise typer.Exit(FINDINGS if found["problems"] else OK)

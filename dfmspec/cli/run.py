@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -17,6 +17,20 @@ from dfmspec.targets import target_module
 
 if TYPE_CHECKING:
     from dfmspec.plan.plan import Plan
+    from dfmspec.read.resolve import Resolved
+    from dfmspec.record.manifest import Manifest
+    from dfmspec.record.run_dir import RunDir
+
+
+class _Source(NamedTuple):
+    """What is run, and what it was made of."""
+
+    plan: Plan
+    file: str | None
+    """The spec; None: a bundle."""
+    text: str | None
+    """The text of the spec."""
+    overrides: tuple[str, ...] = ()
 
 
 def run(
@@ -37,52 +51,108 @@ def run(
 
     Example: dfmspec run spec.yaml train.train_iters=100
     """
-    from dfmspec.plan.describe import described
-    from dfmspec.plan.plan import make_plan
-    from dfmspec.run.bundle import check_files, read_bundle
-    from dfmspec.run.launch import launcher
-    from dfmspec.run.supervise import Request, check_guards, execute, talk_to_stderr
+    from dfmspec.record.run_dir import RunDir
+    from dfmspec.run.supervise import Request, execute, talk_to_stderr
 
     file, overrides = one_file(words)
-    text: str | None = None
     if Path(file).is_dir():
-        if overrides:
-            raise UsageError("a plan is run exactly as it is; give overrides to `dfmspec plan` instead")
-        plan = read_bundle(Path(file))
-        if dry_run:
-            raise UsageError(f"{file} is a plan already; read {file}/plan.json, or run it")
-        check_files(plan, Path(file))
-        check_guards(plan)
+        source = _from_bundle(Path(file), overrides, dry_run=dry_run)
     else:
-        resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
-        require_valid(resolved, shown(findings))
-        if target_module(resolved.spec.target).OWN:
-            _refuse_accepted(findings)
-        if resolved["dataset.path"] is None and resolved.values.get("data.source") != "mock" and not dry_run:
-            raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
-        plan = make_plan(resolved)
+        resolved = _checked(file, overrides, dataset_path, dry_run=dry_run)
+        source = _from_spec(file, overrides, resolved)
         if dry_run:
-            typer.echo(described(resolved, plan))
+            _show(resolved, source.plan)
             return
-        text = resolved.spec.documents[0].text if resolved.spec.documents else None
-    if not target_module(plan.target).OWN:
-        raise PreflightError(
-            f"target {plan.target} runs in its own checkout: write the plan with `dfmspec plan -o DIR`, and start DIR/node0.sh there"
-        )
+
+    # What is started, and whether this machine can.
+    plan = source.plan
     if run_output is not None:
         plan = dataclasses.replace(plan, run={**plan.run, "output_dir": run_output})
+    _require_startable(plan, detach=detach)
+    plan = _with_its_data(plan, is_saved=source.file is None)
+
+    # The run itself, then its pictures.
+    request = Request(plan, source.file, source.text, source.overrides, talk_to_stderr, detach)
+    code, run_dir = execute(request)
+    if code == OK and plan.run["num_samples"] and not detach:
+        with suppress(KeyboardInterrupt):  # the run has succeeded
+            _draw(RunDir(run_dir), plan.run["num_samples"])
+    _conclude(RunDir(run_dir))
+    raise typer.Exit(code)
+
+
+def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _Source:
+    """The plan of a bundle, as it stands and as its guards hold.
+
+    Raises:
+        UsageError: overrides or --dry-run, which are for a spec.
+        StalePlanError: its files, the code or the data are not those of the plan.
+    """
+    from dfmspec.run.bundle import check_files, read_bundle
+    from dfmspec.run.supervise import check_guards
+
+    if overrides:
+        raise UsageError("a plan is run exactly as it is; give overrides to `dfmspec plan` instead")
+    plan = read_bundle(folder)
+    if dry_run:
+        raise UsageError(f"{folder} is a plan already; read {folder}/plan.json, or run it")
+    check_files(plan, folder)
+    check_guards(plan)
+    return _Source(plan, file=None, text=None)
+
+
+def _checked(file: str, overrides: Sequence[str], dataset_path: str | None, *, dry_run: bool) -> Resolved:
+    """A spec's configuration, without errors.
+
+    Raises:
+        InvalidSpec: there are errors, accepted or not.
+        UsageError: no dataset is named.
+    """
+    resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
+    require_valid(resolved, shown(findings))
+    if target_module(resolved.spec.target).OWN:
+        _refuse_accepted(findings)
+    is_mock = resolved.values.get("data.source") == "mock"
+    if resolved["dataset.path"] is None and not is_mock and not dry_run:
+        raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
+    return resolved
+
+
+def _from_spec(file: str, overrides: Sequence[str], resolved: Resolved) -> _Source:
+    from dfmspec.plan.plan import make_plan
+
+    documents = resolved.spec.documents
+    text = documents[0].text if documents else None
+    return _Source(make_plan(resolved), file, text, tuple(overrides))
+
+
+def _show(resolved: Resolved, plan: Plan) -> None:
+    from dfmspec.plan.describe import described
+
+    typer.echo(described(resolved, plan))
+
+
+def _require_startable(plan: Plan, *, detach: bool) -> None:
+    """Refuse what cannot be started from here.
+
+    Raises:
+        PreflightError: the target runs elsewhere, or the machine has no GPU.
+        UsageError: --detach, with a launcher whose processes end with this one.
+    """
+    from dfmspec.run.launch import launcher
+
+    if not target_module(plan.target).OWN:
+        raise PreflightError(
+            f"target {plan.target} runs in its own checkout: "
+            "write the plan with `dfmspec plan -o DIR`, and start DIR/node0.sh there"
+        )
     kind = plan.launcher["kind"]
     if detach and not launcher(kind).OUTLIVES:
         raise UsageError(f"--detach: what launcher {kind} starts ends with this command; launcher slurm goes on")
     if kind == "local" and plan.gpus_per_node and not Path("/dev/nvidiactl").exists():
-        raise PreflightError("the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU")
-    plan = _prepared(plan, saved=Path(file).is_dir())
-    code, run_dir = execute(Request(plan, None if Path(file).is_dir() else file, text, tuple(overrides), talk_to_stderr, detach))
-    if code == OK and plan.run["num_samples"] and not detach:
-        with suppress(KeyboardInterrupt):  # the run has succeeded
-            _draw(run_dir, plan.run["num_samples"])
-    _conclude(run_dir, code)
-    raise typer.Exit(code)
+        raise PreflightError(
+            "the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU"
+        )
 
 
 def _refuse_accepted(findings: Sequence[Diagnostic]) -> None:
@@ -91,64 +161,93 @@ def _refuse_accepted(findings: Sequence[Diagnostic]) -> None:
     Raises:
         InvalidSpec: there are some.
     """
-    codes = sorted({finding.code for finding in findings if finding.suppression is not None and finding.severity is Severity.ERROR})
+    accepted = [finding for finding in findings if finding.suppression is not None]
+    codes = sorted({finding.code for finding in accepted if finding.severity is Severity.ERROR})
     if codes:
-        raise InvalidSpec(f"{', '.join(codes)} is accepted by a comment, but the trainer refuses it all the same; nothing was started")
+        raise InvalidSpec(
+            f"{', '.join(codes)} is accepted by a comment, but the trainer refuses it all the same; nothing was started"
+        )
 
 
-def _prepared(plan: Plan, *, saved: bool) -> Plan:
-    """With the embedded data drawn before anything is launched; what was drawn is what a `saved` plan guards, and any other guards from now on.
+def _with_its_data(plan: Plan, *, is_saved: bool) -> Plan:
+    """The plan, with the embedded data drawn before anything is launched.
+
+    What was drawn is what a saved plan guards, and any other guards from now on.
 
     Raises:
         StalePlanError: a saved plan was made on other data.
     """
     from dfmspec.run.supervise import check_guards, guards_now
 
-    data, path = plan.config["data"], plan.located(plan.config["dataset"]["path"] or "")
-    if data["source"] == "embedded" and not Path(path).exists():
-        arguments = [path, "--resolution", str(data["resolution"]), "--num-samples", str(data["num_samples"]), "--seed", str(data["seed"])]
-        if trainer_module("prepare", *arguments, quiet=True):
-            raise PreflightError(f"the embedded dataset {path} could not be made; the lines above say why")
-        if saved:
-            check_guards(plan)
-        else:
-            plan = dataclasses.replace(plan, guards=guards_now(plan))
-    return plan
+    data = plan.config["data"]
+    path = plan.located(plan.config["dataset"]["path"] or "")
+    if data["source"] != "embedded" or Path(path).exists():
+        return plan
+    arguments = [path]
+    for name in ("resolution", "num_samples", "seed"):
+        arguments += [f"--{name.replace('_', '-')}", str(data[name])]
+    if trainer_module("prepare", *arguments, quiet=True):
+        raise PreflightError(f"the embedded dataset {path} could not be made; the lines above say why")
+    if is_saved:
+        check_guards(plan)
+        return plan
+    return dataclasses.replace(plan, guards=guards_now(plan))
 
 
-def _draw(run_dir: Path, count: int) -> None:
+def _draw(run: RunDir, count: int) -> None:
     """Pictures from the final checkpoint, and the loss curve; their absence does not undo a training run."""
     from dfmspec.record.checkpoints import unused
     from dfmspec.record.manifest import read_manifest, write_manifest
 
-    if read_manifest(run_dir).artifacts:
+    if read_manifest(run).artifacts:
         return
-    out = unused(run_dir / "samples")
-    trainer_module("commands.sample", str(run_dir), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True)
-    manifest = read_manifest(run_dir)
+    out = unused(run.samples)
+    trainer_module(
+        "commands.sample", str(run), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True
+    )
+    manifest = read_manifest(run)
     drawn = [out / name for name in ("grid.png", "loss.png")]  # the single pictures stand beside them
-    manifest.artifacts = [str(path.relative_to(run_dir)) for path in drawn if path.exists()]
-    write_manifest(run_dir, manifest)
+    manifest.artifacts = [str(path.relative_to(run.path)) for path in drawn if path.exists()]
+    write_manifest(run, manifest)
 
 
-def _conclude(run_dir: Path, code: int) -> None:
+def _conclude(run: RunDir) -> None:
     """The verdict on stderr, the run directory on stdout."""
     from dfmspec.record.manifest import read_manifest
     from dfmspec.run.supervise import talk_to_stderr
 
-    manifest = read_manifest(run_dir)
-    metrics = manifest.metrics
+    manifest = read_manifest(run)
     talk_to_stderr(f"{manifest.verdict}: {manifest.reason}")
-    if metrics.final_loss is not None and metrics.first_loss is not None:
-        evaluation = f", evaluation {metrics.eval_loss:.3f}" if metrics.eval_loss is not None else ""
-        talk_to_stderr(f"loss {metrics.first_loss:.3f} -> {metrics.final_loss:.3f}{evaluation}; {metrics.tokens_per_second:,.0f} tokens/s")
+    for line in _figures(manifest):
+        talk_to_stderr(line)
     if manifest.verdict == "failed":
-        attempt = manifest.attempts[-1] if manifest.attempts else None
-        if attempt and attempt.failure and attempt.failure.traceback:
-            talk_to_stderr(f"full traceback: {run_dir}/attempts/{attempt.number}/node{attempt.failure.node}/rank{attempt.failure.rank}/error.json")
-        talk_to_stderr(f"logs: {run_dir}/attempts")
-        if manifest.checkpoints:
-            talk_to_stderr(f"the same command continues from iteration {manifest.checkpoints[-1].iteration}")
+        for line in _where_to_look(run, manifest):
+            talk_to_stderr(line)
     for artifact in manifest.artifacts:
-        talk_to_stderr(f"drawn: {run_dir}/{artifact}")
-    typer.echo(run_dir)
+        talk_to_stderr(f"drawn: {run}/{artifact}")
+    typer.echo(str(run))
+
+
+def _figures(manifest: Manifest) -> list[str]:
+    metrics = manifest.metrics
+    if metrics.final_loss is None or metrics.first_loss is None:
+        return []
+    loss = f"loss {metrics.first_loss:.3f} -> {metrics.final_loss:.3f}"
+    if metrics.eval_loss is not None:
+        loss += f", evaluation {metrics.eval_loss:.3f}"
+    return [f"{loss}; {metrics.tokens_per_second:,.0f} tokens/s"]
+
+
+def _where_to_look(run: RunDir, manifest: Manifest) -> list[str]:
+    """After a failure: where its account is, and from where the run goes on."""
+    lines = []
+    if manifest.attempts:
+        attempt = manifest.attempts[-1]
+        failure = attempt.failure
+        if failure and failure.traceback:
+            rank = run.attempt(attempt.number).node(failure.node).rank(failure.rank)
+            lines.append(f"full traceback: {rank.error}")
+    lines.append(f"logs: {run.attempts}")
+    if manifest.checkpoints:
+        lines.append(f"the same command continues from iteration {manifest.checkpoints[-1].iteration}")
+    return lines

@@ -13,6 +13,7 @@ from dfmspec.errors import UsageError
 
 if TYPE_CHECKING:
     from dfmspec.record.manifest import Manifest
+    from dfmspec.record.run_dir import RunDir
 
 _FORMATS = ("text", "json")
 
@@ -53,7 +54,7 @@ def _git(state: dict[str, Any] | None) -> str:
     return str(state["commit"]) + {True: " with changes", None: ", changes unknown"}.get(state["dirty"], "")
 
 
-def _stands(run_dir: Path, manifest: Manifest) -> str:
+def _stands(run_dir: RunDir, manifest: Manifest) -> str:
     from dfmspec.record.runs import reached, state
 
     stands = state(run_dir, manifest)

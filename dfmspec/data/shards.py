@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,6 +41,14 @@ class Sample:
         return frames, height, width
 
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has a latent of four axes and a text of two."""
+        if self.latent is None or self.text is None:
+            return False
+        return len(self.latent.shape) == 4 and len(self.text.shape) == 2
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """The samples that were read, and the shards that could not be."""
@@ -52,42 +61,57 @@ class Scan:
     @property
     def whole(self) -> tuple[Sample, ...]:
         """Samples with a latent of four axes and a text of two."""
-        return tuple(s for s in self.samples if s.latent and s.text and len(s.latent.shape) == 4 and len(s.text.shape) == 2)
+        return tuple(sample for sample in self.samples if sample.is_whole)
 
 
 def shown(shard: Path, folders: Sequence[Path]) -> str:
     """A shard's name for a reader: its path in the one folder, or the whole one where there are several."""
-    return str(shard.relative_to(folders[0]) if len(folders) == 1 else shard)
+    if len(folders) == 1:
+        return str(shard.relative_to(folders[0]))
+    return str(shard)
 
 
 @lru_cache(maxsize=8)
 def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
-    """Read the first samples of every shard; never raises for what is in them."""
-    shards = sorted(shard for folder in folders for shard in folder.rglob("*.tar"))
+    """The first samples of every shard, `limit` in all or one a shard; what cannot be read is told, never raised."""
+    shards = [shard for folder in folders for shard in folder.rglob("*.tar")]
     samples: list[Sample] = []
     broken: list[str] = []
     counts: dict[Path, int] = {}
-    for shard in shards:
+    for shard in sorted(shards):
         try:
             members, counts[shard] = _members(shard, max(1, limit // len(shards)))
-            samples += [_sample(f"{key} of {shown(shard, folders)}", parts) for key, parts in members.items()]
         except (tarfile.TarError, OSError, EOFError) as error:
-            broken.append(f"{shown(shard, folders)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            lines = str(error).splitlines() or [type(error).__name__]
+            broken.append(f"{shown(shard, folders)}: {lines[0]}")
+            continue
+        for key, parts in members.items():
+            samples.append(_sample(f"{key} of {shown(shard, folders)}", parts))
     return Scan(tuple(samples), tuple(broken), counts)
 
 
 def _members(shard: Path, limit: int) -> tuple[dict[str, dict[str, bytes]], int]:
     """The parts of the first samples, and how many samples there are."""
     samples: dict[str, dict[str, bytes]] = {}
-    count, last = 0, None
+    count = 0
+    last = None
     with tarfile.open(shard) as tar:
         for member in tar:
             match = SAMPLE_NAME.match(member.name) if member.isfile() else None
-            count, last = (count + 1, match[1]) if match is not None and match[1] != last else (count, last)
-            if match is None or (match[1] not in samples and len(samples) == limit):
-                continue  # the rest is walked over, header by header: a shard that breaks off is found
+            if match is None:
+                continue
+            key, part = match.groups()
+
+            # A sample's parts stand one after the other; Energon counts a sample wherever the key changes.
+            if key != last:
+                count += 1
+                last = key
+
+            # The rest is walked over, header by header: a shard that breaks off is found.
+            if key not in samples and len(samples) == limit:
+                continue
             handle = tar.extractfile(member) if member.size <= LARGEST else None
-            samples.setdefault(match[1], {})[match[2]] = handle.read() if handle else b""
+            samples.setdefault(key, {})[part] = handle.read() if handle else b""
         if shard.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it ends without an end mark")
     return samples, count
@@ -98,7 +122,8 @@ def _sample(place: str, parts: dict[str, bytes]) -> Sample:
     if missing:
         return Sample(place, missing)
     try:
-        latent, text = read_tensor(parts["pth"], ".pth"), read_tensor(parts["pickle"], ".pickle")
+        latent = read_tensor(parts["pth"], ".pth")
+        text = read_tensor(parts["pickle"], ".pickle")
     except DataError as error:
         return Sample(place, fault=str(error))
     return Sample(place, latent=_unbatched(latent, 4), text=_unbatched(text, 2))
@@ -107,5 +132,18 @@ def _sample(place: str, parts: dict[str, bytes]) -> Sample:
 def _unbatched(tensor: Tensor, axes: int) -> Tensor:
     """Without a leading axis of 1."""
     if len(tensor.shape) == axes + 1 and tensor.shape[0] == 1:
-        return Tensor(tensor.shape[1:], tensor.format, tensor.finite, tensor.largest, tensor.mean, tensor.mean_square)
+        return replace(tensor, shape=tensor.shape[1:])
     return tensor
+
+
+def spread(latents: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of all values of some latents; there is at least one."""
+    weights = [math.prod(latent.shape) for latent in latents]
+    total = sum(weights)
+    mean = sum(weight * latent.mean for weight, latent in zip(weights, latents, strict=True)) / total
+    square = sum(weight * latent.mean_square for weight, latent in zip(weights, latents, strict=True)) / total
+    return mean, math.sqrt(max(0.0, square - mean * mean))
+
+
+UNIT_VARIANCE = (0.7, 1.4)
+"""The standard deviations that are near enough to 1, which training expects: it multiplies by sigma_data."""

@@ -1,7 +1,7 @@
 """Tensors in a sample's files, read without torch and without running anything: shapes, formats and plain statistics.
 
-A pickle is unpickled with stand-ins for the few names that a tensor needs; any other name is an error, before it is
-imported. Formats: torch.save's zip file (.pth), and a pickle of a tensor or of a numpy array (.pickle).
+A pickle is unpickled with stand-ins for the few names that a tensor needs (`data/pickles.py`). Formats: torch.save's zip
+file (.pth), torch.save's older form, and a pickle of a tensor or of a numpy array (.pickle).
 """
 
 from __future__ import annotations
@@ -12,17 +12,35 @@ import pickle
 import struct
 import zipfile
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from dfmspec.data.pickles import STORAGE_NAMES, TENSOR_NAMES, RestrictedUnpickler
 from dfmspec.errors import DataError
 
 LARGEST = 256 * 2**20
 """Bytes of a file that are read; a sample's are some thousand."""
 _MAGIC = 0x1950A86A20F9469CFC6C
 """With this number torch.save's older form begins."""
-_FORMATS = {"BFloat16": ("bf16", 2), "Half": ("f16", 2), "Float": ("f32", 4), "Double": ("f64", 8)}
-_NUMPY = {"f2": ("f16", 2), "f4": ("f32", 4), "f8": ("f64", 8)}
+
+
+class _Format(NamedTuple):
+    """A number format."""
+
+    name: str
+    width: int
+    """Bytes of one number."""
+    swapped_as: str
+    """The array type of integers that are as wide, for swapping bytes."""
+
+
+_BF16 = _Format("bf16", 2, "H")
+_F16 = _Format("f16", 2, "H")
+_F32 = _Format("f32", 4, "I")
+_F64 = _Format("f64", 8, "Q")
+_OF_STORAGE = {"BFloat16Storage": _BF16, "HalfStorage": _F16, "FloatStorage": _F32, "DoubleStorage": _F64}
+_OF_NUMPY = {"f2": _F16, "f4": _F32, "f8": _F64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +56,21 @@ class Tensor:
     mean_square: float
 
 
+# What the names of a pickle stand for here.
+
+
 @dataclass
 class _Storage:
-    format: str
+    """A storage of torch: its bytes come after the pickle, or from another member of the zip file."""
+
+    format: _Format
     size: int
     data: bytes = b""
 
 
-@dataclass
-class _View:
+class _View(NamedTuple):
+    """A tensor of torch: a window on a storage."""
+
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -55,7 +79,7 @@ class _View:
 
 
 class _Array:
-    """A numpy array as its pickle builds it."""
+    """A numpy array, as protocols 2 to 4 rebuild it."""
 
     def __init__(self, *args: Any) -> None:
         self.state: Any = None
@@ -65,8 +89,11 @@ class _Array:
 
 
 class _Dtype:
+    """A number format of numpy."""
+
     def __init__(self, text: str, *args: Any) -> None:
-        self.text, self.order = text.lstrip("<>=|"), text[0] if text[0] in "<>" else "<"
+        self.text = text.lstrip("<>=|")
+        self.order = text[0] if text[0] in "<>" else "<"
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
@@ -74,79 +101,92 @@ class _Dtype:
 
 
 def _from_buffer(buffer: Any, dtype: _Dtype, shape: tuple[int, ...], *rest: Any) -> _Array:
+    """A numpy array, as protocol 5 takes its buffer."""
     found = _Array()
     found.state = (1, shape, dtype, False, bytes(buffer))
     return found
 
 
-def _rebuild(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> _View:
+def _rebuilt(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *rest: Any) -> _View:
     if not isinstance(storage, _Storage):
         raise DataError("its pickle builds a tensor on something that is no storage")
-    extent = 1 + sum((int(n) - 1) * int(step) for n, step in zip(size, stride, strict=True)) if math.prod(size) else 0
+    extent = 0
+    if math.prod(size):
+        extent = 1 + sum((int(n) - 1) * int(step) for n, step in zip(size, stride, strict=True))
     return _View(storage, int(offset), tuple(int(n) for n in size), extent)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names of tensors and arrays, as stand-ins; refuses all others."""
+def _parameter(tensor: Any, *rest: Any) -> Any:
+    return tensor
 
-    storages: dict[str, _Storage]
+
+def _encoded(text: str, encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+def _stand_in(module: str, name: str) -> Any:
+    """What an allowed name stands for; a storage's name stands for itself."""
+    if name in STORAGE_NAMES:
+        return name
+    known: dict[str, Any] = {
+        "OrderedDict": dict,
+        "_rebuild_parameter": _parameter,
+        "_rebuild_tensor_v2": _rebuilt,
+        "_load_from_bytes": _legacy,
+        "encode": _encoded,
+        "dtype": _Dtype,
+        "ndarray": _Array,
+        "_reconstruct": _Array,
+        "_frombuffer": _from_buffer,
+    }
+    return known[name]
+
+
+class _Unpickler(RestrictedUnpickler):
+    """Remembers the storages that a pickle names."""
 
     def __init__(self, data: bytes) -> None:
         self.stream = io.BytesIO(data)
-        super().__init__(self.stream)
-        self.storages = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): dict, ("torch._utils", "_rebuild_tensor_v2"): _rebuild, ("torch.storage", "_load_from_bytes"): _legacy,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor, ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-            ("numpy._core.numeric", "_frombuffer"): _from_buffer,
-            ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-            ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,
-        }  # fmt: skip
-        if (module, name) in known:
-            return known[module, name]
-        if module == "torch" and name.removesuffix("Storage") in _FORMATS:
-            return name.removesuffix("Storage")
-        if module.partition(".")[0] in ("torch", "numpy"):
-            raise DataError(f"its pickle holds {module}.{name}, and no tensor of floating-point numbers")
-        raise DataError(f"its pickle wants to run {module}.{name}, which a tensor does not need")
+        self.storages: dict[str, _Storage] = {}
+        super().__init__(self.stream, TENSOR_NAMES, _stand_in)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, size = pid[:5]
-        if kind != "storage" or dtype not in _FORMATS:
+        """The storage of an id: ("storage", type, key, location, size)."""
+        kind, storage_type, key, _, size = pid[:5]
+        if kind != "storage" or storage_type not in _OF_STORAGE:
             raise DataError(f"its pickle names {str(pid)[:60]}, which is no storage of floating-point numbers")
-        return self.storages.setdefault(str(key), _Storage(_FORMATS[dtype][0], int(size)))
+        return self.storages.setdefault(str(key), _Storage(_OF_STORAGE[storage_type], int(size)))
 
 
 def _legacy(data: bytes) -> Any:
     """torch.save's older form, which a pickled tensor carries too: four pickles, then each storage's bytes."""
     reader = _Unpickler(data)
     for _ in range(3):  # magic number, protocol, system
-        _Unpickler.load(reader)
+        pickle.Unpickler.load(reader)
     found = reader.load()
-    keys = reader.load()
-    for key in keys:
+    for key in reader.load():
         storage = reader.storages[str(key)]
         (size,) = struct.unpack("<q", reader.stream.read(8))
-        width = next(width for name, width in _FORMATS.values() if name == storage.format)
-        storage.data = reader.stream.read(size * width)
+        storage.data = reader.stream.read(size * storage.format.width)
     return found
 
 
 def read_tensor(data: bytes, part: str) -> Tensor:
-    """The tensor of a `.pth` or `.pickle` file.
+    """The tensor of a file, `part` being its suffix: ".pth" or ".pickle".
 
     Raises:
         DataError: there is none, or the file wants to run code.
     """
     try:
         value = _from_zip(data) if data[:2] == b"PK" else _Unpickler(data).load()
-        return _described(_legacy(data) if value == _MAGIC else value, part)
+        if value == _MAGIC:
+            value = _legacy(data)
+        return _described(value, part)
     except DataError as error:
         raise DataError(str(error).replace("its pickle", f"its {part}")) from None
     except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise DataError(f"its {part} cannot be read as a tensor: {str(error)[:80] or type(error).__name__}") from error
+        said = str(error)[:80] or type(error).__name__
+        raise DataError(f"its {part} cannot be read as a tensor: {said}") from error
 
 
 def _from_zip(data: bytes) -> Any:
@@ -154,45 +194,62 @@ def _from_zip(data: bytes) -> Any:
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
             raise DataError(f"its pickle unpacks to more than {LARGEST >> 20} MiB")
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = name.removesuffix("data.pkl")
         reader = _Unpickler(archive.read(name))
         value = reader.load()
         for key, storage in reader.storages.items():
-            storage.data = archive.read(f"{name[: -len('data.pkl')]}data/{key}")
+            storage.data = archive.read(f"{folder}data/{key}")
     return value
 
 
 def _described(value: Any, part: str) -> Tensor:
     if isinstance(value, _View):
-        width = next(width for name, width in _FORMATS.values() if name == value.storage.format)
+        width = value.storage.format.width
         data = value.storage.data[value.offset * width : (value.offset + value.extent) * width]
         if len(data) < value.extent * width:
             raise DataError(f"its {part} breaks off")
         return _statistics(value.shape, value.storage.format, data)
-    if isinstance(value, _Array) and isinstance(value.state, tuple) and len(value.state) >= 5:
-        _, shape, dtype, _, raw = value.state[:5]
-        name, width = _NUMPY.get(dtype.text, ("", 0))
-        if name and isinstance(raw, bytes) and len(raw) == math.prod(shape) * width:
-            if dtype.order == ">":
-                swapped = array({2: "H", 4: "I", 8: "Q"}[width], raw)
-                swapped.byteswap()
-                raw = swapped.tobytes()
-            return _statistics(tuple(shape), name, raw)
+    if isinstance(value, _Array):
+        found = _described_array(value.state)
+        if found is not None:
+            return found
     raise DataError(f"its {part} holds no tensor of floating-point numbers")
 
 
-def _statistics(shape: tuple[int, ...], format_: str, data: bytes) -> Tensor:
+def _described_array(state: Any) -> Tensor | None:
+    """What can be said of a numpy array by its state: (version, shape, dtype, Fortran's order, bytes)."""
+    if not isinstance(state, tuple) or len(state) < 5:
+        return None
+    _, shape, dtype, _, raw = state[:5]
+    format_ = _OF_NUMPY.get(dtype.text)
+    if format_ is None or not isinstance(raw, bytes) or len(raw) != math.prod(shape) * format_.width:
+        return None
+    if dtype.order == ">":
+        swapped = array(format_.swapped_as, raw)
+        swapped.byteswap()
+        raw = swapped.tobytes()
+    return _statistics(tuple(shape), format_, raw)
+
+
+def _statistics(shape: tuple[int, ...], format_: _Format, data: bytes) -> Tensor:
     values = _floats(format_, data)
-    finite = all(map(math.isfinite, values))
+    if not all(map(math.isfinite, values)):
+        return Tensor(shape, format_.name, finite=False, largest=math.inf, mean=0.0, mean_square=0.0)
     count = max(1, len(values))
-    if not finite:
-        return Tensor(shape, format_, False, math.inf, 0.0, 0.0)
-    return Tensor(shape, format_, True, max((abs(v) for v in values), default=0.0), math.fsum(values) / count, math.fsum(v * v for v in values) / count)
+    return Tensor(
+        shape,
+        format_.name,
+        finite=True,
+        largest=max((abs(value) for value in values), default=0.0),
+        mean=math.fsum(values) / count,
+        mean_square=math.fsum(value * value for value in values) / count,
+    )
 
 
-def _floats(format_: str, data: bytes) -> Any:
-    if format_ == "bf16":  # the upper half of a float
+def _floats(format_: _Format, data: bytes) -> Sequence[float]:
+    if format_ is _BF16:  # the upper half of a float
         halves = array("H", data)
         return array("f", array("I", [half << 16 for half in halves]).tobytes())
-    if format_ == "f16":
+    if format_ is _F16:
         return struct.unpack(f"<{len(data) // 2}e", data)
-    return array("f" if format_ == "f32" else "d", data)
+    return array("f" if format_ is _F32 else "d", data)

@@ -18,7 +18,8 @@ from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document, read_scalar
 from dfmspec.read.structure import leaves, structural_findings
 from dfmspec.spec.catalogue import Catalogue, types
-from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, is_relative, split_iteration
+from dfmspec.spec.iterations import split_iteration
+from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, is_relative
 from dfmspec.spec.recipes import recipe_text
 from dfmspec.targets import DEFAULT_TARGET, TARGETS, catalogue, recipes_of
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dfmspec.record.run_dir import RunDir
+
 _PACKAGES = ("dfmspec", "torch", "megatron-core", "megatron-energon", "transformer-engine", "webdataset", "numpy")
 
 
@@ -125,7 +127,7 @@ def now() -> str:
 
 
 def moment(seconds: float) -> str:
-    """The same, of seconds since the epoch."""
+    """A moment in seconds since the epoch, as RFC 3339, UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -139,21 +141,21 @@ def write_aside(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def write_manifest(run_dir: Path, manifest: Manifest) -> None:
+def write_manifest(run: RunDir, manifest: Manifest) -> None:
     """manifest.json, atomically."""
-    write_aside(run_dir / "manifest.json", json.dumps(manifest.model_dump(), indent=2) + "\n")
+    write_aside(run.manifest, json.dumps(manifest.model_dump(), indent=2) + "\n")
 
 
-def read_manifest(run_dir: Path) -> Manifest:
+def read_manifest(run: RunDir) -> Manifest:
     """The manifest of a run directory.
 
     Raises:
         OSError, ValueError: it is absent or damaged.
     """
-    return Manifest.model_validate(json.loads((run_dir / "manifest.json").read_text()))  # paths need not be UTF-8
+    return Manifest.model_validate(json.loads(run.manifest.read_text()))  # paths need not be UTF-8
 
 
-def environment() -> dict[str, Any]:
+def launch_host() -> dict[str, Any]:
     """What the launch host is, without importing torch."""
     packages = {}
     for name in _PACKAGES:
@@ -172,8 +174,12 @@ def _gpus() -> list[dict[str, str]]:
         return []
     fields = ("name", "uuid", "memory.total", "driver_version")
     text = _output(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
-    lines = [line.split(",") for line in (text or "").splitlines()]  # warnings may stand among them
-    return [dict(zip(fields, map(str.strip, words), strict=True)) for words in lines if len(words) == len(fields)]
+    found = []
+    for line in (text or "").splitlines():
+        words = [word.strip() for word in line.split(",")]
+        if len(words) == len(fields):  # warnings may stand among the lines
+            found.append(dict(zip(fields, words, strict=True)))
+    return found
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from dfmspec.errors import LockedError, UsageError
 from dfmspec.plan.plan import Plan
 from dfmspec.record.events import read_events
 from dfmspec.record.manifest import Manifest, now, read_manifest, write_aside
+from dfmspec.record.run_dir import LATEST, LOCK, OWNER, RunDir
 
 
 def new_run_id(plan: Plan) -> str:
@@ -23,59 +24,66 @@ def new_run_id(plan: Plan) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plan.plan_id[:8]}-{secrets.token_hex(2)}"
 
 
-def runs_of(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+def runs_of(folder: Path) -> Iterator[tuple[RunDir, Manifest]]:
     """The runs of `<output_dir>/<name>`, newest first; directories without a readable manifest are passed over."""
-    for run_dir in sorted((path for path in folder.glob("*") if path.is_dir() and not path.is_symlink()), reverse=True):
+    for path in sorted(folder.glob("*"), reverse=True):
+        if not path.is_dir() or path.is_symlink():
+            continue
         try:
-            yield run_dir, read_manifest(run_dir)
+            yield RunDir(path), read_manifest(RunDir(path))
         except (OSError, ValueError):
             continue
 
 
-def find_run(reference: str, output_dir: Path) -> Path:
+def find_run(reference: str, output_dir: Path) -> RunDir:
     """A run by directory, by id, or by name (its latest).
 
     Raises:
         UsageError: there is no such run.
     """
-    direct = Path(reference)
-    if (direct / "manifest.json").exists():
+    direct = RunDir(Path(reference))
+    if direct.manifest.exists():
         return direct
-    for candidate in (output_dir / reference / "latest", *output_dir.glob(f"*/{glob.escape(reference)}*")):
-        if (candidate / "manifest.json").exists():
-            return candidate.resolve()
+    by_name = output_dir / reference / LATEST
+    by_id = output_dir.glob(f"*/{glob.escape(reference)}*")
+    for candidate in (by_name, *by_id):
+        if RunDir(candidate).manifest.exists():
+            return RunDir(candidate.resolve())
     raise UsageError(f"no run {reference!r} in {output_dir}; dfmspec runs lists them")
 
 
-def link_latest(run_dir: Path) -> None:
+def link_latest(run: RunDir) -> None:
     """`<output_dir>/<name>/latest`, replaced atomically."""
-    link = run_dir.parent / "latest"
-    aside = run_dir.parent / f".latest.{os.getpid()}"
-    aside.symlink_to(run_dir.name)
-    os.replace(aside, link)
+    folder = run.path.parent
+    aside = folder / f".{LATEST}.{os.getpid()}"
+    aside.symlink_to(run.path.name)
+    os.replace(aside, folder / LATEST)
 
 
-def is_owned(run_dir: Path) -> bool:
+def is_owned(run: RunDir) -> bool:
     """Whether a process watches over a run now."""
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(run_dir / ".lock", timeout=0):
+        with FileLock(run.path / LOCK, timeout=0):
             return False
     except (OSError, Timeout):
         return True
 
 
-def reached(run_dir: Path, manifest: Manifest) -> int | None:
+def reached(run: RunDir, manifest: Manifest) -> int | None:
     """The last iteration of a run's last attempt; of one that goes on, by its events."""
     if manifest.verdict == "running":
-        return next((event["iteration"] for event in reversed(read_events(run_dir / "events.jsonl")) if event["type"] == "iteration"), None)
+        done = [event["iteration"] for event in read_events(run.events) if event["type"] == "iteration"]
+        return done[-1] if done else None
     return manifest.attempts[-1].to_iteration if manifest.attempts else None
 
 
-def state(run_dir: Path, manifest: Manifest) -> str:
+def state(run: RunDir, manifest: Manifest) -> str:
     """The verdict; `unwatched`: it was running when its supervisor was lost, or was left to its scheduler."""
-    return "unwatched" if manifest.verdict == "running" and not is_owned(run_dir) else manifest.verdict
+    if manifest.verdict == "running" and not is_owned(run):
+        return "unwatched"
+    return manifest.verdict
 
 
 @contextmanager
@@ -87,7 +95,8 @@ def owned(folder: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock, owner = FileLock(folder / ".lock", timeout=0.5), folder / ".owner.json"  # longer than `is_owned` takes to look
+    lock = FileLock(folder / LOCK, timeout=0.5)  # longer than `is_owned` takes to look
+    owner = folder / OWNER
     try:
         lock.acquire()
     except Timeout:

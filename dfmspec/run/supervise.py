@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +20,31 @@ from typing import Any
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
 from dfmspec.plan.plan import Plan, config_digest, config_text, guards
 from dfmspec.record.checkpoints import committed, iteration_of
-from dfmspec.record.manifest import Attempt, Manifest, NodeProcess, environment, git_state, now, read_manifest, write_aside, write_manifest
+from dfmspec.record.manifest import (
+    Attempt,
+    Manifest,
+    NodeProcess,
+    git_state,
+    launch_host,
+    now,
+    read_manifest,
+    write_aside,
+    write_manifest,
+)
+from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import link_latest, new_run_id, owned, runs_of
 from dfmspec.record.verdict import conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
-from dfmspec.spec.paths import PATH_KEYS, local_path
+from dfmspec.spec.iterations import iteration_folders
+from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, local_path
+from dfmspec.spec.resume import Resume
 from dfmspec.targets import CONFIG, target_module
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0
+_SECONDS_FOR_THE_OTHERS = 10
+"""Once one node has failed, the others wait for it in vain."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,25 +62,59 @@ class Request:
     """Start it and leave it to its scheduler."""
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """A request as it is launched: what follows from the plan, worked out once."""
+
+    request: Request
+    config: dict[str, Any]
+    """The configuration with absolute paths; `${RUN_DIR}` is still a symbol."""
+    resume: Resume
+    folder: Path
+    """The runs of the plan's name."""
+
+    @classmethod
+    def of(cls, request: Request) -> _Launch:
+        plan = request.plan
+        folder = Path(plan.located(plan.run["output_dir"])) / plan.name
+        return cls(request, _config_at_launch(plan), Resume.parse(plan.run["resume"]), folder)
+
+    @property
+    def plan_id(self) -> str:
+        """As the manifest has it."""
+        return f"sha256:{self.request.plan.plan_id}"
+
+    def checkpoints(self, run: RunDir) -> Path:
+        """Where a run of the plan saves."""
+        return local_path(str(self.config["checkpoint"]["save"]).replace(RUN_DIR, str(run.path)))
+
+    @property
+    def checkpoints_elsewhere(self) -> Path | None:
+        """The folder of the checkpoints, where it is not the run's own: another run may have named it too."""
+        save = str(self.config["checkpoint"]["save"])
+        return None if save.startswith(RUN_DIR) else local_path(save)
+
+
 def execute(request: Request) -> tuple[int, Path]:
     """Run a plan to its end: (exit code, run directory).
 
     Raises:
         StalePlanError: the run to continue was started on other data.
         LockedError: another process runs it, or saves its checkpoints in the same folder.
+        UsageError: there is nothing to resume from, or `never` meets checkpoints.
     """
-    plan = request.plan
-    folder = Path(plan.located(plan.run["output_dir"])) / plan.name
-    run_dir, manifest = _open(folder, request)
+    launch = _Launch.of(request)
+    run, manifest = _open(launch)
     if manifest.verdict == "succeeded":
-        request.talk(f"Run {run_dir} has finished already; nothing to do (run.resume=never starts a new one)")
-        return OK, run_dir
-    elsewhere = _checkpoints_elsewhere(plan)
-    with owned(run_dir, "run"), owned(elsewhere, "checkpoint.save") if elsewhere else nullcontext():
-        manifest = read_manifest(run_dir)  # another process may have gone on with it meanwhile
-        link_latest(run_dir)
-        supervisor = _Supervisor(request, run_dir, manifest)
-        return supervisor.run(), run_dir
+        request.talk(f"Run {run.path} has finished already; nothing to do (run.resume=never starts a new one)")
+        return OK, run.path
+    elsewhere = _made(launch.checkpoints_elsewhere)
+    also_owned = nullcontext() if elsewhere is None else owned(elsewhere, "checkpoint.save")
+    with owned(run.path, "run"), also_owned:
+        manifest = read_manifest(run)  # another process may have gone on with it meanwhile
+        link_latest(run)
+        supervisor = _Supervisor(launch, run, manifest)
+        return supervisor.run(), run.path
 
 
 def guards_now(plan: Plan) -> dict[str, str]:
@@ -75,7 +124,7 @@ def guards_now(plan: Plan) -> dict[str, str]:
 
 def _data_of(plan: Plan) -> str | None:
     path = plan.config.get("dataset", {}).get("path")
-    return path and plan.located(path)
+    return plan.located(path) if path else None
 
 
 def check_guards(plan: Plan) -> None:
@@ -85,8 +134,9 @@ def check_guards(plan: Plan) -> None:
         StalePlanError: it is stale.
     """
     current = guards_now(plan)
-    if plan.config.get("data", {}).get("source") == "embedded" and "dataset" not in current:
-        current |= {name: digest for name, digest in plan.guards.items() if name == "dataset"}
+    is_drawn = plan.config.get("data", {}).get("source") == "embedded"
+    if is_drawn and "dataset" not in current and "dataset" in plan.guards:
+        current["dataset"] = plan.guards["dataset"]
     if target_module(plan.target).OWN and "code" not in plan.guards:
         raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
@@ -95,101 +145,134 @@ def check_guards(plan: Plan) -> None:
             raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 
-def _open(folder: Path, request: Request) -> tuple[Path, Manifest]:
+def _open(launch: _Launch) -> tuple[RunDir, Manifest]:
     """The run directory of a plan: that of its unfinished or finished run, else a new one.
 
     Raises:
         UsageError: there is nothing to resume from, or `never` meets checkpoints.
         StalePlanError: the run to continue was started on other data.
     """
-    plan, resume = request.plan, request.plan.run["resume"]
-    source = None if resume in ("auto", "require", "never") else str(resume)
-    earlier = list(runs_of(folder))
-    same_plan = [(run_dir, manifest) for run_dir, manifest in earlier if manifest.plan_id == f"sha256:{plan.plan_id}"]
-    same = [(run_dir, manifest) for run_dir, manifest in same_plan if manifest.resumed_from == source]
-    if resume != "never" and same and (source is None or same[0][1].verdict != "succeeded"):
-        _check_same_data(*same[0], plan)
-        return same[0]
-    if resume == "require":
-        raise UsageError(f"run.resume is require, but {folder} has no run of this plan")
-    config = _config_at_launch(plan)
-    if resume == "never" and not config["checkpoint"]["save"].startswith("${") and list(Path(config["checkpoint"]["save"]).glob("iter_*")):
-        raise UsageError(f"run.resume is never, but {config['checkpoint']['save']} has checkpoints; give checkpoint.save another folder")
-    if isinstance(resume, int):  # a new run, from that iteration of an earlier one
-        config["checkpoint"] |= {"load": _folder_with(resume, plan, [run_dir for run_dir, _ in same_plan], folder), "ckpt_step": resume}
-    elif source is not None:
-        named = local_path(source)
-        config["checkpoint"]["load"] = os.path.abspath(named / "checkpoints" if (named / "manifest.json").exists() else named)  # a run directory will do
+    resume = launch.resume
+    earlier = list(runs_of(launch.folder))
+    same_plan = [(run, manifest) for run, manifest in earlier if manifest.plan_id == launch.plan_id]
+
+    # Go on with the newest run of this plan from this source; one that started elsewhere is not started there twice.
+    for run, manifest in same_plan:
+        if manifest.resumed_from != resume.source:
+            continue
+        starts_anew = resume.kind == "never" or (resume.source is not None and manifest.verdict == "succeeded")
+        if not starts_anew:
+            _check_same_data(run, manifest, launch.request.plan)
+            return run, manifest
+        break
+
+    if resume.kind == "require":
+        raise UsageError(f"run.resume is require, but {launch.folder} has no run of this plan")
+    elsewhere = launch.checkpoints_elsewhere
+    if resume.kind == "never" and elsewhere is not None and iteration_folders(elsewhere):
+        raise UsageError(f"run.resume is never, but {elsewhere} has checkpoints; give checkpoint.save another folder")
+    opened = _new_run(launch, [run for run, _ in same_plan])
+    _tell_of_another(earlier, launch)
+    return opened
+
+
+def _new_run(launch: _Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manifest]:
+    """Make a run directory, with everything in it that was asked and compiled."""
+    request = launch.request
+    plan = request.plan
+    config = dict(launch.config)
+    config["checkpoint"] = config["checkpoint"] | _start_elsewhere(launch, same_plan)
     run_id = new_run_id(plan)
-    run_dir = folder / run_id
-    run_dir.mkdir(parents=True)
+    run = RunDir(launch.folder / run_id)
+    run.path.mkdir(parents=True)
     if request.spec_text is not None:
-        (run_dir / "spec.yaml").write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
-    write_aside(run_dir / "plan.json", json.dumps(at(plan, run_dir).as_json(), indent=2, sort_keys=True) + "\n")
-    write_aside(run_dir / CONFIG, config_text(config))
+        run.spec.write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
+    write_aside(run.plan, json.dumps(at(plan, run.path).as_json(), indent=2, sort_keys=True) + "\n")
+    write_aside(run.path / CONFIG, config_text(config))
     manifest = Manifest(
-        run_id=run_id, name=plan.name, plan_id=f"sha256:{plan.plan_id}", spec_file=request.spec_file,
-        spec_digest=_digest(request.spec_text) if request.spec_text is not None else None, config_digest=config_digest(plan.config),
-        overrides=list(request.overrides), guards=dict(plan.guards), resumed_from=source, created=now(),
-        git=git_state(Path.cwd()), environment=environment(),
-    )  # fmt: skip
-    write_manifest(run_dir, manifest)
-    _tell_of_another(earlier, request)
-    return run_dir, manifest
+        run_id=run_id,
+        name=plan.name,
+        plan_id=launch.plan_id,
+        spec_file=request.spec_file,
+        spec_digest=None if request.spec_text is None else _digest(request.spec_text),
+        config_digest=config_digest(plan.config),
+        overrides=list(request.overrides),
+        guards=dict(plan.guards),
+        resumed_from=launch.resume.source,
+        created=now(),
+        git=git_state(Path.cwd()),
+        environment=launch_host(),
+    )
+    write_manifest(run, manifest)
+    return run, manifest
 
 
-def _tell_of_another(earlier: list[tuple[Path, Manifest]], request: Request) -> None:
-    """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another."""
-    left = next(((run_dir, manifest) for run_dir, manifest in earlier if manifest.verdict in ("stopped", "failed") and manifest.checkpoints), None)
-    if left and request.plan.run["resume"] == "auto":
-        run_dir, manifest = left
-        request.talk(
-            f"A new run: {run_dir}, at iteration {manifest.checkpoints[-1].iteration}, has another plan (dfmspec plan --diff {run_dir} tells what differs); "
-            f"run.resume={run_dir} goes on from there"
-        )
+def _start_elsewhere(launch: _Launch, same_plan: Sequence[RunDir]) -> dict[str, Any]:
+    """The keys of section `checkpoint` by which a new run starts where run.resume says."""
+    resume = launch.resume
+    if resume.iteration is not None:
+        return {"load": _folder_with(resume.iteration, launch, same_plan), "ckpt_step": resume.iteration}
+    if resume.folder is not None:
+        named = RunDir(local_path(resume.folder))
+        folder = named.checkpoints if named.manifest.exists() else named.path  # a run directory will do
+        return {"load": os.path.realpath(folder)}  # `latest` leads elsewhere once this run is opened
+    return {}
 
 
-def _check_same_data(run_dir: Path, manifest: Manifest, plan: Plan) -> None:
-    before, current = manifest.guards.get("dataset"), plan.guards.get("dataset")
-    if manifest.verdict != "succeeded" and before is not None and before != current:
-        raise StalePlanError(
-            f"run {run_dir} cannot go on: its dataset's metadata has changed since it was started; put it back, or start anew with run.resume=never"
-        )
+def _folder_with(iteration: int, launch: _Launch, runs: Sequence[RunDir]) -> str:
+    """The checkpoint folder of the newest run of this plan that has an iteration.
 
-
-def _folder_with(iteration: int, plan: Plan, runs: list[Path], folder: Path) -> str:
-    """The checkpoint folder of the newest run of this plan that has an iteration: on the disk, also where nobody lived to write it down."""
-    for run_dir in runs:
-        saved = _checkpoint_folder(plan, run_dir)
+    By the disk: also where nobody lived to write it down.
+    """
+    for run in runs:
+        saved = launch.checkpoints(run)
         if any(iteration_of(path) == iteration for path in committed(saved)):
             return str(saved)
-    raise UsageError(f"run.resume is {iteration}, but no run of this plan in {folder} has a checkpoint of that iteration")
+    raise UsageError(
+        f"run.resume is {iteration}, but no run of this plan in {launch.folder} has a checkpoint of that iteration"
+    )
+
+
+def _tell_of_another(earlier: Sequence[tuple[RunDir, Manifest]], launch: _Launch) -> None:
+    """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another."""
+    if launch.resume.kind != "auto":
+        return
+    for run, manifest in earlier:
+        if manifest.verdict in ("stopped", "failed") and manifest.checkpoints:
+            launch.request.talk(
+                f"A new run: {run.path}, at iteration {manifest.checkpoints[-1].iteration}, has another plan "
+                f"(dfmspec plan --diff {run.path} tells what differs); run.resume={run.path} goes on from there"
+            )
+            return
+
+
+def _check_same_data(run: RunDir, manifest: Manifest, plan: Plan) -> None:
+    before = manifest.guards.get("dataset")
+    is_unfinished = manifest.verdict != "succeeded"
+    if is_unfinished and before is not None and before != plan.guards.get("dataset"):
+        raise StalePlanError(
+            f"run {run.path} cannot go on: its dataset's metadata has changed since it was started; "
+            "put it back, or start anew with run.resume=never"
+        )
 
 
 def _config_at_launch(plan: Plan) -> dict[str, Any]:
     """The configuration with absolute paths."""
-    located = json.loads(json.dumps(plan.config))
+    located: dict[str, Any] = json.loads(json.dumps(plan.config))
     for key in PATH_KEYS:
         section, _, name = key.partition(".")
         value = located.get(section, {}).get(name)
-        if value and not value.startswith("${RUN_DIR}"):
+        if value and not value.startswith(RUN_DIR):
             located[section][name] = plan.located(value)
-    return located  # type: ignore[no-any-return]
+    return located
 
 
-def _checkpoint_folder(plan: Plan, run_dir: Path) -> Path:
-    return local_path(str(_config_at_launch(plan)["checkpoint"]["save"]).replace("${RUN_DIR}", str(run_dir)))
-
-
-def _checkpoints_elsewhere(plan: Plan) -> Path | None:
-    """The folder of the checkpoints, where it is not the run's own: another run may have named it too."""
-    save = str(_config_at_launch(plan)["checkpoint"]["save"])
-    if save.startswith("${RUN_DIR}"):
-        return None
-    folder = local_path(save)
-    with suppress(OSError):  # the ranks will say so
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+def _made(folder: Path | None) -> Path | None:
+    """A folder that is there now; None where it cannot be: the ranks will say so."""
+    if folder is not None:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
     return None
 
 
@@ -201,25 +284,28 @@ def _digest(text: str) -> str:
 class _Supervisor:
     """One run, from its launch to its end: one attempt, and more when a scheduler starts it again."""
 
-    request: Request
-    run_dir: Path
+    launch: _Launch
+    run_dir: RunDir
     manifest: Manifest
     signals: list[int] = field(default_factory=list)
 
     def run(self) -> int:
-        plan, module = self.request.plan, launcher(self.request.plan.launcher["kind"])
-        place = Place(str(self.run_dir), _next_attempt(self.run_dir / "attempts"), self.request.talk)
-        previous = {name: signal.signal(name, self._remember) for name in _SIGNALS if signal.getsignal(name) != signal.SIG_IGN}
-        handle, detached = None, False
+        request = self.launch.request
+        module = launcher(request.plan.launcher["kind"])
+        place = Place(self.run_dir, self.run_dir.next_attempt(), request.talk)
+        previous = self._catch_signals()
+        handle: Handle | None = None
+        detached = False
         try:
-            handle = module.attach(plan, place)
+            # An attempt that goes on is taken up; those that nobody watched are judged first.
+            handle = module.attach(request.plan, place)
             self._conclude_earlier(handle.attempt if handle else 0)
             if handle is None and self.manifest.verdict == "succeeded":  # while nobody watched
                 return OK
-            handle = handle or self._launch(module, place)
+            handle = handle or self._start(module, place)
             while True:
                 attempt = self._begin(handle)
-                if self.request.detach:
+                if request.detach:
                     detached = True
                     return OK
                 codes = self._watch(handle)
@@ -231,65 +317,85 @@ class _Supervisor:
         finally:
             if handle is not None and not detached:
                 handle.kill()
-            for name, handler in previous.items():
-                signal.signal(name, handler)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _catch_signals(self) -> dict[int, Any]:
+        """Remember signals from now on, but for those that the parent ignores; the handlers that were there."""
+        caught = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        return {number: signal.signal(number, self._remember) for number in caught}
 
     def _remember(self, number: int, frame: Any) -> None:
-        self.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)  # ranks know no terminal that could close
+        # Ranks know no terminal that could close.
+        self.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def _launch(self, module: Launcher, place: Place) -> Handle:
-        Path(place.attempt_dir).mkdir(parents=True)
-        if self.request.plan.launcher["kind"] != "local":
-            write_files(programs(at(self.request.plan, self.run_dir)), self.run_dir)
-        return module.launch(self.request.plan, place)
+    def _start(self, module: Launcher, place: Place) -> Handle:
+        plan = self.launch.request.plan
+        place.attempt_dir.path.mkdir(parents=True)
+        if module.RUNS_SCRIPTS:
+            write_files(programs(at(plan, self.run_dir.path)), self.run_dir.path)
+        return module.launch(plan, place)
 
     def _begin(self, handle: Handle) -> Attempt:
         """Write down that an attempt runs; one that an earlier supervisor began is taken up."""
         attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == handle.attempt), None)
         if attempt is None:
-            nodes = [NodeProcess(node=i, host=host, argv=argv, env=env) for i, (host, argv, env) in enumerate(handle.described())]
-            attempt = Attempt(number=handle.attempt, started=span(self.run_dir, handle.attempt)[0], nodes=nodes)
+            nodes = []
+            for node, (host, argv, env) in enumerate(handle.described()):
+                nodes.append(NodeProcess(node=node, host=host, argv=argv, env=env))
+            began, _ = span(self.run_dir, handle.attempt)
+            attempt = Attempt(number=handle.attempt, started=began, nodes=nodes)
             self.manifest.attempts.append(attempt)
-        self.manifest.verdict, self.manifest.reason = "running", ""
+        self.manifest.verdict = "running"
+        self.manifest.reason = ""
         write_manifest(self.run_dir, self.manifest)
-        self.request.talk(f"Run {self.run_dir}, attempt {handle.attempt}")
+        self.launch.request.talk(f"Run {self.run_dir.path}, attempt {handle.attempt}")
         return attempt
 
     def _conclude_earlier(self, number: int) -> None:
-        """Attempts whose supervisor did not live to conclude them, and those that a scheduler began after it."""
-        folder = self.run_dir / "attempts"
+        """Judge attempts whose supervisor did not live to do it, and those that a scheduler began after it.
+
+        number: of the attempt that goes on; 0: none does.
+        """
         if self.manifest.attempts:
             last = self.manifest.attempts[-1]
-            for begun in range(last.number + 1, number or _next_attempt(folder)):
-                if any((folder / str(begun)).glob("*")):  # else a scheduler refused it, or ended it before it began
-                    nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
-                    self.manifest.attempts.append(Attempt(number=begun, started=span(self.run_dir, begun)[0], nodes=nodes))
+            for begun in range(last.number + 1, number or self.run_dir.next_attempt()):
+                if not any(self.run_dir.attempt(begun).path.glob("*")):  # a scheduler refused it, or ended it before it began
+                    continue
+                nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
+                began, _ = span(self.run_dir, begun)
+                self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
-                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone", ended=span(self.run_dir, attempt.number)[1])
+                _, ended = span(self.run_dir, attempt.number)
+                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone", ended=ended)
 
     def _conclude(self, attempt: Attempt, codes: list[int | None], word: str, ended: str | None = None) -> None:
-        folder = _checkpoint_folder(self.request.plan, self.run_dir)
         attempt.ended = ended or now()
+        folder = self.launch.checkpoints(self.run_dir)
         conclude(self.manifest, attempt, self.run_dir, folder, codes, signals=self.signals, word=word)
         write_manifest(self.run_dir, self.manifest)
 
     def _watch(self, handle: Handle) -> list[int | None]:
         """Pass on rank 0's lines until every node has ended; a signal asks the ranks to save and stop, a second ends them."""
-        tail = _Tail(self.run_dir / "attempts" / str(handle.attempt) / "node0" / "rank0" / "stdout", self.request.talk)
-        asked, deadline = 0, float("inf")
+        talk = self.launch.request.talk
+        tail = _Tail(self.run_dir.attempt(handle.attempt).node(0).rank(0).stdout, talk)
+        asked = 0
+        deadline = float("inf")
         while True:
             codes = handle.poll()
             tail.forward()
-            if all(code is not None for code in codes):
+            if None not in codes:
                 return codes
-            if any(code for code in codes):  # one node failed: the others wait for it in vain
-                deadline = min(deadline, time.monotonic() + 10)
+            if any(codes):
+                deadline = min(deadline, time.monotonic() + _SECONDS_FOR_THE_OTHERS)
+
+            # Signals that came since the last look.
             if len(self.signals) > asked:
                 asked = len(self.signals)
                 if asked > 1:
                     return codes
-                self.request.talk("Stopping: the iteration is finished and saved first (a second signal ends it at once)")
+                talk("Stopping: the iteration is finished and saved first (a second signal ends it at once)")
                 handle.stop(self.signals[0])
                 deadline = time.monotonic() + _GRACE_SECONDS
             if time.monotonic() > deadline:
@@ -309,9 +415,12 @@ class _Tail:
     """Whole new lines of a growing file."""
 
     def __init__(self, path: Path, talk: Callable[[str], None]) -> None:
-        self._path, self._talk, self._offset = path, talk, 0
+        self._path = path
+        self._talk = talk
+        self._offset = 0
 
     def forward(self) -> None:
+        """Pass on the lines that were written since the last call."""
         if not self._path.exists():
             return
         with self._path.open("rb") as handle:
@@ -321,11 +430,6 @@ class _Tail:
         self._offset += end
         for line in data[:end].decode(errors="replace").splitlines():
             self._talk(line)
-
-
-def _next_attempt(folder: Path) -> int:
-    """One more than any attempt that was ever begun, recorded or not."""
-    return 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
 def talk_to_stderr(line: str) -> None:

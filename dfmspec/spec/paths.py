@@ -39,11 +39,3 @@ def local_path(text: str) -> Path:
 def is_relative(path: Any) -> TypeGuard[str]:
     """Whether a value is a path that depends on a folder."""
     return isinstance(path, str) and path != "" and not path.startswith(("/", "~", "${")) and "://" not in path
-
-
-def split_iteration(path: str) -> tuple[str, int | None]:
-    """`ckpts/iter_5000/` as ("ckpts", 5000); any other path as (path, None)."""
-    folder, _, last = path.rstrip("/").rpartition("/")
-    if last.startswith("iter_") and last[5:].isascii() and last[5:].isdigit():
-        return folder or ".", int(last[5:])
-    return path, None

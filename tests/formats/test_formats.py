@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dfmspec.record.events import read_events
+from dfmspec.record.manifest import read_manifest
 from dfmspec.record.runs import find_run
 from tests.conftest import dfmspec
 
@@ -52,19 +53,17 @@ def test_an_interrupted_run_goes_on_as_it_would_have(left: Path) -> None:
     again = dfmspec("run", "halted.yaml", cwd=left)
 
     assert again.returncode == 0, again.stderr
-    run_dir = Path(again.stdout.strip())
-    assert run_dir == find_run("halted", left / "runs")
-    attempts = json.loads((run_dir / "manifest.json").read_text())["attempts"]
-    assert attempts[1]["from_iteration"] == 8
-    events = [event for event in read_events(run_dir / "events.jsonl") if event["type"] == "iteration"]
+    run = find_run("halted", left / "runs")
+    assert again.stdout.strip() == str(run)
+    assert read_manifest(run).attempts[1].from_iteration == 8
+    events = [event for event in read_events(run.events) if event["type"] == "iteration"]
     expected = json.loads((WRITTEN / "resumed.json").read_text())
     losses = {str(event["iteration"]): event["loss"] for event in events if event["iteration"] > 8}
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_checkpoint_of_then_starts_another_run(left: Path) -> None:
-    finished = find_run("tiny", left / "runs")
-    again = dfmspec("run", "tiny.yaml", f"run.resume={finished}", "train.train_iters=6", cwd=left)
+    again = dfmspec("run", "tiny.yaml", "run.resume=runs/tiny/latest", "train.train_iters=6", cwd=left)
 
     assert again.returncode == 0, again.stderr
     assert "Iteration 5/6" in again.stderr

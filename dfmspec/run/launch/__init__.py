@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dfmspec.plan.plan import Plan
+from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.launchers import LAUNCHERS
 
 
 class Place(NamedTuple):
     """Where a run is, and who listens."""
 
-    run_dir: str
+    run: RunDir
     """With the plan's files in it: config.yaml, the scripts of the nodes, the launcher's own."""
     attempt: int
     talk: Callable[[str], None]
     """Where news of a scheduler go."""
 
     @property
-    def attempt_dir(self) -> str:
-        """The folder of the attempt, with a folder a node."""
-        return f"{self.run_dir}/attempts/{self.attempt}"
+    def attempt_dir(self) -> AttemptDir:
+        """The folder of the attempt."""
+        return self.run.attempt(self.attempt)
 
 
 class Handle(Protocol):
@@ -57,6 +58,8 @@ class Launcher(Protocol):
 
     OUTLIVES: bool
     """Whether what it starts goes on without this process."""
+    RUNS_SCRIPTS: bool
+    """Whether it runs the scripts of a bundle, which the run directory must then hold."""
     check: Callable[[Path], str] | None
     """Asks the scheduler whether it would take a bundle's job; None: it has none to ask."""
 

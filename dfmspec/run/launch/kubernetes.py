@@ -18,6 +18,7 @@ from dfmspec.run.launch import Place
 from dfmspec.targets import CONFIG, target_module
 
 OUTLIVES = False
+RUNS_SCRIPTS = False
 check = None
 MANIFEST = "jobset.yaml"
 _PORT = 29500  # a pod has its own address, so the port is always free

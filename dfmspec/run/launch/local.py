@@ -18,11 +18,13 @@ from typing import IO
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan, Role
 from dfmspec.processes import die_with_parent
+from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
 from dfmspec.run.launch import Place
 from dfmspec.targets import CONFIG, target_module
 
 OUTLIVES = False
+RUNS_SCRIPTS = False
 check = None
 
 
@@ -47,21 +49,21 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     if program is None:
         raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
     port = str(free_port())
-    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": place.run_dir, "DFMSPEC_ATTEMPT_DIR": place.attempt_dir, "TQDM_DISABLE": "1"}
+    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": str(place.run.path), "DFMSPEC_ATTEMPT_DIR": str(place.attempt_dir.path), "TQDM_DISABLE": "1"}
     if plan.nnodes > 1:
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DFMSPEC_RDZV_ID": f"{Path(place.run_dir).name}.{place.attempt}"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DFMSPEC_RDZV_ID": f"{place.run.path.name}.{place.attempt}"}
     else:
         env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
     entry = target_module(plan.target).ENTRY
-    places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: os.path.join(place.run_dir, CONFIG)}
+    places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: str(place.run.path / CONFIG)}
     run = LocalRun(place.attempt)
     for node in range(plan.nnodes):
         written = {Role.VARIABLE: lambda text: Template(text).substitute(env), Role.PATH: plan.located}
         argv = [written[role](text) if role in written else places.get(role, text) for text, role in plan.words(node)]
         if plan.launcher["setup"]:
             argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
-        folder = Path(place.attempt_dir) / f"node{node}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = place.attempt_dir.node(node)
+        folder.path.mkdir(parents=True, exist_ok=True)
         run.start(argv, env, folder)
     return run
 
@@ -81,13 +83,13 @@ class LocalRun:
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._folders: list[Path] = []
+        self._folders: list[NodeDir] = []
         self._logs: list[IO[bytes]] = []
         self._described: list[tuple[str, list[str], list[str]]] = []
 
-    def start(self, argv: list[str], env: Mapping[str, str | None], folder: Path) -> None:
+    def start(self, argv: list[str], env: Mapping[str, str | None], folder: NodeDir) -> None:
         """One node's torchrun; it dies when this process does."""
-        log = (folder / "torchrun.log").open("wb")
+        log = folder.torchrun_log.open("wb")
         process = subprocess.Popen(
             argv,
             env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
@@ -137,8 +139,10 @@ class LocalRun:
 
     def _ranks(self) -> list[int]:
         """The process ids that ranks have left."""
-        texts = [pid.read_text() for folder in self._folders for pid in folder.glob("rank*/pid")]
-        return [int(text) for text in texts if text]
+        found = []
+        for folder in self._folders:
+            found += folder.pids()
+        return found
 
     def kill(self) -> None:
         """End every process of the run, and those that they started."""
@@ -152,7 +156,7 @@ class LocalRun:
         for rank in self._ranks():  # of a torchrun that is gone
             with suppress(psutil.Error):
                 left = psutil.Process(rank)
-                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == str(self._folders[0].parent):
+                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == str(self._folders[0].path.parent):
                     family += [*left.children(recursive=True), left]
         for member in family:
             with suppress(psutil.NoSuchProcess):

@@ -7,6 +7,7 @@ run to save and queues the job again: the next attempt goes on from there. The r
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -17,15 +18,16 @@ from pathlib import Path
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan
-from dfmspec.plan.scripts import SCRIPT_A_NODE, heading, where
+from dfmspec.plan.scripts import SCRIPT_A_NODE, where
+from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB, STOP, TORCHRUN_LOG
 from dfmspec.record.verdict import exit_code_left
 from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
 from dfmspec.targets import target_module
 
 OUTLIVES = True
+RUNS_SCRIPTS = True
 JOB = "job.sbatch"
-_ID = "slurm.json"
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 _SECONDS_FOR_THE_LAST_FILES = 10.0
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -39,103 +41,56 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def job_script(plan: Plan) -> str:
-    """The job: `sbatch job.sbatch` from the bundle, without dfmspec; or submitted by `dfmspec run`, which says where things go."""
+    """The job: `sbatch job.sbatch` from the bundle, without dfmspec; or submitted by `dfmspec run`, which says where things go.
+
+    The template beside this file says what it does; its holes are `@NAME@`.
+    """
+    holes = {
+        "NAME": plan.name,
+        "PLAN": plan.plan_id[:12],
+        "NODES": str(plan.nnodes),
+        "OPTIONS": "\n".join(f"#SBATCH {_option(option)}" for option in _options(plan)),
+        "CHECK_GPUS": _check_gpus(plan),
+        "FOLDERS": "\n".join(where(plan, "$SLURM_SUBMIT_DIR")),
+        "RENDEZVOUS": _SEVERAL_NODES if plan.nnodes > 1 else _ONE_NODE,
+        "SCRIPT": 'node$SLURM_NODEID.sh"' if plan.nnodes <= SCRIPT_A_NODE else 'node.sh" "$SLURM_NODEID"',
+        "ON_SIGNAL": _on_signal(plan),
+        "AGAIN": _again(plan),
+        "ATTEMPTS": ATTEMPTS,
+        "EXIT_CODE": EXIT_CODE,
+        "HOST": HOST,
+        "SLURM_JOB": SLURM_JOB,
+        "TORCHRUN_LOG": TORCHRUN_LOG,
+    }
+    template = (Path(__file__).parent / JOB).read_text(encoding="utf-8")
+    return re.sub(r"@([A-Z_]+)@\n?", lambda hole: _filled(holes[hole[1]], hole[0]), template)
+
+
+def _filled(text: str, hole: str) -> str:
+    """The text of a hole; a line that is left with nothing is no line."""
+    if hole.endswith("\n") and text:
+        return f"{text}\n"
+    return text
+
+
+_ADDRESS = r'''MASTER_ADDR="$(scontrol show node "${hosts[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"'''
+_SEVERAL_NODES = f'{_ADDRESS}\nexport MASTER_ADDR MASTER_PORT="$port"'
+_ONE_NODE = 'export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$port"'
+
+
+def _options(plan: Plan) -> list[str]:
+    """What the job asks of Slurm: the plan's own options, then the user's."""
+    launcher = plan.launcher
     options = [f"--job-name={plan.name}", f"--nodes={plan.nnodes}", "--ntasks-per-node=1"]
     if plan.gpus_per_node:
         options.append(f"--gpus-per-node={plan.gpus_per_node}")
-    options += [f"--{key}={plan.launcher[key]}" for key in ("partition", "account", "qos") if plan.launcher[key] is not None]
-    if plan.launcher["time_limit"] is not None:
-        options.append(f"--time={plan.launcher['time_limit']}")
-    options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{plan.launcher['stop_before']}", *plan.launcher["sbatch_options"]]
-    script = 'node$SLURM_NODEID.sh"' if plan.nnodes <= SCRIPT_A_NODE else 'node.sh" "$SLURM_NODEID"'
-    ours = target_module(plan.target).OWN
-    again = '[ "$again" = yes ] && [ "$code" = 0 ]' + (' && ! tail -n 1 "$DFMSPEC_RUN_DIR/events.jsonl" | grep -q \'"type": "finished"\'' if ours else "")
-    shebang, comment, _ = heading(f"{plan.name}: Slurm job; plan {plan.plan_id[:12]}. Submit it where relative paths are relative to: sbatch DIR/{JOB}")
-    return "\n".join([
-        shebang, comment,
-        *(f"#SBATCH {_option(option)}" for option in options),
-        "set -euo pipefail",
-        'DFMSPEC_BUNDLE="${DFMSPEC_BUNDLE:-$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n \'s/^ *Command=//p\')")}"',
-        'mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
-        f'if [ "${{#hosts[@]}}" != {plan.nnodes} ]; then',
-        f'    echo "error: the plan is for {plan.nnodes} nodes, and the job has ${{#hosts[@]}}; submit the script as it is" >&2',
-        "    exit 4",
-        "fi",
-        *_gpu_check(plan),
-        *where(plan, "$SLURM_SUBMIT_DIR"),
-        *_ATTEMPT,
-        'export DFMSPEC_ATTEMPT_DIR="$DFMSPEC_RUN_DIR/attempts/$attempt" DFMSPEC_RDZV_ID="$SLURM_JOB_ID.$attempt" TQDM_DISABLE=1',
-        "port=$((20000 + (SLURM_JOB_ID + attempt) % 10000))",
-        *(
-            [
-                'MASTER_ADDR="$(scontrol show node "${hosts[0]}" | sed -n \'s/.*NodeAddr=\\([^ ]*\\).*/\\1/p\')"',
-                'export MASTER_ADDR MASTER_PORT="$port"',
-            ]
-            if plan.nnodes > 1
-            else ['export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$port"']
-        ),
-        'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi',
-        'mkdir -p "$DFMSPEC_ATTEMPT_DIR"',
-        'echo "attempt $attempt on ${hosts[*]}; logs: $DFMSPEC_ATTEMPT_DIR"',
-        "",
-        "# shellcheck disable=SC2016  # the nodes fill it in",
-        "srun --kill-on-bad-exit=1 --wait=60 --cpu-bind=none bash -c '",
-        '    node="$DFMSPEC_ATTEMPT_DIR/node$SLURM_NODEID"',
-        '    mkdir -p "$node"',
-        '    uname -n > "$node/host"',
-        "    code=0",
-        f'    bash "$1/{script} > "$node/torchrun.log" 2>&1 || code=$?',
-        '    echo "$code" > "$node/exit_code"',
-        '    exit "$code"',
-        "' bash \"$DFMSPEC_BUNDLE\" &",
-        "step=$!",
-        "again=no",
-        "# shellcheck disable=SC2317,SC2329  # the trap calls it",
-        "on_signal() {",
-        *_ON_SIGNAL["ours" if ours else "upstream" if plan.launcher["time_limit"] is None else "upstream with a limit"],
-        "}",
-        "trap on_signal USR1",
-        "code=0",
-        'wait "$step" || code=$?',
-        'while kill -0 "$step" 2> /dev/null; do  # the signal ended the wait, not the step',
-        "    code=0",
-        '    wait "$step" || code=$?',
-        "done",
-        f"if {again}; then",
-        '    scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
-        'exit "$code"',
-    ]) + "\n"  # fmt: skip
-
-
-_ATTEMPT = (
-    'if [ -n "${DFMSPEC_ATTEMPT:-}" ]; then',
-    "    attempt=$((DFMSPEC_ATTEMPT + ${SLURM_RESTART_COUNT:-0}))",
-    "else  # nobody watches: the next attempt of this plan, unless another job is at it",
-    '    owner="$(cat "$DFMSPEC_RUN_DIR/slurm_job" 2> /dev/null || true)"',
-    '    if [ "${owner:-$SLURM_JOB_ID}" != "$SLURM_JOB_ID" ] && squeue --noheader --jobs="$owner" 2> /dev/null | grep -q .; then',
-    '        echo "error: $DFMSPEC_RUN_DIR belongs to job $owner, which has not ended; wait for it, or cancel it" >&2',
-    "        exit 5",
-    "    fi",
-    "    attempt=1",
-    '    while [ -e "$DFMSPEC_RUN_DIR/attempts/$attempt" ]; do attempt=$((attempt + 1)); done',
-    '    mkdir -p "$DFMSPEC_RUN_DIR"',
-    '    echo "$SLURM_JOB_ID" > "$DFMSPEC_RUN_DIR/slurm_job"',
-    "fi",
-)  # fmt: skip
-"""Which attempt of the plan's run the job is: none goes on in the folder of another, whose files would speak for it."""
-
-
-_SAVES = ('    echo "the time limit is near: the run saves and stops, and is queued again"', "    again=yes")
-_ON_SIGNAL = {
-    "ours": (*_SAVES, '    echo 10 > "$DFMSPEC_ATTEMPT_DIR/stop"'),
-    "upstream with a limit": _SAVES,  # by itself: train.exit_duration_in_mins
-    "upstream": (
-        '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): it is queued again, from its last checkpoint"',
-        '    scontrol requeue "$SLURM_JOB_ID"',
-    ),
-}
-"""What a job does when Slurm says that it will end it; requeueing ends it at once."""
+    for key in ("partition", "account", "qos"):
+        if launcher[key] is not None:
+            options.append(f"--{key}={launcher[key]}")
+    if launcher["time_limit"] is not None:
+        options.append(f"--time={launcher['time_limit']}")
+    options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{launcher['stop_before']}"]
+    return [*options, *launcher["sbatch_options"]]
 
 
 def _option(option: str) -> str:
@@ -144,15 +99,41 @@ def _option(option: str) -> str:
     return name + equals + (shlex.quote(value) if equals else "")
 
 
-def _gpu_check(plan: Plan) -> list[str]:
+def _check_gpus(plan: Plan) -> str:
     if not plan.gpus_per_node:
-        return []
-    return [
-        f'if [ "${{SLURM_GPUS_ON_NODE:=0}}" != {plan.gpus_per_node} ]; then',
-        f'    echo "error: the plan is for {plan.gpus_per_node} GPUs a node, and the job has $SLURM_GPUS_ON_NODE; submit the script as it is" >&2',
-        "    exit 4",
-        "fi",
-    ]
+        return ""
+    count = plan.gpus_per_node
+    return "\n".join(
+        [
+            f'if [ "${{SLURM_GPUS_ON_NODE:=0}}" != {count} ]; then',
+            f'    echo "error: the plan is for {count} GPUs a node, and the job has $SLURM_GPUS_ON_NODE; '
+            'submit the script as it is" >&2',
+            "    exit 4",
+            "fi",
+        ]
+    )
+
+
+def _on_signal(plan: Plan) -> str:
+    """What a job does when Slurm says that it will end it; requeueing ends it at once."""
+    if not target_module(plan.target).OWN and plan.launcher["time_limit"] is None:
+        return (
+            '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
+            'it is queued again, from its last checkpoint"\n'
+            '    scontrol requeue "$SLURM_JOB_ID"'
+        )
+    lines = ['    echo "the time limit is near: the run saves and stops, and is queued again"', "    again=yes"]
+    if target_module(plan.target).OWN:  # others stop by themselves: train.exit_duration_in_mins
+        lines.append(f'    echo {signal.SIGUSR1.value} > "$DFMSPEC_ATTEMPT_DIR/{STOP}"')
+    return "\n".join(lines)
+
+
+def _again(plan: Plan) -> str:
+    """When the job is queued once more: it was stopped, ended well, and has not finished."""
+    stopped = '[ "$again" = yes ] && [ "$code" = 0 ]'
+    if not target_module(plan.target).OWN:
+        return stopped
+    return f"""{stopped} && ! tail -n 1 "$DFMSPEC_RUN_DIR/{EVENTS}" | grep -q '"type": "finished"'"""
 
 
 def launch(plan: Plan, place: Place) -> SlurmJob:
@@ -161,10 +142,11 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
     Raises:
         PreflightError: there is no sbatch, or it refused.
     """
-    env = {"DFMSPEC_BUNDLE": place.run_dir, "DFMSPEC_RUN_DIR": place.run_dir, "DFMSPEC_ATTEMPT": str(place.attempt)}
-    words = ["--parsable", f"--output={_literal(place.run_dir)}/slurm-%j.log", f"{place.run_dir}/{JOB}"]
+    run_dir = str(place.run.path)
+    env = {"DFMSPEC_BUNDLE": run_dir, "DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_ATTEMPT": str(place.attempt)}
+    words = ["--parsable", f"--output={_literal(run_dir)}/slurm-%j.log", f"{run_dir}/{JOB}"]
     job = _sbatch(words, env).split(";")[0]
-    (Path(place.attempt_dir) / _ID).write_text(json.dumps({"job": job}) + "\n")
+    place.attempt_dir.slurm.write_text(json.dumps({"job": job}) + "\n")
     place.talk(f"Slurm job {job} is submitted")
     return SlurmJob(job, plan, place, restarts=0)
 
@@ -175,16 +157,21 @@ def attach(plan: Plan, place: Place) -> SlurmJob | None:
     Raises:
         PreflightError: Slurm does not answer.
     """
-    for begun in sorted(Path(place.run_dir, "attempts").glob(f"*/{_ID}"), key=lambda file: -int(file.parent.name)):
-        job, first = json.loads(begun.read_text())["job"], int(begun.parent.name)
+    for first in reversed(range(1, place.attempt)):
+        begun = place.run.attempt(first).slurm
+        if not begun.exists():
+            continue
+        job = json.loads(begun.read_text())["job"]
         try:
             state, restarts, _ = _ask(job) or ("GONE", 0, "")
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise PreflightError(f"Slurm does not answer, and job {job} of this run may still go on: {error}; try again") from error
-        if state not in _ENDED:
-            place.talk(f"Slurm job {job} goes on: {state}")
-            return SlurmJob(job, plan, place._replace(attempt=first + restarts), restarts=restarts)
-        return None
+            raise PreflightError(
+                f"Slurm does not answer, and job {job} of this run may still go on: {error}; try again"
+            ) from error
+        if state in _ENDED:
+            return None
+        place.talk(f"Slurm job {job} goes on: {state}")
+        return SlurmJob(job, plan, place._replace(attempt=first + restarts), restarts=restarts)
     return None
 
 
@@ -216,7 +203,11 @@ def _sbatch(words: list[str], env: dict[str, str]) -> str:
 
 
 def _ask(job: str) -> tuple[str, int, str] | None:
-    """(state, restarts, reason) of a job; None: Slurm no longer knows it. Raises OSError: Slurm does not answer."""
+    """(state, restarts, reason) of a job; None: Slurm no longer knows it.
+
+    Raises:
+        OSError: Slurm does not answer.
+    """
     done = subprocess.run(
         ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--Format=State:32,RestartCnt:12,Reason:80"],
         capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
@@ -224,16 +215,25 @@ def _ask(job: str) -> tuple[str, int, str] | None:
     if done.returncode and "Invalid job id" not in done.stderr:
         raise OSError(done.stderr.strip())
     words = done.stdout.split()
-    return (words[0], int(words[1]), " ".join(words[2:])) if len(words) > 2 else None
+    if len(words) < 3:
+        return None
+    return words[0], int(words[1]), " ".join(words[2:])
 
 
 class SlurmJob:
     """A job, and the attempt of it that is watched."""
 
     def __init__(self, job: str, plan: Plan, place: Place, *, restarts: int) -> None:
-        self._job, self._plan, self._place, self._restarts = job, plan, place, restarts
-        self._state, self._said, self._asked, self._ended_at = "", "", 0.0, 0.0
+        self._job = job
+        self._plan = plan
+        self._place = place
+        self._restarts = restarts
         self._newer = 0
+        """How often Slurm has started the job again, as it says; more than `_restarts`: the attempt that is watched is over."""
+        self._state = ""
+        self._said = ""
+        self._asked = 0.0
+        self._ended_at = 0.0
 
     @property
     def attempt(self) -> int:
@@ -243,7 +243,7 @@ class SlurmJob:
     def poll(self) -> list[int | None]:
         """Exit code that each node left; -9: it left none, and the attempt is over."""
         self._look()
-        codes = [exit_code_left(Path(self._place.attempt_dir), node) for node in range(self._plan.nnodes)]
+        codes = [exit_code_left(self._place.attempt_dir, node) for node in range(self._plan.nnodes)]
         over = self._newer > self._restarts or self._state in _ENDED
         if not over:
             return [None] * len(codes)  # also when every node has ended: the job decides whether it is queued again
@@ -257,7 +257,9 @@ class SlurmJob:
             return
         with suppress(OSError, subprocess.TimeoutExpired):  # Slurm is busy; the job does not depend on this question
             self._state, self._newer, reason = _ask(self._job) or ("GONE", self._newer, "")
-            said = f"Slurm job {self._job}: {self._state}" + (f" ({reason})" if self._state in _WAITING and reason != "None" else "")
+            said = f"Slurm job {self._job}: {self._state}"
+            if self._state in _WAITING and reason != "None":
+                said += f" ({reason})"
             if said != self._said:
                 self._place.talk(said)
             self._said = said
@@ -268,7 +270,8 @@ class SlurmJob:
         if self._newer == self._restarts:
             return False
         self._place = self._place._replace(attempt=self._place.attempt + self._newer - self._restarts)
-        self._restarts, self._ended_at = self._newer, 0.0
+        self._restarts = self._newer
+        self._ended_at = 0.0
         return True
 
     def stop(self, number: int) -> None:
@@ -285,7 +288,7 @@ class SlurmJob:
 
     def described(self) -> list[tuple[str, list[str], list[str]]]:
         """(host, argv, names of the variables set) of each node: Slurm chooses the hosts."""
-        return [(f"slurm job {self._job}", ["sbatch", f"{self._place.run_dir}/{JOB}"], []) for _ in range(self._plan.nnodes)]
+        return [(f"slurm job {self._job}", ["sbatch", f"{self._place.run.path}/{JOB}"], []) for _ in range(self._plan.nnodes)]
 
     def last_word(self) -> str:
         """The state in which the job ended."""

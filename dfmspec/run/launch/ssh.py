@@ -5,7 +5,6 @@ A terminal is asked for, so that a node's processes end (SIGHUP) when the connec
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, port_of, start_script, variables
 
 OUTLIVES = False
+RUNS_SCRIPTS = True
 check = None
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4", "LogLevel=ERROR")
 """Never a question, never an endless wait; after the user's own, which ssh prefers."""
@@ -75,14 +75,17 @@ class SshRun:
     """The connections of a run."""
 
     def __init__(self, place: Place, hosts: list[str], commands: list[list[str]], names: list[str]) -> None:
-        self.attempt, self._attempt_dir = place.attempt, place.attempt_dir
-        self._hosts, self._commands, self._names = hosts, commands, names
+        self.attempt = place.attempt
+        self._attempt_dir = place.attempt_dir
+        self._hosts = hosts
+        self._commands = commands
+        self._names = names
         self._processes = [
             subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=open(os.path.join(place.attempt_dir, f"node{node}", "ssh.log"), "wb"),  # noqa: PTH123
+                stderr=place.attempt_dir.node(node).ssh_log.open("wb"),
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
             )

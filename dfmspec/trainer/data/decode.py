@@ -7,60 +7,76 @@ A sample is DFM's: `.pth` a latent [C, T, H, W] (or [1, C, T, H, W]), `.pickle` 
 from __future__ import annotations
 
 import io
-import pickle
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from dfmspec.data.pickles import TENSOR_NAMES, RestrictedUnpickler, itself
 from dfmspec.errors import DataError
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles tensors and numpy arrays, and refuses to import anything else."""
+def _itself(module: str, name: str) -> Any:
+    """What an allowed name stands for: the thing itself, but for what would read without trust or want gradients."""
+    if name == "_load_from_bytes":
+        return _load_from_bytes
+    if name == "_rebuild_parameter":
+        return _rebuild_parameter
+    if module.startswith("numpy.core") and hasattr(numpy, "_core"):  # numpy 2 renamed it
+        module = module.replace("numpy.core", "numpy._core")
+    return itself(module, name)
 
-    _ALLOWED: ClassVar = {
-        ("collections", "OrderedDict"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("_codecs", "encode"),
-    }
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
-        if (module, name) in self._ALLOWED:
-            return super().find_class(module, name)
-        raise DataError(f"its pickle wants to run {module}.{name}, which a tensor does not need")
+def _load_from_bytes(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def _rebuild_parameter(tensor: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
+    return tensor
 
 
 def load_latent(data: bytes) -> Tensor:
-    """The latent [C, T, H, W] of a `.pth` file; raises DataError."""
-    return _unbatched(_tensor(lambda: torch.load(io.BytesIO(data), weights_only=True), ".pth"), 4, ".pth")
+    """The latent [C, T, H, W] of a `.pth` file.
+
+    Raises:
+        DataError: there is none, or the file wants to run code.
+    """
+    return _unbatched(_tensor(lambda: _load_from_bytes(data), ".pth"), 4, ".pth")
 
 
 def load_context(data: bytes) -> Tensor:
-    """The text embedding [L, E] of a `.pickle` file; raises DataError."""
-    return _unbatched(_tensor(lambda: torch.as_tensor(_TensorUnpickler(io.BytesIO(data)).load()), ".pickle"), 2, ".pickle")
+    """The text embedding [L, E] of a `.pickle` file.
+
+    Raises:
+        DataError: there is none, or the file wants to run code.
+    """
+    return _unbatched(_tensor(lambda: _unpickled(data), ".pickle"), 2, ".pickle")
 
 
-def _tensor(load: Any, part: str) -> Tensor:
+def _unpickled(data: bytes) -> Tensor:
+    value = RestrictedUnpickler(io.BytesIO(data), TENSOR_NAMES, _itself).load()
+    if isinstance(value, numpy.ndarray):
+        value = value.astype(value.dtype.newbyteorder("="))  # torch takes the machine's own order alone, and what it may write
+    return torch.as_tensor(value)
+
+
+def _tensor(load: Callable[[], Any], part: str) -> Tensor:
     try:
         value = load()
     except DataError:
         raise
     except Exception as error:  # torch.load and pickle raise whatever the bytes lead them to
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"its {part} cannot be read as a tensor: {first_line}") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"its {part} cannot be read as a tensor: {lines[0]}") from error
     if not isinstance(value, Tensor):
         raise DataError(f"its {part} holds a {type(value).__name__}, not a tensor")
     return value
 
 
 def _unbatched(tensor: Tensor, axes: int, part: str) -> Tensor:
+    """Without a leading axis of 1, and checked for what no training survives."""
     if tensor.dim() == axes + 1 and tensor.size(0) == 1:
         tensor = tensor[0]
     if tensor.dim() != axes:

@@ -1,0 +1,68 @@
+"""What `dfmspec data inspect` tells of a folder of shards, from the same samples that `validate --check data` reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dfmspec.data.energon_metadata import split_counts
+from dfmspec.data.shards import UNIT_VARIANCE, Sample, scan, spread
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """Look through the first samples of every shard.
+
+    Returns: shards, samples of each split, how many samples were read, the latents' shapes [C, T, H, W] with their numbers,
+    mean and standard deviation of their values, the least and the most text tokens, and the problems, each of which names
+    its sample or shard.
+    """
+    found = scan(folder)
+    whole = [sample for sample in found.samples if sample.is_whole]
+    latents = [sample.latent for sample in whole if sample.latent is not None and sample.latent.finite]
+    lengths = [sample.text.shape[0] for sample in whole if sample.text is not None]
+    shapes = Counter(str(list(latent.shape)) for latent in latents)
+    mean, deviation = spread(latents) if latents else (None, None)
+
+    # What the trainer would stop at.
+    problems: list[str] = []
+    if not (folder / ".nv-meta").is_dir():
+        command = f"energon prepare --sample-type CrudeWebdataset {folder}"
+        problems.append(f"{folder} has no .nv-meta; run: {command}")
+    problems += [f"{folder}/{fault}" for fault in found.broken]
+    for sample in found.samples:
+        fault = _fault(sample)
+        if fault:
+            problems.append(f"sample {sample.place}: {fault}")
+    if deviation is not None and not UNIT_VARIANCE[0] <= deviation <= UNIT_VARIANCE[1]:
+        expected = "the trainer expects about 1 and multiplies by sigma_data"
+        problems.append(f"latents have standard deviation {deviation:.3f}; {expected}")
+
+    return {
+        "path": str(folder),
+        "shards": len(found.counts) + len(found.broken),
+        "samples": split_counts(folder) or {},
+        "read": len(latents),
+        "latent_shapes": dict(shapes),
+        "latent_mean": None if mean is None else round(mean, 4),
+        "latent_std": None if deviation is None else round(deviation, 4),
+        "text_tokens": [min(lengths), max(lengths)] if lengths else None,
+        "problems": problems,
+    }
+
+
+def _fault(sample: Sample) -> str:
+    """What keeps a sample from being trained on; empty: nothing that can be seen of it alone."""
+    if sample.missing:
+        return f"it has no .{sample.missing[0]} file"
+    if sample.fault or sample.latent is None or sample.text is None:
+        return sample.fault
+    if len(sample.latent.shape) != 4:
+        return f"its .pth has shape {list(sample.latent.shape)}, not 4 axes"
+    if len(sample.text.shape) != 2:
+        return f"its .pickle has shape {list(sample.text.shape)}, not 2 axes"
+    if not sample.latent.finite:
+        return "its .pth has values that are not finite"
+    if not sample.text.finite:
+        return "its .pickle has values that are not finite"
+    return ""

@@ -1,0 +1,47 @@
+"""Where a training starts: from which checkpoint, or afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dfmspec.errors import CheckpointError
+from dfmspec.record.checkpoints import find
+from dfmspec.spec.iterations import iteration_folders
+from dfmspec.spec.paths import local_path
+from dfmspec.spec.resume import Resume
+
+
+def start_of(
+    resume: Resume, *, load: Path, save: Path, step: int | None, report: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint that a training starts from; None: afresh.
+
+    Args:
+        resume: what run.resume asks for.
+        load: checkpoint.load, the folder to resume from.
+        save: checkpoint.save, the run's own folder.
+        step: checkpoint.ckpt_step, the iteration to resume from; None: the newest whole checkpoint.
+        report: where checkpoints that are passed over are told.
+
+    Raises:
+        CheckpointError: what is asked for is not there, or `never` meets checkpoints.
+    """
+    elsewhere = save != load  # somebody named a place to resume from
+    if elsewhere and resume.kind == "auto" and save.is_dir():  # begun from there once; this may be the same run again
+        continued = find(save, iteration=None, report=report)
+        if continued is not None:
+            return continued
+    if resume.kind == "never":
+        if iteration_folders(load):
+            raise CheckpointError(f"{load} has checkpoints and run.resume is never; use another folder, or resume=auto")
+        return None
+
+    folder = local_path(resume.folder).absolute() if resume.folder is not None else load
+    wanted = step if resume.iteration is None else resume.iteration
+    found = None
+    if folder.is_dir() or wanted is not None:
+        found = find(folder, iteration=wanted, report=report)
+    if found is None and (elsewhere or resume.kind != "auto"):
+        raise CheckpointError(f"{folder} has no checkpoint to resume from")
+    return found
