@@ -284,7 +284,8 @@ def rules_index(rules: Sequence[Rule]) -> str:
         families[rule.code[:3]].append(rule)
     lines = [
         "# Rules", "",
-        f"{len(rules)} rules in {len(families)} families. `dfmspec rule CODE` prints a rule's page, `dfmspec rule` lists all of them. A code is never used twice.", "",
+        f"{len(rules)} rules in {len(families)} families. `dfmspec rule CODE` prints a rule's page, `dfmspec rule` lists all of them. "
+        "A code is never used twice.", "",
         "| family | rules | about |", "|---|---|---|",
         *(f"| [{letters}](#{letters.lower()}) | {len(families[letters])} | {about} |" for letters, about in FAMILIES.items()),
     ]  # fmt: skip
