@@ -80,7 +80,9 @@ def test_the_tutorials_commands_run_in_order_in_an_empty_folder(tmp_path: Path) 
     assert shown_and_not_said(said) == []
 
 
-_EXACT = re.compile(r" error: | help: |mended: | derived: |  spec: |^[-+] |^#SBATCH |:.* -> |ranks = |looked at by|^export ")
+_EXACT = re.compile(
+    r" error: | help: |mended: | derived: |  spec: |^[-+] |^#SBATCH |:.* -> |ranks = |looked at by|^export "
+)
 """Lines of shown output that are the same on every machine."""
 
 
