@@ -23,9 +23,8 @@ DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 MEASUREMENTS = sorted(path for path in (DOCS / "measurements").glob("*.md") if path.name != "README.md")
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*TOP, *sorted(DOCS.rglob("*.md"))]
-WRITTEN = [
-    page for page in PAGES if page.parent.name not in ("rules", "keys") and page.name[:4] not in ("CHAN", "CONT")
-]
+HISTORY = ("CONTRIBUTING.md", "CHANGELOG.md")
+WRITTEN = [page for page in PAGES if page.parent.name not in ("rules", "keys") and page.name not in HISTORY]
 """By hand, and read by people who may not know what this project stands on."""
 
 HOMES = {
