@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SETUP = $(VENV)/.complete
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test test-all gpu-test slurm-test check fix generate bench clean
+.PHONY: demo test test-all gpu-test slurm-test check fix generate docs bench clean
 
 demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 	@echo "== dfmspec run specs/butterfly_tiny_cpu.yaml: draws its data, trains, saves, evaluates and samples (about 4 minutes on 2 cores)"
@@ -38,6 +38,9 @@ fix: $(SETUP)
 generate: $(SETUP)
 	$(BIN)/python tools/generate.py
 
+docs: $(SETUP)  ## the documentation as a site of its own, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 bench: $(SETUP)  ## start-up time of the commands, and validation beside a peer
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/validate.py
@@ -54,4 +57,4 @@ $(SETUP): pyproject.toml constraints.txt
 	@echo "== ready: $(BIN)/dfmspec"
 
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV) runs data build/site

@@ -1,4 +1,4 @@
-"""Writes what is generated: the schemas, the pages of the rules, the table of keys, the golden plans.
+"""Writes what is generated: the schemas, the pages of the rules and of the keys with their indexes, the golden plans.
 
 `python tools/generate.py [--check]`; --check writes nothing and fails when something is stale.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dfmspec.check.rules import LEVELS, RULES, all_findings  # noqa: E402
-from dfmspec.check.rules.base import Rule, UnknownValue, View  # noqa: E402
+from dfmspec.check.rules.base import ALL, Rule, UnknownValue, View  # noqa: E402
 from dfmspec.cli.rule import type_words  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
 from dfmspec.plan.plan import make_plan  # noqa: E402
@@ -277,19 +278,90 @@ def _example(folder: Path, name: str) -> list[str]:
     return ["```yaml", *(folder / f"{name}.yaml").read_text().splitlines(), "```", "", *overrides]
 
 
-def keys_page(targets: dict[str, dict[str, Any]], rules: dict[str, list[str]]) -> str:
-    """Every key of every target."""
-    lines = ["# Keys", "", "What a spec may hold, for each target. `dfmspec explain KEY` prints one of them.", ""]
-    for target, schema in targets.items():
-        lines += [f"## Target {target}", ""]
-        top = {name: node for name, node in schema["properties"].items() if "properties" not in node}
-        for section, node in [("", {"properties": top}), *((n, node) for n, node in schema["properties"].items() if "properties" in node)]:
-            lines += [f"### {section or 'Top level'}", "", "| key | type | default | meaning | rules |", "|---|---|---|---|---|"]
-            for name, field in node["properties"].items():
-                key = f"{section}.{name}" if section else name
-                cells = (f"`{key}`", _cell(type_words(field)), _cell(_default(field)), _cell(_meaning(field)), ", ".join(rules.get(key, [])))
-                lines.append(f"| {' | '.join(cells)} |")
-            lines.append("")
+FAMILIES = {
+    "SPC": "The spec itself: reading it, its keys and types, values that follow from others", "SEC": "Secrets",
+    "PAR": "How ranks are arranged, and what the arrangement must divide", "PIP": "Pipeline stages", "SEQ": "The length of packs, and how ranks share it",
+    "BAT": "Batch sizes and the length of a run", "MOD": "The network, and what it recomputes", "SMP": "The sampler", "WAN": "NVIDIA DFM's WAN",
+    "FLX": "NVIDIA DFM's FLUX", "PRE": "Number formats", "OPT": "Optimizer, schedules, seeds", "DDP": "Gradients and parameters over data-parallel ranks",
+    "CKP": "What is saved, where, and what a run resumes from", "EVL": "Evaluation while training", "DAT": "The dataset, its metadata and its samples",
+    "RUN": "Processes, machines, launchers, paths", "ENV": "Environment variables",
+}  # fmt: skip
+"""The letters of a code, and what such rules look at."""
+
+
+def rules_index(rules: Sequence[Rule]) -> str:
+    """All rules by family, a line each."""
+    families: dict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        families[rule.code[:3]].append(rule)
+    lines = [
+        "# Rules", "",
+        f"{len(rules)} rules in {len(families)} families. `dfmspec rule CODE` prints a rule's page, `dfmspec rule` lists all of them. "
+        "A code is never used twice.", "",
+        "| family | rules | about |", "|---|---|---|",
+        *(f"| [{letters}](#{letters.lower()}) | {len(families[letters])} | {about} |" for letters, about in FAMILIES.items()),
+    ]  # fmt: skip
+    for letters, about in FAMILIES.items():
+        lines += ["", f"## {letters}", "", f"{about}.", "", "| rule | severity | targets | what happens |", "|---|---|---|---|"]
+        for rule in families.pop(letters):
+            targets = "all" if rule.targets == ALL else ", ".join(rule.targets)
+            lines.append(f"| [{rule.code}]({rule.code}.md) {rule.name} | {rule.severity.label} | {targets} | {_text(first_sentence(rule.why))} |")
+    assert not families, f"FAMILIES has no words for {', '.join(families)}"
+    return "\n".join([*lines, ""])
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence."""
+    head, stop, _ = text.partition(". ")
+    return head + "." if stop else head
+
+
+_UPSTREAM = "[NVIDIA DFM](https://github.com/NVIDIA-NeMo/DFM)"
+SUBJECTS = {
+    "megatron_core": "dfmspec's own trainer on [Megatron-Core](https://github.com/NVIDIA/Megatron-LM)",
+    **{target: f"{_UPSTREAM}'s script for {network}" for target, network in NETWORKS.items()},
+}
+"""Each target in words, in the order of the index."""
+
+
+def keys_index(targets: dict[str, dict[str, Any]]) -> str:
+    """Which page has which target's keys, and how many keys a section has for each."""
+    counts = {target: {section: len(fields) for section, fields in sections_of(schema).items()} for target, schema in targets.items()}
+    names = list(dict.fromkeys(section for sections in counts.values() for section in sections))
+    lines = [
+        "# Keys", "", "What a spec may hold: a page for each target. `dfmspec explain KEY` prints one of them, `dfmspec schema TARGET` all as JSON Schema.", "",
+        "| target | keys | what trains |", "|---|---|---|",
+        *(f"| [{target}]({target}.md) | {sum(counts[target].values())} | {subject} |" for target, subject in SUBJECTS.items()), "",
+        "The sections, with the number of their keys:", "",
+        f"| section | {' | '.join(SUBJECTS)} |", f"|---|{'---|' * len(SUBJECTS)}",
+    ]  # fmt: skip
+    for name in names:
+        cells = [f"[{counts[target][name]}]({target}.md#{_anchor(name)})" if name in counts[target] else "" for target in SUBJECTS]
+        lines.append(f"| {name or 'top level'} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def sections_of(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """section -> field -> node; the keys of no section under the empty name, first."""
+    top = {name: node for name, node in schema["properties"].items() if "properties" not in node}
+    return {"": top} | {name: node["properties"] for name, node in schema["properties"].items() if "properties" in node}
+
+
+def _anchor(section: str) -> str:
+    return section.lower() or "top-level"
+
+
+def keys_page(target: str, schema: dict[str, Any], rules: dict[str, list[str]]) -> str:
+    """Every key of a target."""
+    lines = [f"# Keys of target {target}", "", f"For {SUBJECTS[target]}. Other targets: [the index](README.md).", ""]
+    for section, fields in sections_of(schema).items():
+        lines += [f"## {section or 'Top level'}", "", "| key | type | default | meaning | rules |", "|---|---|---|---|---|"]
+        for name, field in fields.items():
+            key = f"{section}.{name}" if section else name
+            links = ", ".join(f"[{code}](../rules/{code}.md)" for code in rules.get(key, []))
+            cells = (f"`{key}`", _text(type_words(field)), _cell(_default(field)), _text(_meaning(field)), links)
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -305,6 +377,11 @@ def _meaning(field: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _text(text: str) -> str:
+    """A cell of words that Markdown is not to take for its own: <name> is no tag, and _target_ is not slanted."""
+    return re.sub(r"(?<!\w)_|_(?!\w)|[<*]", lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", _cell(text))
 
 
 def schemas() -> dict[Path, str]:
@@ -329,7 +406,10 @@ def pages() -> dict[Path, str]:
         for key in sorted(asked | {dotted(finding.path) for findings in found.values() for finding in findings if len(finding.path) == 2}):
             rules[key].append(rule.code)
     out[ROOT / "schemas" / "rules_of_keys.json"] = json.dumps(dict(sorted(rules.items())), indent=2) + "\n"
-    out[ROOT / "docs" / "keys.md"] = keys_page({target: catalogue(target).schema for target in TARGETS}, rules)
+    out[ROOT / "docs" / "rules" / "README.md"] = rules_index(RULES)
+    targets = {target: catalogue(target).schema for target in TARGETS}
+    out |= {ROOT / "docs" / "keys" / f"{target}.md": keys_page(target, schema, rules) for target, schema in targets.items()}
+    out[ROOT / "docs" / "keys" / "README.md"] = keys_index(targets)
     return out
 
 
@@ -346,8 +426,8 @@ def main() -> int:
     for wanted in (schemas, pages, goldens):
         files = wanted()
         stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-        places = {pages: "docs/rules/*.md", goldens: "tests/golden/*/plan/*"}
-        left = [path for path in ROOT.glob(places[wanted]) if path not in files] if wanted in places else []
+        places = {pages: ("docs/rules/*.md", "docs/keys/*.md"), goldens: ("tests/golden/*/plan/*",)}
+        left = [path for place in places.get(wanted, ()) for path in ROOT.glob(place) if path not in files]
         if "--check" in sys.argv and (stale or left):
             print("\n".join(f"{path.relative_to(ROOT)} is stale; run: python tools/generate.py" for path in stale + left))
             return 1

@@ -63,7 +63,7 @@ def runs(shared: Path) -> Callable[[str, str], list[dict[str, Any]]]:
 
 
 def say(name: str, difference: parity.Difference) -> None:
-    """A line for the tables in docs/measurements.md."""
+    """A line for the tables in docs/measurements."""
     if out := os.environ.get("PARITY_TABLE"):
         with Path(out).open("a") as table:
             table.write(json.dumps({"layout": name, **vars(difference)}) + "\n")
