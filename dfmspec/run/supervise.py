@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Launch:
+class Launch:
     """A request as it is launched: what follows from the plan, worked out once."""
 
     request: Request
@@ -74,7 +74,7 @@ class _Launch:
     """The runs of the plan's name."""
 
     @classmethod
-    def of(cls, request: Request) -> _Launch:
+    def of(cls, request: Request) -> Launch:
         plan = request.plan
         folder = Path(plan.located(plan.run["output_dir"])) / plan.name
         return cls(request, _config_at_launch(plan), Resume.parse(plan.run["resume"]), folder)
@@ -103,7 +103,7 @@ def execute(request: Request) -> tuple[int, Path]:
         LockedError: another process runs it, or saves its checkpoints in the same folder.
         UsageError: there is nothing to resume from, or `never` meets checkpoints.
     """
-    launch = _Launch.of(request)
+    launch = Launch.of(request)
     run, manifest = _open(launch)
     if manifest.verdict == "succeeded":
         request.talk(f"Run {run.path} has finished already; nothing to do (run.resume=never starts a new one)")
@@ -145,7 +145,7 @@ def check_guards(plan: Plan) -> None:
             raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 
-def _open(launch: _Launch) -> tuple[RunDir, Manifest]:
+def _open(launch: Launch) -> tuple[RunDir, Manifest]:
     """The run directory of a plan: that of its unfinished or finished run, else a new one.
 
     Raises:
@@ -176,7 +176,7 @@ def _open(launch: _Launch) -> tuple[RunDir, Manifest]:
     return opened
 
 
-def _new_run(launch: _Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manifest]:
+def _new_run(launch: Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manifest]:
     """Make a run directory, with everything in it that was asked and compiled."""
     request = launch.request
     plan = request.plan
@@ -207,7 +207,7 @@ def _new_run(launch: _Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Mani
     return run, manifest
 
 
-def _start_elsewhere(launch: _Launch, same_plan: Sequence[RunDir]) -> dict[str, Any]:
+def _start_elsewhere(launch: Launch, same_plan: Sequence[RunDir]) -> dict[str, Any]:
     """The keys of section `checkpoint` by which a new run starts where run.resume says."""
     resume = launch.resume
     if resume.iteration is not None:
@@ -219,7 +219,7 @@ def _start_elsewhere(launch: _Launch, same_plan: Sequence[RunDir]) -> dict[str, 
     return {}
 
 
-def _folder_with(iteration: int, launch: _Launch, runs: Sequence[RunDir]) -> str:
+def _folder_with(iteration: int, launch: Launch, runs: Sequence[RunDir]) -> str:
     """The checkpoint folder of the newest run of this plan that has an iteration.
 
     By the disk: also where nobody lived to write it down.
@@ -233,7 +233,7 @@ def _folder_with(iteration: int, launch: _Launch, runs: Sequence[RunDir]) -> str
     )
 
 
-def _tell_of_another(earlier: Sequence[tuple[RunDir, Manifest]], launch: _Launch) -> None:
+def _tell_of_another(earlier: Sequence[tuple[RunDir, Manifest]], launch: Launch) -> None:
     """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another."""
     if launch.resume.kind != "auto":
         return
@@ -284,7 +284,7 @@ def _digest(text: str) -> str:
 class _Supervisor:
     """One run, from its launch to its end: one attempt, and more when a scheduler starts it again."""
 
-    launch: _Launch
+    launch: Launch
     run_dir: RunDir
     manifest: Manifest
     signals: list[int] = field(default_factory=list)

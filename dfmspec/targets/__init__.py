@@ -114,7 +114,7 @@ class Entry(NamedTuple):
     schema: str
     """Its catalogue, a JSON Schema among the package's files; one a pinned revision."""
     code: str
-    """Whose code trains; rules of that code hold for all of its targets."""
+    """Whose code trains; rules about that code hold for all of its targets."""
     network: str
     """What is trained; rules of a network hold for all of its targets."""
     recipes: tuple[str, ...]
@@ -135,7 +135,7 @@ TARGETS = {
     "dfm": Entry(
         module="dfmspec.targets.dfm.dit",
         schema="schemas/targets/dfm-7cb7634.schema.json",
-        code="dfm",
+        code="NVIDIA DFM",
         network="dit",
         recipes=("dit",),
         default_recipe="dit_xl",
@@ -143,7 +143,7 @@ TARGETS = {
     "dfm_wan": Entry(
         module="dfmspec.targets.dfm.wan",
         schema="schemas/targets/dfm-7cb7634-wan.schema.json",
-        code="dfm",
+        code="NVIDIA DFM",
         network="wan",
         recipes=("wan",),
         default_recipe="wan_1_3b",
@@ -151,7 +151,7 @@ TARGETS = {
     "dfm_flux": Entry(
         module="dfmspec.targets.dfm.flux",
         schema="schemas/targets/dfm-7cb7634-flux.schema.json",
-        code="dfm",
+        code="NVIDIA DFM",
         network="flux",
         recipes=("flux",),
         default_recipe="flux_schnell",

@@ -12,9 +12,9 @@ from dfmspec.targets.layout import Layout, nearest_multiples
 
 ALL = tuple(TARGETS)
 OURS = targets_of(code="dfmspec")
-DFM = targets_of(code="dfm")
+DFM = targets_of(code="NVIDIA DFM")
 DIT = targets_of(network="dit")
-DFM_DIT = targets_of(code="dfm", network="dit")
+DFM_DIT = targets_of(code="NVIDIA DFM", network="dit")
 WAN = targets_of(network="wan")
 FLUX = targets_of(network="flux")
 """For which targets a rule holds."""

@@ -3,7 +3,7 @@
 What it does, in its order: the recipe's values; OmegaConf's merge of the file, which takes any key; Hydra's overrides; the
 application to the dataclasses, which drops unknown keys and knows no types; the precision and overlap sections copied over
 others; post-inits that fill what is null. What a case resolves to is what `import`, "has no effect" and the compiled
-configuration rest on; the recorded verdicts in tests/upstream hold it to the real one.
+configuration rest on; the recorded verdicts in tests/targets/dfm hold it to the real one.
 
 Sources: pretrain_dit_model.py (DFM 7cb7634); training/utils/omegaconf_utils.py, config.py, mixed_precision.py and
 comm_overlap.py (Megatron-Bridge 953aabf7); TransformerConfig.__post_init__ (megatron-core 2d398b42).

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.fuzzing import run
+from tests.check.fuzzing import run
 
 
 @pytest.fixture(autouse=True)

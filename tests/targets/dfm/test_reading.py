@@ -16,7 +16,7 @@ from dfmspec.read.resolve import Resolved, resolve_spec
 from dfmspec.targets import target_module
 from dfmspec.targets.dfm.upstream import Reading, Refused, read
 from tests.conftest import ROOT
-from tests.upstream.cases import HERE, cases, compiled
+from tests.targets.dfm.cases import HERE, cases, compiled
 
 DEFAULTS = json.loads((HERE / "defaults.json").read_text())
 NOWHERE = "<missing>"

@@ -9,7 +9,7 @@ import pytest
 
 from dfmspec.check.rules import RULES
 from dfmspec.diagnostics import Severity
-from tests.upstream.cases import answer, cases, outcome
+from tests.targets.dfm.cases import answer, cases, outcome
 
 WHY = {rule.code: rule.why for rule in RULES}
 SILENT = re.compile(r"silence|accepted", re.IGNORECASE)

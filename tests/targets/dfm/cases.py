@@ -1,4 +1,4 @@
-"""The recorded cases, and dfmspec's answer to each. `python -m tests.upstream.cases` prints the table of agreement."""
+"""The recorded cases, and dfmspec's answer to each. `python -m tests.targets.dfm.cases` prints the table of agreement."""
 
 from __future__ import annotations
 
