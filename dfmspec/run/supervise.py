@@ -75,6 +75,7 @@ class Launch:
 
     @classmethod
     def of(cls, request: Request) -> Launch:
+        """What follows from a request's plan."""
         plan = request.plan
         folder = Path(plan.located(plan.run["output_dir"])) / plan.name
         return cls(request, _config_at_launch(plan), Resume.parse(plan.run["resume"]), folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,4 +71,4 @@ def test_any_other_name_is_refused_before_it_is_imported(hostile: object, protoc
         with pytest.raises(DataError):
             read()
 
-    assert not os.path.exists("/tmp/dfmspec-was-here")
+    assert not Path("/tmp/dfmspec-was-here").exists()
