@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SETUP = $(VENV)/.complete
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test test-all gpu-test slurm-test check fix generate docs bench clean
+.PHONY: demo test test-long gpu-test slurm-test check fix generate docs bench clean
 
 demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 	@echo "== dfmspec run specs/butterfly_tiny_cpu.yaml: draws its data, trains, saves, evaluates and samples (about 4 minutes on 2 cores)"
@@ -14,10 +14,11 @@ demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 
 test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 cores
 	@echo "== tests (parity of layouts, resume, kills, the how-to's commands, rules, plans)"
-	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not long and not slurm and not gpu" -n 2 --dist loadgroup
 
-test-all: $(SETUP) check  ## also the long campaigns: kills, fuzzing
-	$(BIN)/python -m pytest -m "not slurm and not gpu" -n 2 --dist loadgroup
+test-long: $(SETUP)  ## what takes minutes each: parity of four ranks and FP8, blends, namespaces, kills, fuzzing; at most 25 minutes on 2 cores
+	@echo "== long tests"
+	$(BIN)/python -m pytest -m "long and not slurm and not gpu" -n 2 --dist loadgroup
 
 gpu-test: $(SETUP)  ## parity of layouts, kernels, steps on the GPUs of this machine (extra gpu; GPUS=N: on the first N)
 	@echo "== tests on GPUs"

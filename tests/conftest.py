@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "corpus"
 HOWTO = CORPUS / "howto" / "dit_butterfly_config.yaml"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent that ignores it (nohup) is no test's affair
+
+MOST_SKIPPED = 0
+"""A skipped test proves nothing: whoever adds one raises this number, and says why."""
 
 TINY = [
     "cluster.device=cpu", "recipe=dit_tiny", "model.num_layers=2", "model.hidden_size=64", "model.adaln_lora_rank=16",
@@ -61,3 +67,14 @@ def dataset(shared: Path) -> Path:
         assert made.returncode == 0, made.stderr
 
     return once(shared / "butterfly_webdataset", prepare)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a session in which more tests were skipped than are known to be."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return
+    skipped = len(reporter.stats.get("skipped", []))
+    if skipped > MOST_SKIPPED:
+        reporter.write_line(f"{skipped} tests were skipped, and {MOST_SKIPPED} may be (MOST_SKIPPED in tests/conftest.py)", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

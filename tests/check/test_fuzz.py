@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 
 import pytest
 
 from tests.check.fuzzing import run
+
+SECONDS = float(os.environ.get("DFMSPEC_FUZZ_SECONDS", "90"))
+"""For each box of inputs from a new seed."""
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +24,12 @@ def test_some_inputs(seed: int) -> None:
     assert len(run(500, seed)) > 25
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 100 + max(1, (os.cpu_count() or 1))))
-def test_many_inputs(seed: int) -> None:
-    run(20_000, seed)
+@pytest.mark.long
+@pytest.mark.parametrize("box", range(2))
+def test_many_inputs(box: int) -> None:
+    """For as long as the box has seconds; the seeds are printed, for `python -m tests.check.fuzzing 500 SEED`."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        seed = random.SystemRandom().randrange(2**31)
+        print(f"box {box}: seed {seed}")
+        run(500, seed)

@@ -119,7 +119,7 @@ def test_a_spec_with_paths_of_its_own_is_one_run_from_any_working_directory(data
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), pytest.param(signal.SIGHUP, "SIGHUP", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), pytest.param(signal.SIGHUP, "SIGHUP", marks=pytest.mark.long)])
 def test_a_signal_saves_and_the_same_command_continues(number: int, name: str, spec: Path, tmp_path: Path) -> None:
     words = [spec, "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", f"rng.seed={int(number)}"]
     process = begun(*words, cwd=tmp_path)
@@ -152,7 +152,7 @@ def test_a_killed_supervisor_leaves_no_process_behind(spec: Path, tmp_path: Path
     assert "nobody watches it: the same command goes on with it" in dfmspec("show", "tiny", cwd=tmp_path).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_ends_an_evaluation_too(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, "data.source=mock", *SMALL, "train.train_iters=40", "train.eval_iters=100000", "train.eval_interval=1", cwd=tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -162,7 +162,7 @@ def test_a_signal_ends_an_evaluation_too(spec: Path, tmp_path: Path) -> None:
     assert manifest_of(out)["checkpoints"][-1]["iteration"] == 3  # of the next one the data was on its way
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_changed_spec_is_another_run_and_says_so(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, "data.source=mock", *SMALL, "train.train_iters=40", "checkpoint.save_interval=100", cwd=tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -212,7 +212,7 @@ def test_what_the_machine_says_of_itself_ends_no_run(monkeypatch: pytest.MonkeyP
     assert manifests.git_state(Path()) == {"commit": "abc", "dirty": None}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_path_that_is_no_utf_8_stays_in_a_manifest(spec: Path, tmp_path: Path) -> None:
     out = os.fsdecode(os.fsencode(tmp_path) + b"/o\xff")
     result = dfmspec("run", spec, "data.source=mock", *SMALL, "train.train_iters=1", "--output-dir", out, cwd=tmp_path)
@@ -252,7 +252,7 @@ def test_a_rank_that_was_killed_is_named(spec: Path, tmp_path: Path) -> None:
     assert "failed: rank 1: SIGKILL: killed from outside" in err and "full traceback" not in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_whose_torchrun_was_killed_end_before_the_verdict(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=2000", cwd=tmp_path)
     pids = rank_pids(tmp_path)
@@ -262,7 +262,7 @@ def test_ranks_whose_torchrun_was_killed_end_before_the_verdict(spec: Path, tmp_
     assert process.returncode == 1 and not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_when_nobody_reads_what_it_says(spec: Path, tmp_path: Path) -> None:
     process = begun(spec, *SMALL, "data.source=mock", "train.train_iters=40", "logger.log_interval=1", cwd=tmp_path)
     process.stderr.close()
@@ -280,7 +280,7 @@ def test_a_bundle_is_run_twice_from_its_own_folder(spec: Path, tmp_path: Path) -
     assert second.returncode == 0 and "finished already" in second.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_drawn_data_that_was_deleted_is_drawn_again_and_the_run_goes_on(spec: Path, tmp_path: Path) -> None:
     words = ["run", spec, *SMALL, "data.source=embedded", "data.num_samples=64", "train.train_iters=1"]
     first = dfmspec(*words, cwd=tmp_path)

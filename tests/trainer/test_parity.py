@@ -33,7 +33,7 @@ def test_a_layout_agrees_with_one_process(layout: str, reference: list[dict[str,
     assert difference.agrees(), difference
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fp8_agrees_within_its_own_rounding(tmp_path: Path) -> None:
     """Each rank scales what it multiplies, so a layout rounds otherwise; a gradient that were not summed would be off by half."""
 
@@ -62,7 +62,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict
     return parity.together([parity.Job(name, base / name, made(cuts)) for name, cuts in ({"one": {}} | parity.LARGE).items()])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("layout", parity.LARGE)
 def test_a_layout_of_many_ranks_agrees_too(layout: str, large: Callable[[str], list[dict[str, Any]]]) -> None:
     difference = parity.compare(large("one"), large(layout))
@@ -88,7 +88,7 @@ def test_a_fault_of_the_upstream_is_caught(layout: str, fault: str, reference: l
     assert difference.gradient > 100 * parity.FP32.gradient
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_layouts_and_one_process_go_on_from_each_others_checkpoints(reference: list[dict[str, Any]], tmp_path: Path) -> None:
     """Saved after two iterations in one, loaded in the other: the last two are those of the run that changed nothing."""
     layouts = ["pp2_vpp2", "tp2_sp", "cp2"]

@@ -105,7 +105,7 @@ def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(di
     assert_continues(resumed, run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_blend_of_datasets_goes_on_where_it_was(dataset: Path, setting: list[str], tmp_path: Path) -> None:
     (tmp_path / "mix.yaml").write_text(
         "__module__: megatron.energon\n__class__: MetadatasetV2\n"
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, se
     assert_continues(run_dir, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_past_its_end_says_so(whole: Path, setting: list[str], tmp_path: Path) -> None:
     said = train(cut(whole, tmp_path / "run", 6), *setting, "train.train_iters=4")
 
@@ -217,7 +217,7 @@ def test_sigterm_finishes_the_iteration_and_saves(setting: list[str], whole: Pat
     assert_continues(run_dir, whole)
 
 
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.long)])
 def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, setting: list[str], tmp_path: Path) -> None:
     """Killed while saving or between, as often as it takes: every loss is that of the run that was not stopped."""
     run_dir, rng = tmp_path / "run", random.Random(seed)

@@ -109,7 +109,7 @@ def namespaces() -> Iterator[list[str]]:
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_machines_on_a_cable(rendezvous: str, spec: Path, tmp_path: Path, namespaces: list[str]) -> None:
     """Each node has its own address and its own loopback: nothing but the cable joins them."""
@@ -123,7 +123,7 @@ def test_two_machines_on_a_cable(rendezvous: str, spec: Path, tmp_path: Path, na
     assert _losses(apart.stdout) == pytest.approx(_losses(together.stdout), rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_scripts_of_a_bundle_do_the_same_by_hand(spec: Path, tmp_path: Path, namespaces: list[str]) -> None:
     """The how-to's two commands, one on each machine."""
     words = [word for word in RUN if not word.startswith("launcher.")]
