@@ -17,6 +17,7 @@ from dfmspec.record.events import read_events
 from dfmspec.run.launch.local import free_port
 from tests.conftest import ROOT, TINY, dfmspec, environment, once
 from tests.trainer.parity_worker import asleep
+from tests.trainer.warm import WARM, Forked, may_be_forked
 
 TORCHRUN = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -31,8 +32,13 @@ def place(folder: Path) -> Path:
     return folder
 
 
-def start(cwd: Path, *words: str, processes: int = 1, script: str = ENTRY, **env: str) -> subprocess.Popen[str]:
-    """torchrun with the how-to's words, on a port of its own; events go to cwd/run."""
+Process = subprocess.Popen[str] | Forked
+
+
+def start(cwd: Path, *words: str, processes: int = 1, script: str = ENTRY, **env: str) -> Process:
+    """torchrun with the how-to's words, on a port of its own; 0 processes: the script alone, forked from what is imported already."""
+    if processes == 0 and may_be_forked(env):
+        return WARM.start(ROOT / script, words, cwd=place(cwd), env=env)
     launch = [TORCHRUN, "--nproc-per-node", str(processes)] if processes else [sys.executable]
     env = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())} | env
     return subprocess.Popen(
@@ -55,7 +61,7 @@ def pair(cwd: Path, *words: str, processes: int, environments: tuple[dict[str, s
     return [out for _, out, _ in results]
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
+def finish(process: Process, seconds: float = 240) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -69,7 +75,12 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, s
 def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> str:
     """A short training in `run_dir`, as a plan starts it; returns what rank 0 printed."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    code, out, err = finish(start(run_dir, *SHORT, *words, processes=processes, DFMSPEC_RUN_DIR=str(run_dir)))
+    env = {"DFMSPEC_RUN_DIR": str(run_dir)}
+    if processes > 1:
+        forked = WARM.start_ranks(ROOT / ENTRY, [*SHORT, *words], processes, cwd=place(run_dir), env=env)
+        code, out, err = forked.finish(240)
+    else:
+        code, out, err = finish(start(run_dir, *SHORT, *words, processes=processes, **env))
     assert code == expect, (code, out[-2000:], err[-3000:])
     return out + err
 
@@ -89,7 +100,7 @@ def _wake(folder: Path, *words: str) -> None:
     save_file(weights, folder / "awake.safetensors")
 
 
-def kill_tree(process: subprocess.Popen[str]) -> None:
+def kill_tree(process: Process) -> None:
     """SIGKILL to the process and everything that it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
