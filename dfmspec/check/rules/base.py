@@ -77,6 +77,10 @@ class View:
         """The keys, among those given, that a person set to something other than null."""
         return [key for key in keys if self.is_users(key) and self.resolved.values[key] is not None]
 
+    def users_key(self, key: str, *, otherwise: str) -> str:
+        """The key where a person set it; else the other, at which a finding about both stands."""
+        return key if self.is_users(key) else otherwise
+
     def section(self, name: str) -> list[str]:
         """The keys of a section that a person set."""
         return [key for key in self.resolved.spec.users if key.startswith(f"{name}.")]
@@ -228,8 +232,11 @@ def must_divide(
         hint = f"{divisor} may be {listed(works)}"
         if near:
             hint += f"; or {number} {listed(near, ' or ')}"
-        users = divisor if view.is_users(divisor) else number
-        yield Finding(path(at or users), f"{number} {large} is not a multiple of {divisor} {small}; {words}", hint)
+        yield Finding(
+            path(at or view.users_key(divisor, otherwise=number)),
+            f"{number} {large} is not a multiple of {divisor} {small}; {words}",
+            hint,
+        )
 
     return check
 
@@ -248,7 +255,7 @@ def same(one: str, other: str, *, when: Callable[[View], Any], what: str) -> Che
     """Two keys that must agree where `when` is true."""
     return excludes(
         lambda v: when(v) and v[one] != v[other],
-        at=lambda v: one if v.is_users(one) else other,
+        at=lambda v: v.users_key(one, otherwise=other),
         message=lambda v: f"{one} {v[one]} and {other} {v[other]} are {what}, and must be the same",
         hint=lambda v: f"{one} {v[other]}, or {other} {v[one]}",
     )

@@ -184,7 +184,7 @@ def _mock_length(view: View) -> Iterator[Finding]:
 
     enough = max(1, per_rank // max(1, microbatches))
     yield Finding(
-        path(ITERS if view.is_users(ITERS) else "data.source"),
+        path(view.users_key(ITERS, otherwise="data.source")),
         f"DFM's random data end after {per_rank} batches a rank, and {iters} iterations with evaluation need {needed}",
         f"train.train_iters {enough} and train.eval_iters 0, for example",
     )

@@ -136,10 +136,9 @@ def _budget(view: View) -> Iterator[Finding]:
     each_gb = each / 1e9
     all_gb = kept * each / 1e9
     free_gb = free / 1e9
-    at = INTERVAL if view.is_users(INTERVAL) else SAVE
     severity = None if view.users(INTERVAL, SAVE) else HINT
     yield Finding(
-        path(at),
+        path(view.users_key(INTERVAL, otherwise=SAVE)),
         f"{kept} checkpoints of about {each_gb:.1f} GB are {all_gb:.0f} GB, and {place} has {free_gb:.0f} GB free",
         f"set {KEEP}, or a larger {INTERVAL}",
         severity,
@@ -206,7 +205,7 @@ def _load_missing(view: View) -> Iterator[Finding]:
     elif step is not None and not (folder / f"iter_{step:07d}").is_dir():
         have = listed(iterations(folder)) or "none"
         yield Finding(
-            path(STEP if view.is_users(STEP) else LOAD),
+            path(view.users_key(STEP, otherwise=LOAD)),
             f"{load} has no checkpoint of iteration {step}",
             f"it has: {have}",
         )
@@ -365,7 +364,7 @@ def _other_model(view: View) -> Iterator[Finding]:
         if before != now:
             theirs = shown(before)
             yield Finding(
-                path(key if view.is_users(key) else LOAD),
+                path(view.users_key(key, otherwise=LOAD)),
                 f"{key} is {shown(now)}, and the checkpoint's is {theirs}",
                 f"set {key} to {theirs}, or load another checkpoint",
             )

@@ -235,7 +235,7 @@ def _streams_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Fi
     streams = view[STREAMS]
     if samples < streams:
         yield Finding(
-            path(STREAMS if view.is_users(STREAMS) else DATASET),
+            path(view.users_key(STREAMS, otherwise=DATASET)),
             f"{streams} streams share the {samples} samples of split {leaf.split} of {leaf.folder}; "
             "each needs at least one",
             f"data.num_streams at most {samples}, or fewer dataset.num_workers",
@@ -250,7 +250,7 @@ def _loaders_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Fi
     if samples < loaders:
         most = samples // dp
         yield Finding(
-            path(WORKERS if view.is_users(WORKERS) else DATASET),
+            path(view.users_key(WORKERS, otherwise=DATASET)),
             f"DP {dp} x {workers} workers = {loaders} loaders share the {samples} samples of split {leaf.split} "
             f"of {leaf.folder}; each needs at least one",
             f"dataset.num_workers at most {most}",

@@ -102,10 +102,11 @@ def _resume(view: View) -> Iterator[Finding]:
             )
     elif resume not in _RESUME_WORDS and not local_path(resume).is_dir():
         close = get_close_matches(resume, _RESUME_WORDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "auto continues the unfinished run of the same plan"
         yield Finding(
             path(RESUME),
             f"run.resume {resume} is not auto, require or never, an iteration, or a folder that exists",
-            f"did you mean {close[0]}?" if close else "auto continues the unfinished run of the same plan",
+            hint,
         )
 
 
