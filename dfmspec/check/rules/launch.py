@@ -281,7 +281,7 @@ UNSEEN = Rule(
     "the file system",
     level="paths",
 )
-"""Its code is also that of a finding where the operating system refuses what another rule looks at."""
+"""The rule whose code a finding also has where the operating system refuses what another rule looks at."""
 _CONFIG = "Megatron-Bridge training/config.py"
 
 RULES = (

@@ -152,7 +152,7 @@ def _full_recomputation(view: View, method: str | None, layers: int | None) -> I
     if layers is None:
         missing.append("recompute_num_layers")
     if method is None or layers is None:
-        names = " and ".join(missing)
+        names = listed(missing, " and ")
         yield Finding(
             path(_GRANULARITY),
             f"recompute_granularity full needs {names}",
