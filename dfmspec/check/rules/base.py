@@ -10,6 +10,7 @@ from dfmspec.read.resolve import Resolved
 from dfmspec.targets import TARGETS, Target, target_module, targets_of
 from dfmspec.targets.layout import Layout, nearest_multiples
 
+# For which targets a rule holds.
 ALL = tuple(TARGETS)
 OURS = targets_of(code="dfmspec")
 DFM = targets_of(code="NVIDIA DFM")
@@ -17,13 +18,30 @@ DIT = targets_of(network="dit")
 DFM_DIT = targets_of(code="NVIDIA DFM", network="dit")
 WAN = targets_of(network="wan")
 FLUX = targets_of(network="flux")
-"""For which targets a rule holds."""
-ERROR, WARNING, HINT = Severity.ERROR, Severity.WARNING, Severity.HINT
 
-TP, PP, CP = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size", "model.context_parallel_size"
-VPP, SP = "model.virtual_pipeline_model_parallel_size", "model.sequence_parallel"
-LAYERS, HIDDEN, HEADS, FFN = "model.num_layers", "model.hidden_size", "model.num_attention_heads", "model.ffn_hidden_size"
-GBS, MBS, ITERS, SAMPLES = "train.global_batch_size", "train.micro_batch_size", "train.train_iters", "train.train_samples"
+# How bad a finding is.
+ERROR = Severity.ERROR
+WARNING = Severity.WARNING
+HINT = Severity.HINT
+
+# Keys of the layout of ranks.
+TP = "model.tensor_model_parallel_size"
+PP = "model.pipeline_model_parallel_size"
+CP = "model.context_parallel_size"
+VPP = "model.virtual_pipeline_model_parallel_size"
+SP = "model.sequence_parallel"
+
+# Keys of the network's geometry.
+LAYERS = "model.num_layers"
+HIDDEN = "model.hidden_size"
+HEADS = "model.num_attention_heads"
+FFN = "model.ffn_hidden_size"
+
+# Keys of the batch and of the run's length.
+GBS = "train.global_batch_size"
+MBS = "train.micro_batch_size"
+ITERS = "train.train_iters"
+SAMPLES = "train.train_samples"
 LENGTH = "dataset.task_encoder_seq_length"
 
 
@@ -32,12 +50,20 @@ class UnknownValue(Exception):
 
 
 class View:
-    """A Resolved as rules see it: an unknown value stops the rule that asks for it."""
+    """A Resolved as rules see it: an unknown value stops the rule that asks for it.
+
+    What a rule has yielded before it asks stays; so a rule asks for a key no earlier than it needs it.
+    """
 
     def __init__(self, resolved: Resolved) -> None:
         self.resolved = resolved
 
     def __getitem__(self, key: str) -> Any:
+        """The value of a key.
+
+        Raises:
+            UnknownValue: the value is broken, or the target has no such key.
+        """
         if key in self.resolved.unknown or key not in self.resolved.values:
             raise UnknownValue(key)
         return self.resolved.values[key]
@@ -48,8 +74,12 @@ class View:
         return origin is not None and origin.is_users
 
     def users(self, *keys: str) -> list[str]:
-        """Those of the keys that a person set to something other than null."""
+        """The keys, among those given, that a person set to something other than null."""
         return [key for key in keys if self.is_users(key) and self.resolved.values[key] is not None]
+
+    def users_key(self, key: str, *, otherwise: str) -> str:
+        """The key where a person set it; else the other, at which a finding about both stands."""
+        return key if self.is_users(key) else otherwise
 
     def section(self, name: str) -> list[str]:
         """The keys of a section that a person set."""
@@ -73,14 +103,25 @@ class View:
     @property
     def layout(self) -> Layout:
         """The arrangement of ranks."""
-        return Layout(self["cluster.nnodes"] * self["cluster.nproc_per_node"], self[TP], self[PP], self[CP])
+        world_size = self["cluster.nnodes"] * self["cluster.nproc_per_node"]
+        return Layout(
+            world_size,
+            tensor_model_parallel_size=self[TP],
+            pipeline_model_parallel_size=self[PP],
+            context_parallel_size=self[CP],
+        )
 
     @property
     def data_parallel_size(self) -> int:
-        """DP; unknown when the world size does not divide (a finding of its own)."""
-        if not self.layout.data_parallel_size:
+        """How many copies of the model train.
+
+        Raises:
+            UnknownValue: the world size is no multiple of a copy's ranks, which is a finding of its own.
+        """
+        size = self.layout.data_parallel_size
+        if not size:
             raise UnknownValue("data_parallel_size")
-        return self.layout.data_parallel_size
+        return size
 
     @property
     def is_mock(self) -> bool:
@@ -119,8 +160,14 @@ def say(view: View, text: Text) -> str:
     return text if isinstance(text, str) else text(view)
 
 
-def excludes(when: Callable[[View], Any], *, at: str | Callable[[View], str], message: Text, hint: Text) -> Check:
-    """A combination that must not be."""
+def excludes(
+    when: Callable[[View], Any],
+    *,
+    at: str | Callable[[View], str],
+    message: Text,
+    hint: Text,
+) -> Check:
+    """A combination that must not be: where `when` is true, one finding at the key `at`."""
 
     def check(view: View) -> Iterator[Finding]:
         if when(view):
@@ -129,54 +176,96 @@ def excludes(when: Callable[[View], Any], *, at: str | Callable[[View], str], me
     return check
 
 
-def requires(key: str, *needs: tuple[str, Any], because: str, unless: Callable[[View], bool] = lambda view: False) -> Check:
-    """`key`, when true, needs each other key at the given value."""
+def _never(view: View) -> bool:
+    return False
+
+
+def requires(
+    key: str,
+    *needs: tuple[str, Any],
+    because: str,
+    unless: Callable[[View], bool] = _never,
+) -> Check:
+    """`key`, when true, needs each other key at the given value; not where `unless` is true."""
 
     def check(view: View) -> Iterator[Finding]:
         if not view[key] or unless(view):
             return
-        for other, wanted in needs:
-            if view[other] != wanted:
-                message = f"{key} needs {other} {shown(wanted)}, but it is {shown(view[other])}: {because}"
-                yield Finding(path(key), message, f"set {other} to {shown(wanted)}, or {key} to false")
+        for other, needed in needs:
+            value = view[other]
+            if value != needed:
+                wanted = shown(needed)
+                yield Finding(
+                    path(key),
+                    f"{key} needs {other} {wanted}, but it is {shown(value)}: {because}",
+                    f"set {other} to {wanted}, or {key} to false",
+                )
 
     return check
 
 
-def must_divide(divisor: str, number: str, *, words: str, at: str | None = None, fits: Callable[[View, int], bool] = lambda view, value: True) -> Check:
-    """`number` must be a multiple of `divisor`; the hint names the divisors that work, and other numbers that `fits` allows."""
+def _any_number(view: View, number: int) -> bool:
+    return True
+
+
+def must_divide(
+    divisor: str,
+    number: str,
+    *,
+    words: str,
+    at: str | None = None,
+    fits: Callable[[View, int], bool] = _any_number,
+) -> Check:
+    """`number` must be a multiple of `divisor`.
+
+    The hint names the divisors up to 64 that work, and the nearest other numbers that `fits` allows. The finding is at
+    the key `at`; without one, at the key that a person set.
+    """
 
     def check(view: View) -> Iterator[Finding]:
-        small, large = view[divisor], view[number]
-        if large % small:
-            works = ", ".join(str(value) for value in range(1, 65) if large % value == 0)
-            near = " or ".join(str(value) for value in nearest_multiples(large, small) if fits(view, value))
-            yield Finding(
-                path(at or (divisor if view.is_users(divisor) else number)),
-                f"{number} {large} is not a multiple of {divisor} {small}; {words}",
-                f"{divisor} may be {works}" + (f"; or {number} {near}" if near else ""),
-            )
+        small = view[divisor]
+        large = view[number]
+        if large % small == 0:
+            return
+        works = [value for value in range(1, 65) if large % value == 0]
+        near = [value for value in nearest_multiples(large, small) if fits(view, value)]
+        hint = f"{divisor} may be {listed(works)}"
+        if near:
+            hint += f"; or {number} {listed(near, ' or ')}"
+        yield Finding(
+            path(at or view.users_key(divisor, otherwise=number)),
+            f"{number} {large} is not a multiple of {divisor} {small}; {words}",
+            hint,
+        )
 
     return check
 
 
 def must_be(key: str, value: Any, because: str) -> Check:
     """A key that leaves no choice."""
-    return excludes(lambda v: v[key] != value, at=key, message=lambda v: f"{key} {shown(v[key])}: {because}", hint=f"{key} must be {shown(value)}; leave it out")
+    return excludes(
+        lambda v: v[key] != value,
+        at=key,
+        message=lambda v: f"{key} {shown(v[key])}: {because}",
+        hint=f"{key} must be {shown(value)}; leave it out",
+    )
 
 
 def same(one: str, other: str, *, when: Callable[[View], Any], what: str) -> Check:
-    """Two keys that must agree."""
+    """Two keys that must agree where `when` is true."""
     return excludes(
-        lambda v: when(v) and v[one] != v[other], at=lambda v: one if v.is_users(one) else other,
-        message=lambda v: f"{one} {v[one]} and {other} {v[other]} are {what}, and must be the same", hint=lambda v: f"{one} {v[other]}, or {other} {v[one]}",
-    )  # fmt: skip
+        lambda v: when(v) and v[one] != v[other],
+        at=lambda v: v.users_key(one, otherwise=other),
+        message=lambda v: f"{one} {v[one]} and {other} {v[other]} are {what}, and must be the same",
+        hint=lambda v: f"{one} {v[other]}, or {other} {v[one]}",
+    )
 
 
 def together(*checks: Check) -> Check:
     """Several checks under one code."""
 
     def check(view: View) -> Iterator[Finding]:
+        # Each check stands for itself: an unknown value stops that one alone.
         for one in checks:
             try:
                 yield from one(view)
@@ -188,6 +277,13 @@ def together(*checks: Check) -> Check:
 
 def shown(value: Any) -> str:
     """A value as YAML writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return str(value)
+
+
+def listed(values: Iterable[Any], separator: str = ", ") -> str:
+    """Some values in a message: "2, 4, 8"."""
+    return separator.join(map(str, values))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path as FilePath
 
-from dfmspec.check.rules.base import ALL, DFM, DIT, ERROR, HINT, OURS, WARNING, Rule, View, excludes, path
+from dfmspec.check.rules.base import DFM, DIT, ERROR, HINT, OURS, WARNING, Rule, View, excludes, listed, path
 from dfmspec.data.energon_metadata import faults, prepared, shard_counts, split_counts, split_shards
 from dfmspec.data.metadataset import Gap, Leaf, everything, is_metadataset, leaves, names_itself, read
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.paths import local_path
 from dfmspec.targets.layout import nearest_multiples
 
-DATASET, WORKERS, STREAMS = "dataset.path", "dataset.num_workers", "data.num_streams"
+DATASET = "dataset.path"
+WORKERS = "dataset.num_workers"
+STREAMS = "data.num_streams"
+_SOURCE = "data.source"
+_LOADER = "dataset.dataloader_type"
 
 
 def is_placeholder(value: str) -> bool:
@@ -23,16 +28,21 @@ def is_placeholder(value: str) -> bool:
 
 
 def _dataset_given(view: View) -> Iterator[Finding]:
-    hint = "; or data.source=embedded to try without one" if view.trainer.OWN else ""
+    hint = "give --dataset-path or dataset.path"
+    if view.trainer.OWN:
+        hint += "; or data.source=embedded to try without one"
     if view[DATASET] == "" and not view.is_mock:
-        yield Finding(path(DATASET), f"{DATASET} is empty, which means the working directory", f"give --dataset-path or dataset.path{hint}", ERROR)
-    elif view[DATASET] is None and view["data.source"] == "webdataset":
-        yield Finding(path(DATASET), "no dataset is named", f"give --dataset-path or dataset.path{hint}")
+        yield Finding(path(DATASET), f"{DATASET} is empty, which means the working directory", hint, ERROR)
+    elif view[DATASET] is None and view[_SOURCE] == "webdataset":
+        yield Finding(path(DATASET), "no dataset is named", hint)
 
 
 def _named(view: View) -> str | None:
+    """The dataset's name, where it is read and can be looked at from here."""
     name: str | None = view[DATASET]
-    return None if not name or view["data.source"] != "webdataset" or "://" in name or is_placeholder(name) else name
+    if not name or view[_SOURCE] != "webdataset" or "://" in name or is_placeholder(name):
+        return None
+    return name
 
 
 def _dataset(view: View) -> FilePath | None:
@@ -42,139 +52,282 @@ def _dataset(view: View) -> FilePath | None:
 
 def _needed(view: View) -> list[str]:
     """The splits that are read."""
-    evaluated = not view["dataset.use_train_split_for_val"] and (view["train.eval_iters"] or not view.trainer.OWN)
-    return ["train", "val"] if evaluated else ["train"]
+    if view["dataset.use_train_split_for_val"]:
+        return ["train"]
+    # Upstream opens the validation split with evaluation off, too.
+    opened = view["train.eval_iters"] or not view.trainer.OWN
+    return ["train", "val"] if opened else ["train"]
 
 
 def _read(view: View) -> list[Leaf | Gap]:
     """What is read of the dataset, each once."""
     dataset = _dataset(view)
-    return list(dict.fromkeys(leaf for split in _needed(view) for leaf in leaves(dataset, split, energon=view.trainer.ENERGON))) if dataset else []
+    if dataset is None:
+        return []
+    found: dict[Leaf | Gap, None] = {}
+    for split in _needed(view):
+        found.update(dict.fromkeys(leaves(dataset, split, energon=view.trainer.ENERGON)))
+    return list(found)
 
 
 def folders_of(view: View) -> list[FilePath]:
     """The folders of shards that are read, as far as they are there, but for those with metadata of another name."""
     dataset = _dataset(view)
-    if dataset and not is_metadataset(dataset):  # whatever is read of it
+    if dataset is None:
+        return []
+
+    # A plain folder is looked into whatever is read of it.
+    if not is_metadataset(dataset):
         return [dataset] if dataset.is_dir() else []
-    return [folder for folder in dict.fromkeys(leaf.folder for leaf in _read(view) if isinstance(leaf, Leaf) and not leaf.configured) if folder.is_dir()]
+
+    folders: list[FilePath] = []
+    for leaf in _read(view):
+        if isinstance(leaf, Gap) or leaf.configured:
+            continue
+        if leaf.folder not in folders and leaf.folder.is_dir():
+            folders.append(leaf.folder)
+    return folders
+
+
+_FORM = (
+    "its form is: __module__: megatron.energon, __class__: MetadatasetV2, "
+    "splits: {train: {path: FOLDER}, val: {blend: [{weight: 1, path: FOLDER}]}}"
+)
 
 
 def _dataset_missing(view: View) -> Iterator[Finding]:
     name = _named(view)
     if name is None:
         return
-    dataset, energon = local_path(name), view.trainer.ENERGON
+    dataset = local_path(name)
+
+    # The dataset itself. A metadataset's name may end in .yml for Energon 6.
     if dataset.is_file() and not is_metadataset(dataset):
-        if view.trainer.OWN or dataset.suffix != ".yml":  # which Energon 6 takes
-            yield Finding(path(DATASET), f"dataset {name} is a file", "name the folder that holds the shards, or a metadataset's .yaml")
-    elif not dataset.exists():
-        yield Finding(path(DATASET), f"dataset {name} does not exist", "check the path; dfmspec data prepare makes one")
-    for part in everything(dataset, energon=energon):
-        if is_metadataset(part):
-            yield from (Finding(path(DATASET), f"metadataset {part}: {fault}", _FORM) for fault in read(part, energon=energon)[1])
-            if names_itself(part, energon=energon):
-                yield Finding(path(DATASET), f"metadataset {part} names itself, directly or by way of others", "name folders of shards in the innermost ones")
-        elif part != dataset and part.suffix != ".jsonl" and not os.path.isdir(part):  # noqa: PTH112  which a name too long does not stop
+        if view.trainer.OWN or dataset.suffix != ".yml":
             yield Finding(
-                path(DATASET), f"metadataset {name} names {part}, which {'is no dataset' if os.path.exists(part) else 'does not exist'}",  # noqa: PTH110
+                path(DATASET),
+                f"dataset {name} is a file",
+                "name the folder that holds the shards, or a metadataset's .yaml",
+            )
+    elif not dataset.exists():
+        yield Finding(
+            path(DATASET),
+            f"dataset {name} does not exist",
+            "check the path; dfmspec data prepare makes one",
+        )
+
+    # What it names, where it is a metadataset.
+    for part in everything(dataset, energon=view.trainer.ENERGON):
+        if is_metadataset(part):
+            yield from _metadataset_faults(part, energon=view.trainer.ENERGON)
+        elif part != dataset and part.suffix != ".jsonl" and not _is_folder(part):
+            exists = os.path.exists(part)  # noqa: PTH110  which a name too long does not stop
+            what = "is no dataset" if exists else "does not exist"
+            yield Finding(
+                path(DATASET),
+                f"metadataset {name} names {part}, which {what}",
                 "check the path, which is relative to the file that names it",
-            )  # fmt: skip
+            )
 
 
-_FORM = "its form is: __module__: megatron.energon, __class__: MetadatasetV2, splits: {train: {path: FOLDER}, val: {blend: [{weight: 1, path: FOLDER}]}}"
+def _is_folder(place: FilePath) -> bool:
+    return os.path.isdir(place)  # noqa: PTH112  which a name too long does not stop
+
+
+def _metadataset_faults(file: FilePath, *, energon: int) -> Iterator[Finding]:
+    _, said = read(file, energon=energon)
+    for fault in said:
+        yield Finding(path(DATASET), f"metadataset {file}: {fault}", _FORM)
+    if names_itself(file, energon=energon):
+        yield Finding(
+            path(DATASET),
+            f"metadataset {file} names itself, directly or by way of others",
+            "name folders of shards in the innermost ones",
+        )
 
 
 def _metadata_missing(view: View) -> Iterator[Finding]:
-    dataset, looked_into = _dataset(view), folders_of(view)
+    dataset = _dataset(view)
+    looked_into = folders_of(view)
     for folder in looked_into:
         yield from _unprepared(folder, view)
-    for other in everything(dataset, energon=view.trainer.ENERGON) if dataset else ():  # splits that nobody reads are opened all the same
-        if other not in looked_into and os.path.isdir(other) and not prepared(other):  # noqa: PTH112
-            yield Finding(path(DATASET), f"dataset {other} has no Energon metadata (.nv-meta/.info.json)", f"run: energon prepare {other}")
+    if dataset is None:
+        return
+    # Splits that nobody reads are opened all the same.
+    for other in everything(dataset, energon=view.trainer.ENERGON):
+        if other not in looked_into and _is_folder(other) and not prepared(other):
+            yield Finding(
+                path(DATASET),
+                f"dataset {other} has no Energon metadata (.nv-meta/.info.json)",
+                f"run: energon prepare {other}",
+            )
 
 
 def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
     metadata = folder / ".nv-meta"
+    kind = metadata / "dataset.yaml"
     command = f"run: energon prepare --sample-type CrudeWebdataset {folder}"
-    if not (metadata / "dataset.yaml").exists():
-        yield Finding(path(DATASET), f"dataset {folder} has no Energon metadata (.nv-meta/dataset.yaml)", command)
+
+    # What a sample is.
+    if not kind.exists():
+        yield Finding(
+            path(DATASET),
+            f"dataset {folder} has no Energon metadata (.nv-meta/dataset.yaml)",
+            command,
+        )
         return
-    if "CrudeWebdataset" not in (metadata / "dataset.yaml").read_text(errors="replace"):
-        yield Finding(path(DATASET), f"{metadata / 'dataset.yaml'} does not declare a CrudeWebdataset, whose samples are cooked by the task encoder", command)
+    if "CrudeWebdataset" not in kind.read_text(errors="replace"):
+        yield Finding(
+            path(DATASET),
+            f"{kind} does not declare a CrudeWebdataset, whose samples are cooked by the task encoder",
+            command,
+        )
+
+    # Whether the Energon that reads it finds its counts and splits.
     if view.trainer.ENERGON == 6 and not (metadata / ".info.yaml").exists():
-        yield Finding(path(DATASET), f"{metadata} has no .info.yaml: it was not prepared by Energon 6, which DFM pins", "prepare it again with megatron-energon 6.0.1")
+        yield Finding(
+            path(DATASET),
+            f"{metadata} has no .info.yaml: it was not prepared by Energon 6, which DFM pins",
+            "prepare it again with megatron-energon 6.0.1",
+        )
     for fault in faults(folder):
         yield Finding(path(DATASET), fault, command)
 
 
 def _splits(view: View) -> Iterator[Finding]:
-    ours = view.trainer.OWN
     for leaf in _read(view):
         if isinstance(leaf, Gap):
-            if leaf.there:  # else DAT102 says it
-                has = ", ".join(leaf.there)
-                yield Finding(path(DATASET), f"metadataset {leaf.file} has no split {leaf.split}; it has {has}", _without(leaf.split, "add it", ours=ours))
+            yield from _split_missing(view, leaf)
             continue
-        folder, split, configured = leaf
-        counts = None if configured or not folder.is_dir() else split_counts(folder)
+        counts = None
+        if not leaf.configured and leaf.folder.is_dir():
+            counts = split_counts(leaf.folder)
         if counts is None:
             continue
-        if not counts.get(split):
+
+        # A split without a sample, or with fewer than there are readers.
+        samples = counts.get(leaf.split)
+        if not samples:
+            described = listed(f"{name} {count}" for name, count in counts.items())
             yield Finding(
-                path(DATASET), f"the {split} split of {folder} is empty (Energon splits by shard: {_described(counts)})",
-                _without(split, "prepare it again with more shards or another --split-ratio", ours=ours),
-            )  # fmt: skip
-        elif ours and counts[split] < view[STREAMS]:
-            yield Finding(
-                path(STREAMS if view.is_users(STREAMS) else DATASET),
-                f"{view[STREAMS]} streams share the {counts[split]} samples of split {split} of {folder}; each needs at least one",
-                f"data.num_streams at most {counts[split]}, or fewer dataset.num_workers",
-            )  # fmt: skip
-        elif not ours and counts[split] < (loaders := view.data_parallel_size * max(1, view[WORKERS])):
-            yield Finding(
-                path(WORKERS if view.is_users(WORKERS) else DATASET),
-                f"DP {view.data_parallel_size} x {max(1, view[WORKERS])} workers = {loaders} loaders share the {counts[split]} samples of split {split} of {folder}; each needs at least one",
-                f"dataset.num_workers at most {counts[split] // view.data_parallel_size}",
-            )  # fmt: skip
+                path(DATASET),
+                f"the {leaf.split} split of {leaf.folder} is empty (Energon splits by shard: {described})",
+                _without(view, leaf.split, "prepare it again with more shards or another --split-ratio"),
+            )
+        elif view.trainer.OWN:
+            yield from _streams_without_sample(view, leaf, samples)
+        else:
+            yield from _loaders_without_sample(view, leaf, samples)
 
 
-def _without(split: str, mended: str, *, ours: bool) -> str:
-    """What to do about a split that is not there."""
-    return mended if split != "val" else "set dataset.use_train_split_for_val=true" + (", or train.eval_iters=0" if ours else "")
+def _split_missing(view: View, gap: Gap) -> Iterator[Finding]:
+    # A metadataset without any split is DAT102's.
+    if gap.there:
+        has = listed(gap.there)
+        yield Finding(
+            path(DATASET),
+            f"metadataset {gap.file} has no split {gap.split}; it has {has}",
+            _without(view, gap.split, "add it"),
+        )
 
 
-def _described(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _streams_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Finding]:
+    streams = view[STREAMS]
+    if samples < streams:
+        yield Finding(
+            path(view.users_key(STREAMS, otherwise=DATASET)),
+            f"{streams} streams share the {samples} samples of split {leaf.split} of {leaf.folder}; "
+            "each needs at least one",
+            f"data.num_streams at most {samples}, or fewer dataset.num_workers",
+        )
+
+
+def _loaders_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Finding]:
+    # Without workers a rank itself is the one that loads.
+    dp = view.data_parallel_size
+    workers = max(1, view[WORKERS])
+    loaders = dp * workers
+    if samples < loaders:
+        most = samples // dp
+        yield Finding(
+            path(view.users_key(WORKERS, otherwise=DATASET)),
+            f"DP {dp} x {workers} workers = {loaders} loaders share the {samples} samples of split {leaf.split} "
+            f"of {leaf.folder}; each needs at least one",
+            f"dataset.num_workers at most {most}",
+        )
+
+
+def _without(view: View, split: str, mended: str) -> str:
+    """What to do about a split that is not there: only validation can be done without."""
+    if split != "val":
+        return mended
+    hint = "set dataset.use_train_split_for_val=true"
+    if view.trainer.OWN:
+        hint += ", or train.eval_iters=0"
+    return hint
 
 
 def _shards_differ(view: View) -> Iterator[Finding]:
     for folder in folders_of(view):
-        if (splits := split_shards(folder)) is not None and (counts := shard_counts(folder)) is not None:
+        splits = split_shards(folder)
+        counts = shard_counts(folder)
+        if splits is not None and counts is not None:
             yield from _differing(folder, splits, counts)
 
 
 def _differing(folder: FilePath, splits: dict[str, list[str]], counts: dict[str, int]) -> Iterator[Finding]:
-    named, there = {name for split in splits.values() for name in split}, {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
-    if missing := sorted(named - there):
-        yield Finding(path(DATASET), f"of the shards that the metadata of {folder} names, {len(missing)} are missing, first {missing[0]}", "copy them, or prepare the dataset again")
-    if uncounted := sorted(named - counts.keys()):
-        yield Finding(path(DATASET), f"the splits of {folder} name {len(uncounted)} shards whose samples its metadata does not count, first {uncounted[0]}", "prepare the dataset again")
-    if unnamed := sorted(there - counts.keys()):
-        yield Finding(path(DATASET), f"{folder} has {len(unnamed)} shards that its metadata does not name, first {unnamed[0]}: they are never read", "prepare the dataset again", WARNING)
+    named = set(chain.from_iterable(splits.values()))
+    there = {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
+
+    # Shards that are read and are not there, or are not counted.
+    missing = sorted(named - there)
+    if missing:
+        yield Finding(
+            path(DATASET),
+            f"of the shards that the metadata of {folder} names, {len(missing)} are missing, first {missing[0]}",
+            "copy them, or prepare the dataset again",
+        )
+    uncounted = sorted(named - counts.keys())
+    if uncounted:
+        yield Finding(
+            path(DATASET),
+            f"the splits of {folder} name {len(uncounted)} shards whose samples its metadata does not count, "
+            f"first {uncounted[0]}",
+            "prepare the dataset again",
+        )
+
+    # Shards that are there and are not read.
+    unnamed = sorted(there - counts.keys())
+    if unnamed:
+        yield Finding(
+            path(DATASET),
+            f"{folder} has {len(unnamed)} shards that its metadata does not name, first {unnamed[0]}: "
+            "they are never read",
+            "prepare the dataset again",
+            WARNING,
+        )
 
 
 def _index(view: View) -> Iterator[Finding]:
     for folder in folders_of(view):
         counts = sorted((shard_counts(folder) or {}).items())
-        stale = [name for name, count in counts if (folder / name).is_file() and _length((folder / name).with_suffix(".tar.idx")) != count + 1]
-        if not stale:
-            continue
-        yield Finding(path(DATASET), f"{len(stale)} shards of {folder} have no .tar.idx of as many samples as the metadata counts, first {stale[0]}", f"run: energon prepare {folder}")
+        stale = [name for name, count in counts if _is_stale(folder / name, count)]
+        if stale:
+            yield Finding(
+                path(DATASET),
+                f"{len(stale)} shards of {folder} have no .tar.idx of as many samples as the metadata counts, "
+                f"first {stale[0]}",
+                f"run: energon prepare {folder}",
+            )
 
 
-def _length(index: FilePath) -> int | None:
-    """The offsets in Energon's index of a shard: one a sample, and the end."""
+def _is_stale(shard: FilePath, samples: int) -> bool:
+    """Whether a shard that is there has no index of so many samples: an offset for each, and one for the end."""
+    return shard.is_file() and _offsets(shard.with_suffix(".tar.idx")) != samples + 1
+
+
+def _offsets(index: FilePath) -> int | None:
+    """The offsets in Energon's index of a shard, each of 8 bytes; None without an index."""
     return index.stat().st_size // 8 if index.is_file() else None
 
 
@@ -182,32 +335,113 @@ def _placeholders(view: View) -> Iterator[Finding]:
     for key in (DATASET, "checkpoint.save", "checkpoint.load"):
         value = view[key]
         if view.is_users(key) and isinstance(value, str) and is_placeholder(value):
-            upstreams_own = value.rpartition("/")[2] == "DATASET_FOLDER"  # a file that waits for its first edit
-            yield Finding(path(key), f"{key} {value} looks like a placeholder", "put the real path", HINT if upstreams_own else None)
+            # Upstream's own file of overrides waits for its first edit.
+            _, _, last = value.rpartition("/")
+            severity = HINT if last == "DATASET_FOLDER" else None
+            yield Finding(path(key), f"{key} {value} looks like a placeholder", "put the real path", severity)
 
 
 def _streams(view: View) -> Iterator[Finding]:
-    streams, dp = view[STREAMS], view.data_parallel_size
+    streams = view[STREAMS]
+    dp = view.data_parallel_size
     if streams % dp:
+        near = listed(nearest_multiples(streams, dp), " or ")
         yield Finding(
-            path(STREAMS), f"data.num_streams {streams} is not a multiple of the data-parallel size {dp}",
-            f"{' or '.join(map(str, nearest_multiples(streams, dp)))}; a rank owns whole streams",
-        )  # fmt: skip
+            path(STREAMS),
+            f"data.num_streams {streams} is not a multiple of the data-parallel size {dp}",
+            f"{near}; a rank owns whole streams",
+        )
 
 
 RULES = (
-    Rule("RUN102", "placeholder-path", WARNING, _placeholders, "A copied example would write to, or read from, a path that nobody meant: upstream creates it in silence.", "DFM's own example files"),
-    Rule("DAT101", "dataset-not-named", HINT, _dataset_given, "There is nothing to train on; upstream looks into a folder of its container.", "NVIDIA DFM pretrain_dit_model.py", DIT),
-    Rule("DAT102", "dataset-missing", ERROR, _dataset_missing, "The loader would fail after the model is built, on every rank.", "megatron-energon", ALL, "paths"),
-    Rule("DAT103", "dataset-metadata-missing", ERROR, _metadata_missing, "Energon cannot open a folder of shards that was not prepared, or not by its own version.", "megatron-energon flavors/webdataset", ALL, "paths"),
-    Rule("DAT104", "split-empty", ERROR, _splits, "The loader of an empty split fails, or waits for ever; so does a worker without a sample.", "megatron-energon", ALL, "paths"),
-    Rule("DAT105", "shards-differ", ERROR, _shards_differ, "The loader fails when it gets there, which may be hours into the run; samples of a shard that is not named are never seen, in silence.", "megatron-energon", ALL, "paths"),
-    Rule("DAT106", "streams-not-divisible", ERROR, _streams, "A sample stream belongs to one data-parallel rank; that is what lets DP change between attempts.", "dfmspec/trainer/data/streams.py", OURS),
+    # What the spec names.
     Rule(
-        "DAT107", "loader-kind-fixed", ERROR,
-        excludes(lambda v: v["dataset.dataloader_type"] != "external", at="dataset.dataloader_type",
-                 message=lambda v: f"dataset.dataloader_type {v['dataset.dataloader_type']}: Energon's loader is external to Megatron", hint="remove it"),
-        "Accepted at start; the loader cannot be built, after the model was.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM,
+        "RUN102",
+        "placeholder-path",
+        WARNING,
+        _placeholders,
+        "A copied example would write to, or read from, a path that nobody meant: upstream creates it in silence.",
+        "DFM's own example files",
     ),
-    Rule("DAT108", "index-stale", ERROR, _index, "Energon finds samples by the index beside each shard: without, the loader fails; with an old one, it reads in the middle of samples.", "megatron-energon flavors/webdataset/itar.py", ALL, "paths"),
-)  # fmt: skip
+    Rule(
+        "DAT101",
+        "dataset-not-named",
+        HINT,
+        _dataset_given,
+        "There is nothing to train on; upstream looks into a folder of its container.",
+        "NVIDIA DFM pretrain_dit_model.py",
+        targets=DIT,
+    ),
+    Rule(
+        "DAT102",
+        "dataset-missing",
+        ERROR,
+        _dataset_missing,
+        "The loader would fail after the model is built, on every rank.",
+        "megatron-energon",
+        level="paths",
+    ),
+    # What the metadata says.
+    Rule(
+        "DAT103",
+        "dataset-metadata-missing",
+        ERROR,
+        _metadata_missing,
+        "Energon cannot open a folder of shards that was not prepared, or not by its own version.",
+        "megatron-energon flavors/webdataset",
+        level="paths",
+    ),
+    Rule(
+        "DAT104",
+        "split-empty",
+        ERROR,
+        _splits,
+        "The loader of an empty split fails, or waits for ever; so does a worker without a sample.",
+        "megatron-energon",
+        level="paths",
+    ),
+    Rule(
+        "DAT105",
+        "shards-differ",
+        ERROR,
+        _shards_differ,
+        "The loader fails when it gets there, which may be hours into the run; samples of a shard that is not named "
+        "are never seen, in silence.",
+        "megatron-energon",
+        level="paths",
+    ),
+    # How the samples reach the ranks.
+    Rule(
+        "DAT106",
+        "streams-not-divisible",
+        ERROR,
+        _streams,
+        "A sample stream belongs to one data-parallel rank; that is what lets DP change between attempts.",
+        "dfmspec/trainer/data/streams.py",
+        targets=OURS,
+    ),
+    Rule(
+        "DAT107",
+        "loader-kind-fixed",
+        ERROR,
+        excludes(
+            lambda v: v[_LOADER] != "external",
+            at=_LOADER,
+            message=lambda v: f"{_LOADER} {v[_LOADER]}: Energon's loader is external to Megatron",
+            hint="remove it",
+        ),
+        "Accepted at start; the loader cannot be built, after the model was.",
+        "NVIDIA DFM data/common/diffusion_energon_datamodule.py",
+        targets=DFM,
+    ),
+    Rule(
+        "DAT108",
+        "index-stale",
+        ERROR,
+        _index,
+        "Energon finds samples by the index beside each shard: without, the loader fails; with an old one, it reads "
+        "in the middle of samples.",
+        "megatron-energon flavors/webdataset/itar.py",
+        level="paths",
+    ),
+)

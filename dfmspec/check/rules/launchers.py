@@ -4,110 +4,290 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dfmspec.check.rules.base import ALL, DFM, ERROR, WARNING, Rule, View, excludes, path
+from dfmspec.check.rules.base import DFM, ERROR, WARNING, Rule, View, excludes, listed, path
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import minutes_of
 
-_PLANS_OWN = ("--nodes", "--ntasks", "--ntasks-per-node", "--gpus", "--gpus-per-node", "--gres", "--time", "--signal", "--requeue", "--no-requeue", "--open-mode",
-              "--partition", "--account", "--qos", "--job-name", "--array", "--output", "--export", "--wrap", "--test-only", "--gpus-per-task", "--ntasks-per-gpu",
-              "--ntasks-per-core", "--ntasks-per-socket", "--chdir")  # fmt: skip
-"""Options of sbatch that the plan gives, or that would change what it is; sbatch takes the first letters of one for it."""
-_INSTEAD = {"--nodes": "cluster.nnodes", "--time": "launcher.time_limit", "--signal": "launcher.stop_before", "--job-name": "name", "--export": "launcher.env",
-            "--output": "run.output_dir"}  # fmt: skip
+KIND = "launcher.kind"
+_LIMIT = "launcher.time_limit"
+_HEAD = "cluster.master_addr"
+_NNODES = "cluster.nnodes"
+_OUTPUT = "run.output_dir"
+
+_PLANS_OWN = (
+    # What the plan gives.
+    "--nodes",
+    "--ntasks",
+    "--ntasks-per-node",
+    "--gpus",
+    "--gpus-per-node",
+    "--gres",
+    "--time",
+    "--signal",
+    "--requeue",
+    "--no-requeue",
+    "--open-mode",
+    "--partition",
+    "--account",
+    "--qos",
+    "--job-name",
+    # What would make another job of it.
+    "--array",
+    "--output",
+    "--export",
+    "--wrap",
+    "--test-only",
+    "--gpus-per-task",
+    "--ntasks-per-gpu",
+    "--ntasks-per-core",
+    "--ntasks-per-socket",
+    "--chdir",
+)
+"""Options of sbatch that the plan gives, or that would change what it is."""
+_INSTEAD = {
+    "--nodes": "cluster.nnodes",
+    "--time": "launcher.time_limit",
+    "--signal": "launcher.stop_before",
+    "--job-name": "name",
+    "--export": "launcher.env",
+    "--output": "run.output_dir",
+}
+"""The keys that give those options, where they are not named as the option is."""
 _OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+"""Folders that each machine has on a disk, or in memory, of its own."""
 
 
 def _of_another(view: View) -> Iterator[Finding]:
-    kind = view["launcher.kind"]
+    kind = view[KIND]
     for other, entry in LAUNCHERS.items():
-        for key in (f"launcher.{name}" for name in entry.keys):
-            if other != kind and view.is_users(key) and view[key] not in (None, [], {}):
-                yield Finding(path(key), f"{key} is for launcher {other}, and the launcher is {kind}", f"set launcher.kind to {other}, or remove it")
+        if other == kind:
+            continue
+        for name in entry.keys:
+            key = f"launcher.{name}"
+            if view.is_users(key) and view[key] not in (None, [], {}):
+                yield Finding(
+                    path(key),
+                    f"{key} is for launcher {other}, and the launcher is {kind}",
+                    f"set launcher.kind to {other}, or remove it",
+                )
 
 
 def _hosts(view: View) -> Iterator[Finding]:
-    hosts, nnodes = view["launcher.hosts"], view["cluster.nnodes"]
-    if view["launcher.kind"] == "ssh" and len(hosts) != nnodes:
-        key = "launcher.hosts" if hosts else "launcher.kind"
-        yield Finding(path(key), f"launcher.hosts names {len(hosts)} hosts, and cluster.nnodes is {nnodes}", f"name {nnodes}, node 0 first; or set cluster.nnodes to {max(1, len(hosts))}")
+    hosts = view["launcher.hosts"]
+    nnodes = view[_NNODES]
+    if view[KIND] == "ssh" and len(hosts) != nnodes:
+        fewest = max(1, len(hosts))
+        yield Finding(
+            path("launcher.hosts" if hosts else KIND),
+            f"launcher.hosts names {len(hosts)} hosts, and cluster.nnodes is {nnodes}",
+            f"name {nnodes}, node 0 first; or set cluster.nnodes to {fewest}",
+        )
 
 
 def _time(view: View) -> Iterator[Finding]:
-    limit, before = view["launcher.time_limit"], view["launcher.stop_before"]
-    if view["launcher.kind"] == "slurm" and limit is not None and 0 < minutes_of(limit) * 60 <= before:
+    limit = view[_LIMIT]
+    before = view["launcher.stop_before"]
+    if view[KIND] != "slurm" or limit is None:
+        return
+    # Slurm takes 0 for no limit.
+    seconds = minutes_of(limit) * 60
+    if 0 < seconds <= before:
         yield Finding(
-            path("launcher.time_limit"), f"launcher.time_limit {limit} is {minutes_of(limit) * 60:.0f} seconds, and the run is asked to save {before} seconds before its end",
+            path(_LIMIT),
+            f"{_LIMIT} {limit} is {seconds:.0f} seconds, and the run is asked to save {before} seconds before its end",
             "a longer limit, or a smaller launcher.stop_before",
-        )  # fmt: skip
+        )
+
+
+def _planned(name: str) -> str | None:
+    """The option of the plan that sbatch takes a name for: its first letters are enough."""
+    if name in _PLANS_OWN:
+        return name
+    for option in _PLANS_OWN:
+        if option.startswith(name):
+            return option
+    return None
+
+
+def _key_of(option: str) -> str | None:
+    """The key that gives an option of sbatch; None where the plan fixes it."""
+    if option in _INSTEAD:
+        return _INSTEAD[option]
+    name = option.removeprefix("--")
+    return f"launcher.{name}" if name in LAUNCHERS["slurm"].keys else None
 
 
 def _options(view: View) -> Iterator[Finding]:
     for index, option in enumerate(view["launcher.sbatch_options"]):
         name = option.partition("=")[0]
-        own = name if name in _PLANS_OWN else next((own for own in _PLANS_OWN if own.startswith(name)), None)
-        if view["launcher.kind"] == "slurm" and own is not None:
-            there = _INSTEAD.get(own, f"launcher.{own[2:]}" if own[2:] in LAUNCHERS["slurm"].keys else None)
-            yield Finding(("launcher", "sbatch_options", index), f"{name} is the plan's to give: the job would not be what was checked", f"set {there} instead" if there else "remove it")
+        own = _planned(name)
+        if view[KIND] != "slurm" or own is None:
+            continue
+        key = _key_of(own)
+        yield Finding(
+            ("launcher", "sbatch_options", index),
+            f"{name} is the plan's to give: the job would not be what was checked",
+            f"set {key} instead" if key else "remove it",
+        )
+
+
+def _is_within(place: str, folder: str) -> bool:
+    return place == folder or place.startswith(f"{folder}/")
+
+
+def _places_of_pods(view: View) -> dict[str, str]:
+    """The paths that pods must have on a volume: what is kept or read, and what depends on a folder of the image."""
+    needed = {_OUTPUT, "checkpoint.save"}
+    if not view.is_mock:
+        needed.add("dataset.path")
+    places = {}
+    for key in sorted(PATH_KEYS):
+        place = view.resolved.values.get(key)
+        if not place or place.startswith("${"):
+            continue
+        if key in needed or is_relative(place):
+            places[key] = place
+    return places
 
 
 def _kubernetes(view: View) -> Iterator[Finding]:
-    if view["launcher.kind"] != "kubernetes":
+    if view[KIND] != "kubernetes":
         return
+
+    # The image.
     if view["launcher.image"] is None:
-        yield Finding(path("launcher.kind"), "launcher kubernetes needs launcher.image: what the pods run", "an image with dfmspec[train], or NVIDIA DFM's for target dfm")
+        yield Finding(
+            path(KIND),
+            "launcher kubernetes needs launcher.image: what the pods run",
+            "an image with dfmspec[train], or NVIDIA DFM's for target dfm",
+        )
+
+    # The volumes.
     mounts = [mount.rstrip("/") for mount in view["launcher.volumes"].values()]
-    kept = {"run.output_dir", "checkpoint.save", *(() if view.is_mock else ("dataset.path",))}
-    places = {key: value for key in sorted(PATH_KEYS) if (value := view.resolved.values.get(key)) and not value.startswith("${") and (key in kept or is_relative(value))}
-    for key, place in places.items():
-        if not any(place == mount or place.startswith(f"{mount}/") for mount in mounts):
-            where = f"mounted: {', '.join(mounts)}" if mounts else "launcher.volumes mounts none"
-            yield Finding(path(key), f"{key} {place} is on no volume of the pods ({where}): it would be lost with them, or is not there", "mount a claim with launcher.volumes, and name a folder in it")
+    where = f"mounted: {listed(mounts)}" if mounts else "launcher.volumes mounts none"
+    for key, place in _places_of_pods(view).items():
+        if not any(_is_within(place, mount) for mount in mounts):
+            yield Finding(
+                path(key),
+                f"{key} {place} is on no volume of the pods ({where}): it would be lost with them, or is not there",
+                "mount a claim with launcher.volumes, and name a folder in it",
+            )
 
 
 def _local_head(view: View) -> Iterator[Finding]:
-    address, nnodes = view["cluster.master_addr"] or "", view["cluster.nnodes"]
-    if nnodes > 1 and (address in ("localhost", "::1") or address.startswith("127.")):
+    address = view[_HEAD] or ""
+    nnodes = view[_NNODES]
+    if nnodes <= 1:
+        return
+    if address in ("localhost", "::1") or address.startswith("127."):
+        # Started by hand, all nodes may be this machine.
+        severity = WARNING if view[KIND] == "local" else None
         yield Finding(
-            path("cluster.master_addr"), f"cluster.master_addr {address} is another machine on each of {nnodes} nodes", "the address of node 0; null: the launcher's choice",
-            WARNING if view["launcher.kind"] == "local" else None,  # where all nodes may be this machine
-        )  # fmt: skip
+            path(_HEAD),
+            f"{_HEAD} {address} is another machine on each of {nnodes} nodes",
+            "the address of node 0; null: the launcher's choice",
+            severity,
+        )
 
 
 def _own_disk(view: View) -> bool:
-    place = view["run.output_dir"]
-    return view["launcher.kind"] in ("ssh", "slurm") and view["cluster.nnodes"] > 1 and any(place == root or place.startswith(f"{root}/") for root in _OF_ONE_MACHINE)
+    place = view[_OUTPUT]
+    over_machines = view[KIND] in ("ssh", "slurm") and view[_NNODES] > 1
+    return over_machines and any(_is_within(place, folder) for folder in _OF_ONE_MACHINE)
+
+
+def _written_apart(view: View) -> str:
+    place = view[_OUTPUT]
+    nnodes = view[_NNODES]
+    return f"{_OUTPUT} {place} is usually a disk of each machine's own, and {nnodes} nodes write one run directory"
 
 
 def _never_saves(view: View) -> bool:
-    return view["launcher.kind"] == "slurm" and view["launcher.time_limit"] is None and view["train.exit_duration_in_mins"] is None
+    return view[KIND] == "slurm" and view[_LIMIT] is None and view["train.exit_duration_in_mins"] is None
 
 
 RULES = (
+    # How nodes find each other.
     Rule(
-        "RUN111", "head-address-local", ERROR, _local_head,
-        "Every node waits at its own door until the timeout, without a word.", "torch.distributed.run", ALL,
+        "RUN111",
+        "head-address-local",
+        ERROR,
+        _local_head,
+        "Every node waits at its own door until the timeout, without a word.",
+        "torch.distributed.run",
     ),
-    Rule("RUN116", "key-of-another-launcher", WARNING, _of_another, "It is not read.", "dfmspec's launchers", ALL),
-    Rule("RUN117", "hosts-and-nodes-differ", ERROR, _hosts, "There would be a node too few or too many.", "dfmspec's launcher ssh", ALL),
-    Rule("RUN118", "no-time-to-save", ERROR, _time, "Slurm would ask the run to save as soon as it starts, and queue it again and again.", "sbatch --signal", ALL),
-    Rule("RUN119", "option-of-the-plan", ERROR, _options, "The job script would ask for another job than the plan that was checked.", "sbatch", ALL),
-    Rule("RUN120", "pods-lack-something", ERROR, _kubernetes, "A pod's own disk ends with the pod; a path that is not mounted is not there.", "Kubernetes volumes", ALL),
+    # What is meant for a launcher, or missing for it.
     Rule(
-        "RUN123", "no-time-to-save-at", WARNING,
-        excludes(_never_saves, at="launcher.kind",
-                 message="NVIDIA DFM's scripts save before the end only at a time that they are given, and launcher.time_limit gives none: "
-                 "each time the partition's limit comes, the iterations since the last checkpoint are lost",
-                 hint="set launcher.time_limit, to the partition's limit at most"),
-        "Slurm's notice reaches the job, which can only queue itself again: what was done since the last checkpoint is lost, in silence.",
-        "Megatron-Bridge training/train.py, checkpoint_and_decide_exit", DFM,
+        "RUN116",
+        "key-of-another-launcher",
+        WARNING,
+        _of_another,
+        "It is not read.",
+        "dfmspec's launchers",
     ),
     Rule(
-        "RUN121", "output-not-shared", WARNING,
-        excludes(_own_disk, at="run.output_dir",
-                 message=lambda v: f"run.output_dir {v['run.output_dir']} is usually a disk of each machine's own, and {v['cluster.nnodes']} nodes write one run directory",
-                 hint="a folder on a file system that every node shares"),
-        "Nodes other than this one find no configuration, and checkpoints are in pieces.", "dfmspec's launchers", ALL,
+        "RUN117",
+        "hosts-and-nodes-differ",
+        ERROR,
+        _hosts,
+        "There would be a node too few or too many.",
+        "dfmspec's launcher ssh",
     ),
-)  # fmt: skip
+    Rule(
+        "RUN118",
+        "no-time-to-save",
+        ERROR,
+        _time,
+        "Slurm would ask the run to save as soon as it starts, and queue it again and again.",
+        "sbatch --signal",
+    ),
+    Rule(
+        "RUN119",
+        "option-of-the-plan",
+        ERROR,
+        _options,
+        "The job script would ask for another job than the plan that was checked.",
+        "sbatch",
+    ),
+    Rule(
+        "RUN120",
+        "pods-lack-something",
+        ERROR,
+        _kubernetes,
+        "A pod's own disk ends with the pod; a path that is not mounted is not there.",
+        "Kubernetes volumes",
+    ),
+    # What is lost when a run ends, or lies on several machines.
+    Rule(
+        "RUN123",
+        "no-time-to-save-at",
+        WARNING,
+        excludes(
+            _never_saves,
+            at=KIND,
+            message="NVIDIA DFM's scripts save before the end only at a time that they are given, and "
+            "launcher.time_limit gives none: each time the partition's limit comes, the iterations since the last "
+            "checkpoint are lost",
+            hint="set launcher.time_limit, to the partition's limit at most",
+        ),
+        "Slurm's notice reaches the job, which can only queue itself again: what was done since the last checkpoint "
+        "is lost, in silence.",
+        "Megatron-Bridge training/train.py, checkpoint_and_decide_exit",
+        targets=DFM,
+    ),
+    Rule(
+        "RUN121",
+        "output-not-shared",
+        WARNING,
+        excludes(
+            _own_disk,
+            at=_OUTPUT,
+            message=_written_apart,
+            hint="a folder on a file system that every node shares",
+        ),
+        "Nodes other than this one find no configuration, and checkpoints are in pieces.",
+        "dfmspec's launchers",
+    ),
+)
