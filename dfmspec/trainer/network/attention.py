@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dfmspec.spec.limits import FLASH_HEADS
 from dfmspec.trainer.data.segments import Pairs
-from dfmspec.trainer.ops.amax import Measured, told
+from dfmspec.trainer.ops.amax import WithAmax, with_gradient_amax
 from dfmspec.trainer.ops.fp8 import project
 from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, usable
 
@@ -97,15 +97,15 @@ class RMSNorm(nn.Module):
         self.sums_itself = self.weight.is_cuda  # in `kernels/heads.py`
 
 
-def heads(projection: Measured, norms: list[RMSNorm], parts: int) -> list[Tensor]:
+def heads(projection: WithAmax, norms: list[RMSNorm], parts: int) -> list[Tensor]:
     """[t, h parts d] -> `parts` tensors [t, h, d], the first of them normed over their channels."""
     width, eps = norms[0].weight.size(0), norms[0].eps
     if projection.values.is_cuda:
         from dfmspec.trainer.ops.kernels.heads import heads as fused
 
-        outputs: list[Tensor] = fused(projection.values, [norm.weight for norm in norms], parts, width, eps, projection.largest)
+        outputs: list[Tensor] = fused(projection.values, [norm.weight for norm in norms], parts, width, eps, projection.amax)
         return outputs
-    x = told(projection)
+    x = with_gradient_amax(projection)
     pieces = x.view(len(x), -1, parts, width).unbind(2)
     return [F.rms_norm(piece, (width,), norm.weight, eps) for piece, norm in zip(pieces, norms, strict=False)] + list(pieces[len(norms) :])
 
@@ -113,14 +113,14 @@ def heads(projection: Measured, norms: list[RMSNorm], parts: int) -> list[Tensor
 class PackedSelfAttention(SelfAttention):
     """Megatron's SelfAttention, called without what a diffusion transformer has no use for (caches, rotary positions, masks)."""
 
-    def forward(self, hidden_states: Measured, pairs: Pairs) -> Measured:
+    def forward(self, hidden_states: WithAmax, pairs: Pairs) -> WithAmax:
         """[t, D] of this tensor-parallel rank -> the same."""
         mixed = project(self.linear_qkv, hidden_states)  # [t, h 3 d]
         q, k, v = heads(mixed, [self.q_layernorm, self.k_layernorm], 3)
         if self.config.context_parallel_size > 1:
             whole = gather_from_sequence_parallel_region(torch.cat([k, v], dim=-1), group=self.pg_collection.cp)
             k, v = whole[pairs.keys[0] : pairs.keys[1]].chunk(2, dim=-1)
-        return project(self.linear_proj, Measured(self.core_attention(q, k, v, pairs).flatten(1)))
+        return project(self.linear_proj, WithAmax(self.core_attention(q, k, v, pairs).flatten(1)))
 
 
 class PackedCrossAttention(CrossAttention):
@@ -141,12 +141,12 @@ class PackedCrossAttention(CrossAttention):
         self.q_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
         self.k_layernorm = RMSNorm(self.hidden_size_per_attention_head, config, config.layernorm_epsilon)
 
-    def forward(self, hidden_states: Measured, context: Tensor, pairs: Pairs) -> Measured:
+    def forward(self, hidden_states: WithAmax, context: Tensor, pairs: Pairs) -> WithAmax:
         """[t, D] and the text [c, E], of this tensor-parallel rank -> [t, D]"""
         query = project(self.linear_q, hidden_states)  # [t, h d]
-        mixed = project(self.linear_kv, Measured(context))  # [c, h 2 d]
+        mixed = project(self.linear_kv, WithAmax(context))  # [c, h 2 d]
         (q,) = heads(query, [self.q_layernorm], 1)
         k, v = heads(mixed, [self.k_layernorm], 2)
         if self.config.context_parallel_size > 1:
             k, v = k[pairs.keys[0] : pairs.keys[1]], v[pairs.keys[0] : pairs.keys[1]]
-        return project(self.linear_proj, Measured(self.core_attention(q, k, v, pairs).flatten(1)))
+        return project(self.linear_proj, WithAmax(self.core_attention(q, k, v, pairs).flatten(1)))

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from dfmspec.trainer.data.segments import Segments
 from dfmspec.trainer.network.attention import PackedAttention, PackedCrossAttention, PackedSelfAttention, RMSNorm
 from dfmspec.trainer.network.modulation import gated, gated_modulate, modulate
-from dfmspec.trainer.ops.amax import Measured
+from dfmspec.trainer.ops.amax import WithAmax
 from dfmspec.trainer.ops.fp8 import Fp8ColumnParallelLinear, Fp8RowParallelLinear, fp8_mlp
+from dfmspec.trainer.ops.gemm import ColumnLinear, RowLinear, fused_mlp, linear
 from dfmspec.trainer.ops.libraries import QUACK, usable
-from dfmspec.trainer.ops.products import ColumnLinear, RowLinear, fused_mlp, linear
 
 
 class AdaLN(nn.Module):
@@ -58,11 +58,11 @@ class DiTLayer(TransformerLayer):
     """
 
     def __init__(
-        self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, mlp_of: Callable[[MLP, Measured], Measured], measure: bool, **kwargs: Any
+        self, config: TransformerConfig, *args: Any, adaln_lora_rank: int, mlp_of: Callable[[MLP, WithAmax], WithAmax], wants_amax: bool, **kwargs: Any
     ) -> None:  # fmt: skip
         super().__init__(config, *args, **kwargs)
         self.adaln = AdaLN(config, adaln_lora_rank)
-        self.mlp_of, self.measure = mlp_of, measure
+        self.mlp_of, self.wants_amax = mlp_of, wants_amax
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, context: Tensor, packed_seq_params: Segments, **_: Any) -> tuple[Tensor, Tensor]:
         """hidden_states [s, 1, D], attention_mask [n, D], context [c, 1, E] -> hidden_states, context."""
@@ -72,14 +72,14 @@ class DiTLayer(TransformerLayer):
 
 def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, context: Tensor, segments: Segments) -> Tensor:
     """[s, 1, D], [n, D], [c, 1, E] -> [s, 1, D]; inside, no axis of one."""
-    x, rows, eps, measure = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon, layer.measure
+    x, rows, eps, wants_amax = hidden_states.squeeze(1), segments.rows, layer.config.layernorm_epsilon, layer.wants_amax
     shift_sa, scale_sa, gate_sa, shift_ca, scale_ca, gate_ca, shift_mlp, scale_mlp, gate_mlp = layer.adaln(noise_embedding)
 
-    x, z = modulate(x, shift_sa, scale_sa, rows, eps, measure=measure)  # [s, D]
+    x, z = modulate(x, shift_sa, scale_sa, rows, eps, wants_amax=wants_amax)  # [s, D]
     y = layer.self_attention(z, segments.self_attention)
-    x, z = gated_modulate(x, y, gate_sa, shift_ca, scale_ca, rows, eps, measure=measure)
+    x, z = gated_modulate(x, y, gate_sa, shift_ca, scale_ca, rows, eps, wants_amax=wants_amax)
     y = layer.cross_attention(z, context.squeeze(1), segments.cross_attention)
-    x, z = gated_modulate(x, y, gate_ca, shift_mlp, scale_mlp, rows, eps, measure=measure)
+    x, z = gated_modulate(x, y, gate_ca, shift_mlp, scale_mlp, rows, eps, wants_amax=wants_amax)
     y = layer.mlp_of(layer.mlp, z)
     return gated(x, y, gate_mlp, rows).unsqueeze(1)
 
@@ -87,19 +87,19 @@ def _block(layer: DiTLayer, hidden_states: Tensor, noise_embedding: Tensor, cont
 _compiled_block = torch.compile(_block)
 
 
-def _megatrons_mlp(layer: MLP, hidden_states: Measured) -> Measured:
-    return Measured(layer(hidden_states.values)[0])
+def _megatrons_mlp(layer: MLP, hidden_states: WithAmax) -> WithAmax:
+    return WithAmax(layer(hidden_states.values)[0])
 
 
 def layer_spec(config: TransformerConfig, *, adaln_lora_rank: int, crossattn_emb_size: int, fp8: bool) -> ModuleSpec:
-    """The parts of one block; `fp8`: the products of its attentions and its MLP."""
+    """The parts of one block; `fp8`: the GEMMs of its attentions and its MLP in FP8."""
     column, row = (Fp8ColumnParallelLinear, Fp8RowParallelLinear) if fp8 else (ColumnLinear, RowLinear)
     gelu_inside = config.tensor_model_parallel_size == 1 and config.params_dtype == torch.bfloat16 and usable(QUACK)
     mlp_of = fp8_mlp if fp8 else fused_mlp if gelu_inside else _megatrons_mlp
     no_mask = {"attn_mask_type": AttnMaskType.no_mask}
     return ModuleSpec(
         module=DiTLayer,
-        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of, "measure": fp8 and not config.sequence_parallel},
+        params={"adaln_lora_rank": adaln_lora_rank, "mlp_of": mlp_of, "wants_amax": fp8 and not config.sequence_parallel},
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,

@@ -1,4 +1,4 @@
-"""DDP's gradient buffers, as the products that write into them see them."""
+"""DDP's gradient buffers, as the GEMMs that write into them see them."""
 
 from __future__ import annotations
 

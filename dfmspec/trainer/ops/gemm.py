@@ -1,4 +1,4 @@
-"""Matrix products of a block whose backward pass writes a weight's gradient where it is summed, in fp32, and of an MLP with its GELU inside.
+"""GEMMs of a block whose backward pass writes a weight's gradient where it is summed, in fp32, and of an MLP with its GELU inside.
 
 megatron-core has the first as `gradient_accumulation_fusion`, for extensions that torch.compile does not see through.
 Without tensor parallelism; with it the layers are megatron-core's. Shapes: t tokens, k, f and n the widths of a layer's
@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
-from dfmspec.trainer.ops.amax import Measured
+from dfmspec.trainer.ops.amax import WithAmax
 from dfmspec.trainer.ops.buffers import buffer_of
 
 
@@ -29,7 +29,7 @@ def weight_gradient(d_out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if total is None:
         return d_out.t() @ x
     kind = {} if total.dtype == x.dtype else {"out_dtype": total.dtype}
-    if not x.is_cuda:  # there a product keeps its type
+    if not x.is_cuda:  # there a GEMM keeps its type
         d_out, x, kind = d_out.to(total.dtype), x.to(total.dtype), {}
     if replace:
         torch.mm(d_out.t(), x, **kind, out=total)
@@ -59,7 +59,7 @@ class _Linear(torch.autograd.Function):
 
 
 @torch.library.custom_op("dfmspec::product_gelu", mutates_args=())
-def product_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def gemm_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """h = x [t, k] weight [f, k]^T, and gelu(h), by one kernel: [t, f] both."""
     if not x.is_cuda:
         h = x @ weight.t()
@@ -70,13 +70,13 @@ def product_gelu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return h, a
 
 
-@product_gelu.register_fake
+@gemm_gelu.register_fake
 def _(x, weight):  # type: ignore[no-untyped-def]
     return x.new_empty(x.size(0), weight.size(0)), x.new_empty(x.size(0), weight.size(0))
 
 
 @torch.library.custom_op("dfmspec::product_through_gelu", mutates_args=())
-def product_through_gelu(d_out: Tensor, weight: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def gemm_dgelu(d_out: Tensor, weight: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient d_out [t, n] weight [n, f] through gelu(h), and gelu(h) once more, by one kernel: [t, f] both."""
     if not h.is_cuda:
         return torch.ops.aten.gelu_backward(d_out @ weight, h, approximate="tanh"), F.gelu(h, approximate="tanh")
@@ -86,7 +86,7 @@ def product_through_gelu(d_out: Tensor, weight: Tensor, h: Tensor) -> tuple[Tens
     return d_h, a
 
 
-@product_through_gelu.register_fake
+@gemm_dgelu.register_fake
 def _(d_out, weight, h):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), torch.empty_like(h)
 
@@ -96,14 +96,14 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        h, a = product_gelu(x, first)
+        h, a = gemm_gelu(x, first)
         ctx.save_for_backward(x, first, h, second)
         return a @ second.t()
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         x, first, h, second = ctx.saved_tensors
-        d_h, a = product_through_gelu(d_out, second, h)
+        d_h, a = gemm_dgelu(d_out, second, h)
         return d_h @ first, weight_gradient(d_h, x, first), weight_gradient(d_out, a, second)
 
 
@@ -119,8 +119,8 @@ def mlp(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return output
 
 
-class _OwnProduct:
-    """Makes a layer's product ours where no other rank has a part of it."""
+class _OwnGemm:
+    """Makes a layer's GEMM ours where no other rank has a part of it."""
 
     @property
     def sums_itself(self) -> bool:
@@ -135,14 +135,14 @@ class _OwnProduct:
         return output
 
 
-class ColumnLinear(_OwnProduct, ColumnParallelLinear):
+class ColumnLinear(_OwnGemm, ColumnParallelLinear):
     """Megatron's, without bias."""
 
 
-class RowLinear(_OwnProduct, RowParallelLinear):
+class RowLinear(_OwnGemm, RowParallelLinear):
     """Megatron's, without bias."""
 
 
-def fused_mlp(layer: MLP, hidden_states: Measured) -> Measured:
+def fused_mlp(layer: MLP, hidden_states: WithAmax) -> WithAmax:
     """What Megatron's MLP of the two layers above and a GELU gives: [s, D] -> [s, D]"""
-    return Measured(mlp(hidden_states.values, layer.linear_fc1.weight, layer.linear_fc2.weight))
+    return WithAmax(mlp(hidden_states.values, layer.linear_fc1.weight, layer.linear_fc2.weight))
