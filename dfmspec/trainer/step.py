@@ -22,6 +22,9 @@ from dfmspec.trainer.ops.graph import Graphs
 from dfmspec.trainer.optim import gradients
 from dfmspec.trainer.setup import Trainer
 
+_Loss = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From the output to the share of the loss [], the tokens [] and the report []."""
+
 
 def forward_backward(trainer: Trainer, batches: Iterator[Microbatch], **options: bool) -> tuple[Tensor, Tensor]:
     """One global batch through the model; leaves the gradients.
@@ -74,7 +77,7 @@ def _scheduled(trainer: Trainer, ready: list[Microbatch], tokens: Tensor, **opti
     )
 
 
-def _forward_step(sigma_data: float, tokens: Tensor, batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
+def _forward_step(sigma_data: float, tokens: Tensor, batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, _Loss]:
     """The output for the next microbatch, and what makes of it loss, tokens and report, as the schedules want it."""
     batch = next(batches)
 

@@ -78,7 +78,7 @@ class _Modulate(torch.autograd.Function):
         return x, z, amax
 
     @staticmethod
-    def backward(ctx: Any, dx_out: Tensor, dz: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dx_out: Tensor, dz: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         from dfmspec.trainer.ops.kernels.adaln import adaln_backward
 
         x, scale, chunks, starts, mean, rstd = ctx.saved_tensors

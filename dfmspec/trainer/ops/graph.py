@@ -23,6 +23,8 @@ _MOST = 32
 
 Each holds its own buffers, and one memory pool serves all.
 """
+_Kind = tuple[Hashable, tuple[Hashable, ...]]
+"""The shape of a microbatch, and what else the work depends on: what a graph is for."""
 _Captured = tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor, list[Tensor]]
 """A graph, its inputs, its report, and what must live as long as it does."""
 
@@ -37,8 +39,8 @@ class Graphs:
         """
         self._work = work
         self._lengths_matter = lengths_matter
-        self._seen: set[Any] = set()
-        self._graphs: dict[Any, _Captured] = {}
+        self._seen: set[_Kind] = set()
+        self._graphs: dict[_Kind, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Microbatch, tokens: Tensor, *how: Hashable) -> Tensor:
