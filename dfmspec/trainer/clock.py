@@ -26,7 +26,7 @@ class Mark:
         self._time = time.perf_counter()
 
     def wait(self) -> None:
-        """Until the device is there."""
+        """Wait until the device has reached this point."""
         if self._event:
             self._event.synchronize()
 
@@ -45,7 +45,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     def end(self, name: str) -> None:
-        """The stage that has just ended."""
+        """Note the seconds of the stage that has just ended, under its name."""
         now = time.perf_counter()
         self.seconds[name] = round(now - self._since, 2)
         self._since = now

@@ -115,7 +115,10 @@ class Trainer:
     """Runs a microbatch by a CUDA graph (`step.graphed`); None: megatron-core's schedule does."""
 
     def release_graphs(self) -> None:
-        """Before a process group is destroyed: NCCL waits there for every graph that holds one of its collectives."""
+        """Let go of the CUDA graphs; called before a process group is destroyed.
+
+        NCCL waits there for every graph that holds one of its collectives.
+        """
         if self.graphs:
             torch.cuda.synchronize()
             self.graphs = None

@@ -157,7 +157,7 @@ class Outcome:
 
 
 def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) -> Outcome:
-    """Iteration number `iteration` (counted from 1)."""
+    """Iteration number `iteration` (counted from 1): gradients of a global batch, new weights, their averages."""
     # Gradients.
     for chunk in trainer.model:
         if not chunk.training:
@@ -177,7 +177,7 @@ def train_step(trainer: Trainer, batches: Iterator[Microbatch], iteration: int) 
 def evaluate(
     trainer: Trainer, batches: Iterator[Microbatch], iterations: int, stopped: Callable[[], int]
 ) -> float | None:
-    """Mean loss over `iterations` global batches of the evaluation split.
+    """Mean loss over `iterations` global batches of the evaluation split, the same on every rank.
 
     None when it was `stopped` before the last.
     """

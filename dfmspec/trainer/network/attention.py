@@ -131,7 +131,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         ones = torch.ones(hidden_size, dtype=config.params_dtype, device="cuda")
         self.weight = nn.Parameter(ones)
-        self.sums_itself = self.weight.is_cuda  # in `kernels/heads.py`
+        self.sums_itself = self.weight.is_cuda  # in `ops/kernels/heads.py`
 
 
 def heads(projection: WithAmax, norms: list[RMSNorm], parts: int) -> list[Tensor]:

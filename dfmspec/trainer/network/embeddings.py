@@ -54,7 +54,7 @@ class NoiseEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width, **kind)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """[n] -> [n, D]"""
+        """c_noise [n], as EDM gives it -> [n, D], in the precision of the weights."""
         x = sinusoid(c_noise, self.linear_1.in_features)
         x = x.to(self.linear_1.weight.dtype)
         x = nn.functional.silu(self.linear_1(x))

@@ -50,7 +50,11 @@ def gated_modulate(
     *,
     wants_amax: bool,
 ) -> tuple[Tensor, WithAmax]:
-    """`gated`, and `modulate` of what that gives: both, in one pass."""
+    """Gate and modulation in one pass: the end of one residual branch and the beginning of the next.
+
+    x [s, D] plus y [s, D] times the segment's gate [n, D]; and [s, D] layer norm of that without weights, then the
+    segment's scale and shift [n, D].
+    """
     if x.is_cuda:
         return _kernel(x, y, gate, shift, scale, rows, eps, wants_amax=wants_amax)
     x = gated(x, y, gate, rows)

@@ -33,7 +33,10 @@ _RATE_WIDTH = 256
 
 
 def to_dfm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of DFM's DiT that computes the same: its embedding of the frame rate is zero."""
+    """Our state dict in DFM's names, of a DiT of theirs that computes the same.
+
+    Its embedding of the frame rate is zero.
+    """
     found = {_dfm_name(name): weight for name, weight in weights.items()}
     like = found["t_embedder.1.linear_1.weight"]
     for layer in ("linear_1", "linear_2"):
@@ -50,7 +53,10 @@ def _dfm_name(name: str) -> str:
 
 
 def from_dfm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict that computes what this one of DFM's does; its frame rate goes into the noise embedding's bias."""
+    """DFM's state dict in our names, of a DiT that computes the same.
+
+    DFM's constant frame rate goes into the bias of the noise embedding.
+    """
     # Our names.
     found = {}
     rate = {}

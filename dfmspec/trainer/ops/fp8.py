@@ -113,7 +113,10 @@ def _gemm(
 
 @torch.library.custom_op("dfmspec::fp8_weight_gradient", mutates_args=())
 def weight_gradient(d_out: Tensor, x: Tensor, d_out_scale_inv: Tensor, x_scale_inv: Tensor, weight: Tensor) -> Tensor:
-    """`gemm.weight_gradient` of d_out^T [n, t] and x^T [k, t] in FP8."""
+    """d_out^T x, of d_out^T [n, t] and x^T [k, t] in FP8, into its buffer [n, k]; what is returned then stands for it.
+
+    Without a buffer, the gradient is returned. Why the buffer is no argument: see `gemm.weight_gradient`.
+    """
     total, replace = buffer_of(weight)
     if total is None:
         return _gemm(d_out, x, d_out_scale_inv, x_scale_inv, weight.dtype)
@@ -219,7 +222,7 @@ def mlp(x: WithAmax, first: Tensor, second: Tensor, *, wants_gradient_amax: bool
 
 
 def project(layer: nn.Module, x: WithAmax) -> WithAmax:
-    """x through one of megatron-core's linear layers without bias, or of those below: [t, k] -> [t, n]."""
+    """x through one of megatron-core's linear layers without bias, or of the FP8 layers here: [t, k] -> [t, n]."""
     if isinstance(layer, (Fp8ColumnParallelLinear, Fp8RowParallelLinear)):
         return layer(x)
     return WithAmax(layer(x.values)[0])
@@ -268,7 +271,7 @@ class Fp8RowParallelLinear(RowParallelLinear):
 
 
 def fp8_mlp(layer: MLP, hidden_states: WithAmax) -> WithAmax:
-    """What Megatron's MLP of the two layers above and a GELU gives: [s, D] -> [s, D]"""
+    """What Megatron's MLP of the two FP8 layers and a GELU gives: [s, D] -> [s, D]"""
     first = layer.linear_fc1
     second = layer.linear_fc2
     x = _entered(first, hidden_states)

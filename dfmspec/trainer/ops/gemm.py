@@ -158,7 +158,7 @@ class RowLinear(_OwnGemm, RowParallelLinear):
 
 
 def fused_mlp(layer: MLP, hidden_states: WithAmax) -> WithAmax:
-    """What Megatron's MLP of the two layers above and a GELU gives: [s, D] -> [s, D]"""
+    """What Megatron's MLP of two linear layers and a GELU gives, without tensor parallelism: [s, D] -> [s, D]"""
     first = layer.linear_fc1.weight
     second = layer.linear_fc2.weight
     return WithAmax(mlp(hidden_states.values, first, second))

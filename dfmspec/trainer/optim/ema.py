@@ -75,7 +75,7 @@ class Ema:
                 _fused_take_in(average, weights, on_device)
 
     def wait(self) -> None:
-        """Before the parameters are changed, or the averages read."""
+        """Let a GPU end the last update; called before the parameters are changed, or the averages read."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 

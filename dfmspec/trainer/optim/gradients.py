@@ -48,9 +48,9 @@ def into_buffers(model: list[Any]) -> Incoming:
 
 
 def start(chunk: Any, *, cleared: bool) -> None:
-    """Before an iteration's first gradient, as megatron-core's zero_grad_buffer.
+    """Make a chunk's buffers ready for an iteration's first gradient, as megatron-core's zero_grad_buffer does.
 
-    Not `cleared`: the buffers stay as they are, for the first gradients will replace what is there.
+    Not `cleared`: what they hold stays, for the first gradients will replace it.
     """
     if cleared:
         chunk.zero_grad_buffer()
