@@ -115,7 +115,7 @@ def measure_update() -> None:
 
 
 def measure_fp8() -> None:
-    """Into FP8 and transposed, with the largest value before."""
+    """Into FP8 and transposed, with the amax before."""
     kinds = ("cast", fp8.PLAIN, WIDTH, 2), ("cast of GELU", fp8.GELU, 4 * WIDTH, 2), ("cast through GELU", fp8.GELU_BACKWARD, 4 * WIDTH, 4)
     for what, how, width, bytes_read in kinds:
         cases = [(random(tokens, width), random(tokens, width) if how == fp8.GELU_BACKWARD else None) for tokens in TOKENS]

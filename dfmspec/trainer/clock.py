@@ -1,4 +1,7 @@
-"""Where time goes: points in a device's work, learnt without holding up what it was given since, and the stages of a start."""
+"""Where time goes: points in a device's work, and the stages of a start.
+
+A point's time is learnt without holding up what the device was given since.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ import torch
 
 
 class Mark:
-    """The point that this process's device reaches when it has done all that it was given so far; a CPU is there already."""
+    """The point that this process's device reaches when it has done all that it was given so far.
+
+    A CPU is there already.
+    """
 
     def __init__(self, device: str) -> None:
         """`device`: "cuda" or "cpu"."""
@@ -20,7 +26,7 @@ class Mark:
         self._time = time.perf_counter()
 
     def wait(self) -> None:
-        """Until the device is there."""
+        """Wait until the device has reached this point."""
         if self._event:
             self._event.synchronize()
 
@@ -39,15 +45,18 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     def end(self, name: str) -> None:
-        """The stage that has just ended."""
+        """Note the seconds of the stage that has just ended, under its name."""
         now = time.perf_counter()
-        self.seconds[name], self._since = round(now - self._since, 2), now
+        self.seconds[name] = round(now - self._since, 2)
+        self._since = now
 
 
 def _age() -> float:
     """Seconds since this process was started; 0 where the system does not say."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        # Field 22 of proc(5), in ticks since the system started; the third follows the program's name.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started
     except (OSError, AttributeError, ValueError, IndexError):
         return 0.0

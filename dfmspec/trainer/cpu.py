@@ -28,6 +28,7 @@ class _Elsewhere(TorchFunctionMode):
         self.device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The device that is asked for.
         kwargs = dict(kwargs or {})
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = self.device
@@ -36,9 +37,11 @@ class _Elsewhere(TorchFunctionMode):
         if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
             args = (args[0], self.device, *args[2:])
         result = func(*args, **kwargs)
+
         # The optimizers sort parameters by type names such as 'torch.cuda.FloatTensor'.
         if func is torch.Tensor.type and len(args) == 1 and isinstance(result, str):
-            return result.replace("torch.meta.", "torch.").replace("torch.", "torch.cuda.", 1)
+            result = result.replace("torch.meta.", "torch.")
+            return result.replace("torch.", "torch.cuda.", 1)
         return result
 
 
@@ -53,14 +56,22 @@ def install(device: str) -> None:
         raise RuntimeError(f"dfmspec.trainer.cpu is for runs without CUDA, not for {device}")
     elsewhere = torch.device(device)
     _Elsewhere(elsewhere).__enter__()
+
+    # What megatron-core asks of torch.cuda, and tells it.
     cuda = torch.cuda
-    cuda.current_device = lambda: elsewhere  # type: ignore[assignment,return-value]
+    cuda.current_device = lambda: elsewhere
     cuda.device_count = lambda: 1
     cuda.get_device_capability = lambda device=None: (0, 0)
     for silent in ("synchronize", "set_device", "manual_seed", "empty_cache"):
         setattr(cuda, silent, lambda *args, **kwargs: None)
-    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()  # type: ignore[assignment]
+
+    # Random state: the CPU's.
+    cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.random.get_rng_state = cuda.get_rng_state
 
     import megatron.core.tensor_parallel.random as tensor_parallel_random
 
-    tensor_parallel_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    def set_rng_state(state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(state)
+
+    tensor_parallel_random._set_cuda_rng_state = set_rng_state

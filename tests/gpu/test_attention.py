@@ -88,10 +88,10 @@ def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype, m
     expected_grads = torch.autograd.grad(expected, exact, [g.to(dtype).double() for g in grads])
 
     leaves = [t.to("cuda", dtype).requires_grad_() for t in (x, *weights)]
-    x_largest = torch.zeros((), device="cuda", requires_grad=True)
-    got = heads.heads(leaves[0], leaves[1:], parts, width, 1e-6, x_largest)
-    *got_grads, d_largest = torch.autograd.grad(got, [*leaves, x_largest], [g.to("cuda", dtype) for g in grads])
-    assert d_largest == got_grads[0].abs().max()
+    x_amax = torch.zeros((), device="cuda", requires_grad=True)
+    got = heads.heads(leaves[0], leaves[1:], parts, width, 1e-6, x_amax)
+    *got_grads, d_amax = torch.autograd.grad(got, [*leaves, x_amax], [g.to("cuda", dtype) for g in grads])
+    assert d_amax == got_grads[0].abs().max()
 
     limit = 1e-6 if dtype == torch.float32 else 1e-2
     for mine, theirs in zip((*got, *got_grads), (*expected, *expected_grads), strict=True):
@@ -111,19 +111,19 @@ def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
         got = fp8.quantized(x, kind, **how)
         expected = fp8.quantized(x.to("cpu", kept), kind, **{key: value.cpu() if key == "through_gelu_of" else value for key, value in how.items()})
 
-        assert torch.allclose(got.inverse.cpu(), expected.inverse, rtol=1e-3 if how else 1e-5)  # the processor's own tanh
-        values = [each.rows.float().cpu() * each.inverse.cpu() for each in (got, expected)]
+        assert torch.allclose(got.scale_inv.cpu(), expected.scale_inv, rtol=1e-3 if how else 1e-5)  # the processor's own tanh
+        values = [each.rows.float().cpu() * each.scale_inv.cpu() for each in (got, expected)]
         assert (values[0] - values[1]).norm() <= (1e-2 if how else 1e-3) * values[1].norm()  # a value on the edge may round the other way
         assert torch.equal(got.columns.float(), got.rows.float().t())
 
 
-def test_a_cast_makes_nan_of_what_is_beyond_the_largest_value_that_it_is_given() -> None:
+def test_a_cast_makes_nan_of_what_is_beyond_the_amax_that_it_is_given() -> None:
     from dfmspec.trainer.ops import fp8
     from dfmspec.trainer.ops.amax import E4M3
 
     x = torch.randn(200, 144, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
-    largest = x.abs().max().float()
-    found, given, halved = fp8.quantized(x, E4M3), fp8.quantized(x, E4M3, largest=largest), fp8.quantized(x, E4M3, largest=largest / 2)
+    amax = x.abs().max().float()
+    found, given, halved = fp8.quantized(x, E4M3), fp8.quantized(x, E4M3, amax=amax), fp8.quantized(x, E4M3, amax=amax / 2)
 
     assert all(torch.equal(mine.float(), theirs.float()) for mine, theirs in zip(given, found, strict=True))
-    assert torch.equal(halved.rows.float().isnan(), x.abs() > largest / 2) and torch.equal(halved.columns.float().isnan(), (x.abs() > largest / 2).t())
+    assert torch.equal(halved.rows.float().isnan(), x.abs() > amax / 2) and torch.equal(halved.columns.float().isnan(), (x.abs() > amax / 2).t())

@@ -9,25 +9,25 @@ import torch
 
 from dfmspec.trainer.data.segments import CHUNK, Rows, rows_of
 from dfmspec.trainer.network.modulation import gated, gated_modulate, modulate
-from dfmspec.trainer.ops.amax import Measured, largest_of
+from dfmspec.trainer.ops.amax import WithAmax, amax_of
 
 LENGTHS = [[5, 17, 16, 0, 40, 1], [32, 32], [1], [100, 0]]
 LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
 def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
-    """All three functions in a chain, and the gradients of x, y and the modulations; and the numbers beside z and beside y's gradient."""
+    """All three functions in a chain, and the gradients of x, y and the modulations; and the amax beside z and beside y's gradient."""
     gate, shift, scale = modulations.chunk(3, -1)
-    y_largest = [torch.zeros((), dtype=torch.float32, device=y.device, requires_grad=True) for _ in range(2)]
+    y_amax = [torch.zeros((), dtype=torch.float32, device=y.device, requires_grad=True) for _ in range(2)]
     once, again = y * 1, y * 1
-    x0, z = modulate(x, shift, scale, rows, 1e-6, measure=True)
-    x1, z1 = gated_modulate(x0, Measured(once, y_largest[0]), gate, shift, scale, rows, 1e-6, measure=True)
-    outputs = [z.values, x1, z1.values, gated(x1, Measured(again, y_largest[1]), gate, rows)]
+    x0, z = modulate(x, shift, scale, rows, 1e-6, wants_amax=True)
+    x1, z1 = gated_modulate(x0, WithAmax(once, y_amax[0]), gate, shift, scale, rows, 1e-6, wants_amax=True)
+    outputs = [z.values, x1, z1.values, gated(x1, WithAmax(again, y_amax[1]), gate, rows)]
     weights = [torch.randn(out.shape, generator=torch.Generator().manual_seed(i)).to(out) for i, out in enumerate(outputs)]
     total = sum((out * weight).sum(dtype=torch.float64) for out, weight in zip(outputs, weights, strict=True))
-    *gradients, d_once, d_again, largest_once, largest_again = torch.autograd.grad(total, [x, y, modulations, once, again, *y_largest])  # type: ignore[arg-type]
-    for values, largest in ((z.values, z.largest), (z1.values, z1.largest), (d_once, largest_once), (d_again, largest_again)):
-        assert largest == largest_of(values)
+    *gradients, d_once, d_again, amax_once, amax_again = torch.autograd.grad(total, [x, y, modulations, once, again, *y_amax])  # type: ignore[arg-type]
+    for values, amax in ((z.values, z.amax), (z1.values, z1.amax), (d_once, amax_once), (d_again, amax_again)):
+        assert amax == amax_of(values)
     return outputs + gradients
 
 

@@ -1,4 +1,4 @@
-"""Products whose weights' gradients go where they are summed: the gradients of plain PyTorch, compiled or not; on a GPU also with the GELU inside."""
+"""GEMMs whose weights' gradients go where they are summed: the gradients of plain PyTorch, compiled or not; on a GPU also with the GELU inside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfmspec.trainer.ops import products
+from dfmspec.trainer.ops import gemm
 from dfmspec.trainer.ops.buffers import Incoming
 from dfmspec.trainer.ops.libraries import QUACK, usable
 
@@ -18,7 +18,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def network(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    return products.mlp(products.linear(x, weights[0]), *weights[1:])
+    return gemm.mlp(gemm.linear(x, weights[0]), *weights[1:])
 
 
 def plain(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
@@ -45,7 +45,7 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_are_those_of_plain_products(case: dict[str, Any], compiled: bool) -> None:
+def test_gradients_are_those_of_plain_gemms(case: dict[str, Any], compiled: bool) -> None:
     work: Callable[..., torch.Tensor] = torch.compile(network, fullgraph=True, backend="aot_eager") if compiled else network
     output = work(case["x"], case["weights"])
     gradients = torch.autograd.grad(output, [case["x"], *case["weights"]], case["grad"])

@@ -6,6 +6,7 @@ Shapes: s tokens, n segments, D hidden size.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 def sinusoid(positions: Tensor, width: int) -> Tensor:
     """[n] positions -> [n, width]: sines, then cosines, of frequencies 1 down to 1/10000; fp32."""
-    frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64, device=positions.device) / (width // 2))
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float64, device=positions.device)
+    frequencies = 10000.0 ** (-steps / half)
     angles = positions.double()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
@@ -24,7 +27,9 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, hidden_size: int, sizes: tuple[int, int, int]) -> None:
         super().__init__()
-        widths = (hidden_size // 4, 3 * hidden_size // 8, 3 * hidden_size // 8)
+        quarter = hidden_size // 4
+        three_eighths = 3 * hidden_size // 8
+        widths = (quarter, three_eighths, three_eighths)
         for axis, size, width in zip("thw", sizes, widths, strict=True):
             table = sinusoid(torch.arange(size), width).to("cuda")
             self.register_buffer(f"table_{axis}", table, persistent=False)
@@ -32,7 +37,10 @@ class PositionEmbedding(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """[s, 3] patch positions (t, h, w) -> [s, D]; a position past its axis's table is an IndexError."""
         t, h, w = positions.unbind(-1)
-        return torch.cat([self.table_t[t], self.table_h[h], self.table_w[w]], dim=-1)
+        of_time = self.table_t[t]
+        of_height = self.table_h[h]
+        of_width = self.table_w[w]
+        return torch.cat([of_time, of_height, of_width], dim=-1)
 
 
 class NoiseEmbedding(nn.Module):
@@ -40,20 +48,24 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        width, kind = config.hidden_size, {"dtype": config.params_dtype, "device": "cuda"}
+        width = config.hidden_size
+        kind: dict[str, Any] = {"dtype": config.params_dtype, "device": "cuda"}
         self.linear_1 = nn.Linear(width, width, **kind)
         self.linear_2 = nn.Linear(width, width, **kind)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """[n] -> [n, D]"""
-        x = sinusoid(c_noise, self.linear_1.in_features).to(self.linear_1.weight.dtype)
-        return self.linear_2(nn.functional.silu(self.linear_1(x)))
+        """c_noise [n], as EDM gives it -> [n, D], in the precision of the weights."""
+        x = sinusoid(c_noise, self.linear_1.in_features)
+        x = x.to(self.linear_1.weight.dtype)
+        x = nn.functional.silu(self.linear_1(x))
+        return self.linear_2(x)
 
 
-def axis_sizes(max_frames: int, max_img_h: int, max_img_w: int, patch_temporal: int, patch_spatial: int) -> tuple[int, int, int]:
-    """Sizes of the position tables, in patches."""
-    return (
-        math.ceil(max_frames / patch_temporal),
-        math.ceil(max_img_h / patch_spatial),
-        math.ceil(max_img_w / patch_spatial),
-    )
+def axis_sizes(
+    max_frames: int, max_img_h: int, max_img_w: int, patch_temporal: int, patch_spatial: int
+) -> tuple[int, int, int]:
+    """Sizes of the position tables for time, height and width, in patches."""
+    frames = math.ceil(max_frames / patch_temporal)
+    height = math.ceil(max_img_h / patch_spatial)
+    width = math.ceil(max_img_w / patch_spatial)
+    return frames, height, width

@@ -1,4 +1,4 @@
-"""DDP's gradient buffers, as the products that write into them see them."""
+"""DDP's gradient buffers, as the GEMMs that write into them see them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ class Incoming:
 
 
 def buffer_of(weight: torch.Tensor) -> tuple[torch.Tensor | None, bool]:
-    """Where a backward pass now writes a weight's gradient, and whether in the place of what is there; None: there is no buffer."""
+    """Where a backward pass now writes a weight's gradient, and whether in the place of what is there.
+
+    None: there is no buffer. Who asks must write: megatron-core's hook is told that the gradient is in its buffer.
+    """
     incoming = getattr(weight, "incoming", None)
     if incoming is None:
         return None, True
-    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return weight.main_grad, incoming.replace  # type: ignore[attr-defined]
+    weight.grad_added_to_main_grad = True
+    return weight.main_grad, incoming.replace
 
 
 def accumulate(total: torch.Tensor, part: torch.Tensor, *, replace: bool) -> None:
@@ -30,5 +33,7 @@ def accumulate(total: torch.Tensor, part: torch.Tensor, *, replace: bool) -> Non
         from dfmspec.trainer.ops.kernels import optimizer
 
         optimizer.accumulate(total, part, replace=replace)
+    elif replace:
+        total.copy_(part)
     else:
-        total.copy_(part) if replace else total.add_(part)
+        total.add_(part)

@@ -30,7 +30,7 @@ QUACK = Library("quack-kernels", "0.6.5", "quack.gemm_interface")
 
 
 def installed(library: Library) -> bool:
-    """Whether this very version is, with all that it needs."""
+    """Whether this very version is installed, with all that it needs."""
     try:
         return version(library.name) == library.version and import_module(library.module) is not None
     except (PackageNotFoundError, ImportError):
@@ -39,13 +39,19 @@ def installed(library: Library) -> bool:
 
 @cache
 def usable(library: Library) -> bool:
-    """Whether this process's GPU is a Hopper, and it is installed."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9 and installed(library)
+    """Whether this process's GPU is a Hopper, and the library is installed."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        return False
+    return installed(library)
 
 
 def kept_in(library: Library) -> Path | None:
-    """A folder of this user's alone for what a library compiles; None where none can be made, or files there cannot be locked."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dfmspec" / library.name
+    """A folder of this user's alone for what a library compiles.
+
+    None where none can be made, or files there cannot be locked.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(caches) / "dfmspec" / library.name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (folder / "lock").open("w") as lock:

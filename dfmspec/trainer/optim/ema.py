@@ -7,6 +7,7 @@ is not dominated by its untrained start. Each rank averages the shards that it h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
@@ -21,51 +22,78 @@ class Ema:
 
     def __init__(self, chunks: Sequence[DiT], decay: float, wrapped: Sequence[DistributedDataParallel] = ()) -> None:
         """`wrapped`: the same chunks in DDP, whose buffers, where it has them, hold all parameters in one piece."""
-        self._chunks, self._decay = chunks, decay
-        self._stream = torch.cuda.Stream() if next(chunks[0].parameters()).is_cuda else None
+        self._chunks = chunks
+        self._decay = decay
+        on_gpu = next(chunks[0].parameters()).is_cuda
+        self._stream = torch.cuda.Stream() if on_gpu else None
         self.weights: list[dict[str, Tensor]] = []
         self._pieces: list[tuple[Tensor, Tensor]] = []
         """(average, parameters), as few and as large as can be."""
+
+        # Whole buffers, then what lies in none.
         averages: dict[nn.Parameter, Tensor] = {}
-        for buffer in (buffer for model in wrapped for buffer in model.buffers if buffer.param_data is not None):
-            whole = buffer.param_data.float().clone()
-            self._pieces.append((whole, buffer.param_data))
-            averages |= {weight: whole[start:end].view(weight.shape) for weight, (start, end, _) in buffer.param_index_map.items()}
+        for model in wrapped:
+            for buffer in model.buffers:
+                averages |= self._of_buffer(buffer)
         for chunk in chunks:
-            for weight in set(chunk.parameters()) - averages.keys():
-                averages[weight] = weight.detach().float().clone()
-                self._pieces.append((averages[weight], weight.detach()))
-            self.weights.append({name: averages[weight] for name, weight in chunk.named_parameters()})
+            for weight in chunk.parameters():
+                if weight not in averages:
+                    average = weight.detach().float().clone()
+                    averages[weight] = average
+                    self._pieces.append((average, weight.detach()))
+            named = {name: averages[weight] for name, weight in chunk.named_parameters()}
+            self.weights.append(named)
+
+    def _of_buffer(self, buffer: Any) -> dict[nn.Parameter, Tensor]:
+        """The averages of the parameters that lie in one of DDP's buffers, as views of a single piece."""
+        if buffer.param_data is None:
+            return {}
+        whole = buffer.param_data.float().clone()
+        self._pieces.append((whole, buffer.param_data))
+        averages = {}
+        for weight, (start, end, _) in buffer.param_index_map.items():
+            flat = whole[start:end]
+            averages[weight] = flat.view(weight.shape)
+        return averages
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """Take in the parameters after iteration `iteration` (counted from 1), on a GPU beside what follows: see `wait`."""
-        share = 1 - min(self._decay, (1 + iteration) / (10 + iteration))
-        if not self._stream:
+        """Take in the parameters after iteration `iteration` (counted from 1).
+
+        On a GPU this runs beside what follows: see `wait`.
+        """
+        decay = min(self._decay, (1 + iteration) / (10 + iteration))
+        share = 1 - decay
+        if self._stream is None:
             for average, weights in self._pieces:
                 _take_in(average, weights, torch.tensor(share))
             return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for average, weights in self._pieces:
-                _fused_take_in(average, weights, torch.full((), share, device=average.device))
+                on_device = torch.full((), share, device=average.device)
+                _fused_take_in(average, weights, on_device)
 
     def wait(self) -> None:
-        """Before the parameters are changed, or the averages read."""
-        if self._stream:
+        """Let a GPU end the last update; called before the parameters are changed, or the averages read."""
+        if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def sharded_state_dict(self) -> ShardedStateDict:
         """The averages of each model chunk under the names `ema.<parameter>`, cut as the parameters are."""
         self.wait()
         sharded: ShardedStateDict = {}
-        for index, (chunk, averages) in enumerate(zip(self._chunks, self.weights, strict=True)):
-            mine = sharded[f"chunk{index}"] = {}
-            for name, tensor in chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True}).items():
+        chunks = zip(self._chunks, self.weights, strict=True)
+        for index, (chunk, averages) in enumerate(chunks):
+            mine: ShardedStateDict = {}
+            parameters = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True})
+            for name, tensor in parameters.items():
                 if isinstance(tensor, ShardedTensor) and name in averages:
-                    tensor.data, tensor.dtype = averages[name], torch.float32
+                    tensor.data = averages[name]
+                    tensor.dtype = torch.float32
                     tensor.key = f"ema.{tensor.key}"
                     mine[tensor.key] = tensor
+            sharded[f"chunk{index}"] = mine
         return sharded
 
 

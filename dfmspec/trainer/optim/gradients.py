@@ -22,7 +22,11 @@ from dfmspec.trainer.ops.buffers import Incoming, accumulate
 
 
 def into_buffers(model: list[Any]) -> Incoming:
-    """Let each gradient be in its buffer before megatron-core's hook would add it there."""
+    """Let each gradient be in its buffer before megatron-core's hook would add it there.
+
+    A backward pass raises RuntimeError where a module that `sums_itself` has not: the hook would then add to what an
+    earlier iteration left.
+    """
     incoming = Incoming()
 
     def add(weight: torch.nn.Parameter, gradient: torch.Tensor) -> None:
@@ -30,18 +34,24 @@ def into_buffers(model: list[Any]) -> Incoming:
         weight.grad_added_to_main_grad = True
 
     def was_added(weight: torch.nn.Parameter, _: torch.Tensor) -> None:
-        if not weight.grad_added_to_main_grad:  # megatron-core's hook would add to what an earlier iteration left
+        if not weight.grad_added_to_main_grad:
             raise RuntimeError("what makes a weight's gradient did not find the buffer that it is summed in")
 
-    for module in (module for chunk in model for module in chunk.modules()):
-        for weight in module.parameters(recurse=False):
-            weight.incoming = incoming
-            weight.register_hook(partial(was_added if getattr(module, "sums_itself", False) else add, weight))
+    for chunk in model:
+        for module in chunk.modules():
+            sums_itself = getattr(module, "sums_itself", False)
+            hook = was_added if sums_itself else add
+            for weight in module.parameters(recurse=False):
+                weight.incoming = incoming
+                weight.register_hook(partial(hook, weight))
     return incoming
 
 
 def start(chunk: Any, *, cleared: bool) -> None:
-    """Before an iteration's first gradient, as megatron-core's zero_grad_buffer; not `cleared`: the first will replace what is there."""
+    """Make a chunk's buffers ready for an iteration's first gradient, as megatron-core's zero_grad_buffer does.
+
+    Not `cleared`: what they hold stays, for the first gradients will replace it.
+    """
     if cleared:
         chunk.zero_grad_buffer()
         return
@@ -65,13 +75,18 @@ def sum_over_stages(model: list[Any]) -> None:
     """Give every copy of a parameter that all pipeline stages share the sum of the copies' gradients."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return
+
+    # The copies on this rank, by name.
     copies: dict[str, list[torch.Tensor]] = {}
     for chunk in model:
         for name, weight in chunk.named_parameters():
             if getattr(weight, "pipeline_parallel", False):
                 copies.setdefault(name, []).append(weight.main_grad)
+
+    # One sum for all of them.
     total = torch.cat([sum(grads).flatten() for grads in copies.values()])
     torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
-    for grads, piece in zip(copies.values(), total.split([grads[0].numel() for grads in copies.values()]), strict=True):
+    sizes = [grads[0].numel() for grads in copies.values()]
+    for grads, piece in zip(copies.values(), total.split(sizes), strict=True):
         for grad in grads:
             grad.copy_(piece.view_as(grad))

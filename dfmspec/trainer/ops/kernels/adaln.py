@@ -1,4 +1,4 @@
-"""adaLN over packed segments (`trainer/modulation.py`). Shapes: s tokens, n segments, D hidden size, k chunks of rows."""
+"""adaLN over packed segments (`trainer/network/modulation.py`). Shapes: s tokens, n segments, D hidden size, k chunks of rows."""
 
 # ruff: noqa: N803 (constants of a kernel are in capitals, as Triton has them)
 from __future__ import annotations
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dfmspec.trainer.data.segments import CHUNK
-from dfmspec.trainer.ops.kernels.amax import as_bits, bits, none_yet, raise_to
+from dfmspec.trainer.ops.kernels.amax import as_bits, bits, new_amax, raise_amax_to
 
 _FORWARD_WARPS, _WARPS = 4, 4
 _ROWS = 2
@@ -22,8 +22,8 @@ _SUMMED = (32, 64)
 
 @triton.jit
 def _forward_kernel(
-    x, y, gate, shift, scale, of_token, x_out, z, mean, rstd, largest, D, gate_stride, shift_stride, scale_stride, eps,
-    RESIDUAL: tl.constexpr, NORM: tl.constexpr, MEASURE: tl.constexpr, BLOCK: tl.constexpr,
+    x, y, gate, shift, scale, of_token, x_out, z, mean, rstd, amax, D, gate_stride, shift_stride, scale_stride, eps,
+    RESIDUAL: tl.constexpr, NORM: tl.constexpr, AMAX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -46,14 +46,14 @@ def _forward_kernel(
         tl.store(z + row * D + columns, modulated, mask=inside)
         tl.store(mean + row, m)
         tl.store(rstd + row, r)
-        if MEASURE:
-            raise_to(largest, tl.max(bits(modulated.to(tl.float32)), 0))
+        if AMAX:
+            raise_amax_to(amax, tl.max(bits(modulated.to(tl.float32)), 0))
 
 
 @triton.jit
 def _backward_kernel(
-    x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, largest, D, gate_stride, scale_stride,
-    RESIDUAL: tl.constexpr, NORM: tl.constexpr, MEASURE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+    x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, amax, D, gate_stride, scale_stride,
+    RESIDUAL: tl.constexpr, NORM: tl.constexpr, AMAX: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One chunk of rows: their gradients, and the chunk's sums [dgate][dshift, dscale]. x is the residual stream after the gate."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -93,10 +93,10 @@ def _backward_kernel(
             dgate += tl.sum(dh * branch, 0)
             through_gate = (dh * g).to(dy.dtype.element_ty)
             tl.store(dy + at, through_gate, mask=live)
-            if MEASURE:
+            if AMAX:
                 found = tl.maximum(found, tl.max(bits(through_gate.to(tl.float32)), 0))
-    if MEASURE:
-        raise_to(largest, tl.max(found, 0))
+    if AMAX:
+        raise_amax_to(amax, tl.max(found, 0))
     here = sums + chunk * D * (RESIDUAL + 2 * NORM) + flat
     if RESIDUAL:
         tl.store(here, dgate, mask=inside)
@@ -130,11 +130,11 @@ def _rows_contiguous(x: Tensor | None) -> Tensor | None:
 @torch.library.custom_op("dfmspec::adaln", mutates_args=())
 def adaln(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, of_token: Tensor, chunks: Tensor,
-    starts: Tensor, eps: float, y_largest: Tensor | None, measure: bool,
+    starts: Tensor, eps: float, y_amax: Tensor | None, wants_amax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """With y and gate, x + gate y; with shift and scale, the modulated norm of that: (x_out, z, mean, rstd, largest); empty where not asked for.
+    """With y and gate, x + gate y; with shift and scale, the modulated norm of that: (x_out, z, mean, rstd, amax); empty where not asked for.
 
-    To `measure`: z. `y_largest` only stands for the largest value of y, whose gradient is that of y's gradient.
+    amax is of z, where `wants_amax`. `y_amax` only stands for the amax of y, whose gradient is the amax of y's gradient.
     """
     x, y = x.contiguous(), None if y is None else y.contiguous()
     gate, shift, scale = _rows_contiguous(gate), _rows_contiguous(shift), _rows_contiguous(scale)
@@ -142,30 +142,30 @@ def adaln(
     x_out = torch.empty_like(x) if residual else x.new_empty(0)
     z = torch.empty_like(x) if norm else x.new_empty(0)
     mean, rstd = (x.new_empty(s if norm else 0, dtype=torch.float32) for _ in range(2))
-    largest = none_yet(x, measure)
+    amax = new_amax(x, wants_amax)
     block = triton.next_power_of_2(width)
     _forward_kernel[(s,)](
-        x, y, gate, shift, scale, of_token, x_out, z, mean, rstd, as_bits(largest), width, _stride(gate), _stride(shift), _stride(scale), eps,
-        RESIDUAL=residual, NORM=norm, MEASURE=measure, BLOCK=block, num_warps=_FORWARD_WARPS,
+        x, y, gate, shift, scale, of_token, x_out, z, mean, rstd, as_bits(amax), width, _stride(gate), _stride(shift), _stride(scale), eps,
+        RESIDUAL=residual, NORM=norm, AMAX=wants_amax, BLOCK=block, num_warps=_FORWARD_WARPS,
     )  # fmt: skip
-    return x_out, z, mean, rstd, largest
+    return x_out, z, mean, rstd, amax
 
 
 @adaln.register_fake
-def _(x, y, gate, shift, scale, of_token, chunks, starts, eps, y_largest, measure):  # type: ignore[no-untyped-def]
+def _(x, y, gate, shift, scale, of_token, chunks, starts, eps, y_amax, wants_amax):  # type: ignore[no-untyped-def]
     rows = x.size(0) if shift is not None else 0
     x_out = torch.empty_like(x, memory_format=torch.contiguous_format) if y is not None else x.new_empty(0)
     z = torch.empty_like(x, memory_format=torch.contiguous_format) if shift is not None else x.new_empty(0)
-    return x_out, z, x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32), none_yet(x, measure)
+    return x_out, z, x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.float32), new_amax(x, wants_amax)
 
 
 @torch.library.custom_op("dfmspec::adaln_backward", mutates_args=())
 def adaln_backward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, chunks: Tensor, starts: Tensor, mean: Tensor, rstd: Tensor,
-    dx_out: Tensor, dz: Tensor | None, measure: bool,
+    dx_out: Tensor, dz: Tensor | None, wants_amax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dx, dy, sums, largest): dx is empty without a norm, when it is dx_out; sums [n, 1 to 3, D] fp32: dgate given y, then dshift and dscale given
-    scale; largest, to `measure`: of dy.
+    """(dx, dy, sums, amax): dx is empty without a norm, when it is dx_out; sums [n, 1 to 3, D] fp32: dgate given y, then dshift and dscale given
+    scale; amax, where `wants_amax`: of dy.
     """
     residual, norm, width = y is not None, scale is not None, x.size(1)
     dx_out, dz = dx_out.contiguous(), None if dz is None else dz.contiguous()
@@ -174,27 +174,27 @@ def adaln_backward(
     dy = torch.empty_like(x) if residual else x.new_empty(0)
     parts = residual + 2 * norm
     sums = x.new_empty(len(chunks), parts * width, dtype=torch.float32)
-    largest, block = none_yet(x, measure), triton.next_power_of_2(width)
+    amax, block = new_amax(x, wants_amax), triton.next_power_of_2(width)
     _backward_kernel[(len(chunks),)](
-        x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, as_bits(largest), width, _stride(gate), _stride(scale),
-        RESIDUAL=residual, NORM=norm, MEASURE=measure, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
+        x, y, gate, scale, chunks, mean, rstd, dx_out, dz, dx, dy, sums, as_bits(amax), width, _stride(gate), _stride(scale),
+        RESIDUAL=residual, NORM=norm, AMAX=wants_amax, BLOCK=block, CHUNK=CHUNK, TILE=_ROWS, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     totals = x.new_empty(len(starts) - 1, parts, width, dtype=torch.float32)
     _sum_kernel[(len(totals), triton.cdiv(parts * width, _SUMMED[1]))](sums, starts, totals, parts * width, *_SUMMED, num_warps=4)
-    return dx, dy, totals, largest
+    return dx, dy, totals, amax
 
 
 @adaln_backward.register_fake
-def _(x, y, gate, scale, chunks, starts, mean, rstd, dx_out, dz, measure):  # type: ignore[no-untyped-def]
+def _(x, y, gate, scale, chunks, starts, mean, rstd, dx_out, dz, wants_amax):  # type: ignore[no-untyped-def]
     parts = (y is not None) + 2 * (scale is not None)
     dx, dy = (torch.empty_like(x) if wanted is not None else x.new_empty(0) for wanted in (scale, y))
-    return dx, dy, x.new_empty(starts.size(0) - 1, parts, x.size(1), dtype=torch.float32), none_yet(x, measure)
+    return dx, dy, x.new_empty(starts.size(0) - 1, parts, x.size(1), dtype=torch.float32), new_amax(x, wants_amax)
 
 
 def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    _x, y, gate, _shift, scale, _of_token, chunks, starts, _eps, y_largest, _measure = inputs
-    x_out, _z, mean, rstd, _largest = output
-    ctx.measure = y_largest is not None
+    _x, y, gate, _shift, scale, _of_token, chunks, starts, _eps, y_amax, _wants_amax = inputs
+    x_out, _z, mean, rstd, _amax = output
+    ctx.wants_amax = y_amax is not None
     ctx.save_for_backward(x_out, y, gate, scale, chunks, starts, mean, rstd)
     ctx.set_materialize_grads(False)
 
@@ -205,10 +205,10 @@ def _gradients(ctx, dx_out, dz, *_):  # type: ignore[no-untyped-def]
     dx_out = torch.zeros_like(x) if dx_out is None else dx_out
     if scale is not None and dz is None:
         dz = torch.zeros_like(x)
-    dx, dy, sums, largest = adaln_backward(x, y, gate, scale, chunks, starts, mean, rstd, dx_out, dz, ctx.measure)
+    dx, dy, sums, amax = adaln_backward(x, y, gate, scale, chunks, starts, mean, rstd, dx_out, dz, ctx.wants_amax)
     dgate, *others = sums.to(x.dtype).unbind(1)
     dshift, dscale = others or (None, None)
-    return dx_out if scale is None else dx, dy, dgate, dshift, dscale, None, None, None, None, largest if ctx.measure else None, None
+    return dx_out if scale is None else dx, dy, dgate, dshift, dscale, None, None, None, None, amax if ctx.wants_amax else None, None
 
 
 adaln.register_autograd(_gradients, setup_context=_keep)

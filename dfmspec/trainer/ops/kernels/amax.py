@@ -1,6 +1,6 @@
-"""The largest value of what a kernel writes (`trainer/measured.py`).
+"""The amax of what a kernel writes (`trainer/ops/amax.py`): the largest absolute value.
 
-A number is held as its bits: those of numbers that are not negative have the order of the numbers, and NaN is above all.
+It is held as its bits: those of numbers that are not negative have the order of the numbers, and NaN is above all.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ def bits(x):
 
 
 @triton.jit
-def raise_to(largest, found):
-    """Let the number at `largest` be at least `found`. Asked first: changes of one address take turns, and few programs have one to make."""
-    if found > tl.load(largest, volatile=True):
-        tl.atomic_max(largest, found, sem="relaxed")
+def raise_amax_to(amax, found):
+    """Let the bits at `amax` be at least `found`. Asked first: changes of one address take turns, and few programs have one to make."""
+    if found > tl.load(amax, volatile=True):
+        tl.atomic_max(amax, found, sem="relaxed")
 
 
-def none_yet(x: Tensor, wanted: bool = True) -> Tensor:
+def new_amax(x: Tensor, wanted: bool = True) -> Tensor:
     """[] fp32 on x's device: zero; empty where it is not wanted."""
     return x.new_zeros((), dtype=torch.float32) if wanted else x.new_empty(0, dtype=torch.float32)
 
 
-def as_bits(largest: Tensor) -> Tensor:
+def as_bits(amax: Tensor) -> Tensor:
     """For a kernel."""
-    return largest.view(torch.int32)
+    return amax.view(torch.int32)

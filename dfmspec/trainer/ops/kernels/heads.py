@@ -1,4 +1,4 @@
-"""Heads (`trainer/attention.py`): q, k and v out of one projection, q and k normed. A row is one head of one token."""
+"""Heads (`trainer/network/attention.py`): q, k and v out of one projection, q and k normed. A row is one head of one token."""
 
 # ruff: noqa: N803 (constants of a kernel are in capitals, as Triton has them)
 from __future__ import annotations
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dfmspec.trainer.ops.buffers import buffer_of
-from dfmspec.trainer.ops.kernels.amax import as_bits, bits, none_yet, raise_to
+from dfmspec.trainer.ops.kernels.amax import as_bits, bits, new_amax, raise_amax_to
 
 _TILE = 16
 """Rows that a program holds at a time."""
@@ -45,7 +45,7 @@ def _heads_kernel(
 
 @triton.jit
 def _head_backward(
-    x, weight, d_out, dx, total, found, row, columns, live, eps, D: tl.constexpr, STRIDE: tl.constexpr, NORMED: tl.constexpr, MEASURE: tl.constexpr
+    x, weight, d_out, dx, total, found, row, columns, live, eps, D: tl.constexpr, STRIDE: tl.constexpr, NORMED: tl.constexpr, AMAX: tl.constexpr
 ):  # fmt: skip
     d = tl.load(d_out + row * D + columns, mask=live, other=0.0).to(tl.float32)
     if NORMED:
@@ -57,14 +57,14 @@ def _head_backward(
         d = (d - normed * (tl.sum(d * normed, 1) / D)[:, None]) * r
     rounded = d.to(dx.dtype.element_ty)
     tl.store(dx + row * STRIDE + columns, rounded, mask=live)
-    if MEASURE:
+    if AMAX:
         found = tl.maximum(found, bits(rounded.to(tl.float32)))
     return total, found
 
 
 @triton.jit
 def _heads_backward_kernel(
-    x, w0, w1, d0, d1, d2, dx, sums, largest, rows, tiles, eps, D: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr, MEASURE: tl.constexpr,
+    x, w0, w1, d0, d1, d2, dx, sums, amax, rows, tiles, eps, D: tl.constexpr, PARTS: tl.constexpr, NORMED: tl.constexpr, AMAX: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
@@ -74,13 +74,13 @@ def _heads_backward_kernel(
     for tile in tl.range(0, tiles, num_stages=STAGES):
         row = ((tl.program_id(0).to(tl.int64) * tiles + tile) * TILE + tl.arange(0, TILE))[:, None]
         live = (row < rows) & (columns < D)
-        total0, found = _head_backward(x, w0, d0, dx, total0, found, row, columns, live, eps, D, PARTS * D, NORMED > 0, MEASURE)
+        total0, found = _head_backward(x, w0, d0, dx, total0, found, row, columns, live, eps, D, PARTS * D, NORMED > 0, AMAX)
         if PARTS > 1:
-            total1, found = _head_backward(x + D, w1, d1, dx + D, total1, found, row, columns, live, eps, D, PARTS * D, NORMED > 1, MEASURE)
+            total1, found = _head_backward(x + D, w1, d1, dx + D, total1, found, row, columns, live, eps, D, PARTS * D, NORMED > 1, AMAX)
         if PARTS > 2:
-            total1, found = _head_backward(x + 2 * D, w1, d2, dx + 2 * D, total1, found, row, columns, live, eps, D, PARTS * D, False, MEASURE)
-    if MEASURE:
-        raise_to(largest, tl.max(tl.max(found, 0), 0))
+            total1, found = _head_backward(x + 2 * D, w1, d2, dx + 2 * D, total1, found, row, columns, live, eps, D, PARTS * D, False, AMAX)
+    if AMAX:
+        raise_amax_to(amax, tl.max(tl.max(found, 0), 0))
     at = tl.arange(0, BLOCK)
     here = sums + tl.program_id(0) * NORMED * D + at
     tl.store(here, tl.sum(total0, 0), mask=at < D)
@@ -117,10 +117,10 @@ def _three(tensors: list[Tensor]) -> list[Tensor | None]:
 
 
 @torch.library.custom_op("dfmspec::heads", mutates_args=())
-def heads(x: Tensor, weights: list[Tensor], parts: int, width: int, eps: float, x_largest: Tensor | None) -> list[Tensor]:
+def heads(x: Tensor, weights: list[Tensor], parts: int, width: int, eps: float, x_amax: Tensor | None) -> list[Tensor]:
     """[t, h parts d] -> `parts` (1 to 3) tensors [t, h, d], each contiguous; the first ones normed by RMSNorm with `weights` (1 or 2 of [d]).
 
-    `x_largest` only stands for the largest value of x, whose gradient is that of x's gradient.
+    `x_amax` only stands for the amax of x, whose gradient is the amax of x's gradient.
     """
     x = x.contiguous()
     shape = (x.size(0), x.size(1) // (parts * width), width)
@@ -134,21 +134,21 @@ def heads(x: Tensor, weights: list[Tensor], parts: int, width: int, eps: float, 
 
 
 @heads.register_fake
-def _(x, weights, parts, width, eps, x_largest):  # type: ignore[no-untyped-def]
+def _(x, weights, parts, width, eps, x_amax):  # type: ignore[no-untyped-def]
     return [x.new_empty(x.size(0), x.size(1) // (parts * width), width) for _ in range(parts)]
 
 
 @torch.library.custom_op("dfmspec::heads_backward", mutates_args=())
-def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: float, measure: bool) -> tuple[Tensor, list[Tensor], Tensor]:
-    """dx [t, h parts d], the weights' gradients [d], or what stands for them (as `products.weight_gradient`), and, to `measure`, the largest of dx."""
+def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: float, wants_amax: bool) -> tuple[Tensor, list[Tensor], Tensor]:
+    """dx [t, h parts d], the weights' gradients [d], or what stands for them (as `gemm.weight_gradient`), and, where `wants_amax`, the amax of dx."""
     x, d_outs = x.contiguous(), [d_out.contiguous() for d_out in d_outs]
     parts, width = len(d_outs), d_outs[0].size(-1)
     rows = d_outs[0].numel() // width
     tiles = triton.cdiv(rows, _TILE * _PROGRAMS)
     programs = triton.cdiv(rows, _TILE * tiles)
-    dx, largest, sums = torch.empty_like(x), none_yet(x, measure), x.new_empty(programs, len(weights), width, dtype=torch.float32)
+    dx, amax, sums = torch.empty_like(x), new_amax(x, wants_amax), x.new_empty(programs, len(weights), width, dtype=torch.float32)
     _heads_backward_kernel[(programs,)](
-        x, *_three(weights)[:2], *_three(d_outs), dx, sums, as_bits(largest), rows, tiles, eps, D=width, PARTS=parts, NORMED=len(weights), MEASURE=measure,
+        x, *_three(weights)[:2], *_three(d_outs), dx, sums, as_bits(amax), rows, tiles, eps, D=width, PARTS=parts, NORMED=len(weights), AMAX=wants_amax,
         TILE=_TILE, BLOCK=triton.next_power_of_2(width), STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     gradients, buffers = [torch.empty_like(weight) for weight in weights], [buffer_of(weight) for weight in weights]
@@ -156,24 +156,24 @@ def heads_backward(x: Tensor, weights: list[Tensor], d_outs: list[Tensor], eps: 
     _sum_kernel[(triton.cdiv(width, 16), len(weights))](
         sums, outs[0], outs[-1], programs, D=width, NORMED=len(weights), REPLACE=buffers[0][1], ROWS=256, COLUMNS=16, num_warps=8
     )
-    return dx, gradients, largest
+    return dx, gradients, amax
 
 
 @heads_backward.register_fake
-def _(x, weights, d_outs, eps, measure):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape), [torch.empty_like(weight) for weight in weights], none_yet(x, measure)
+def _(x, weights, d_outs, eps, wants_amax):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), [torch.empty_like(weight) for weight in weights], new_amax(x, wants_amax)
 
 
 def _keep_heads(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weights, _parts, _width, ctx.eps, x_largest = inputs
-    ctx.measure = x_largest is not None
+    x, weights, _parts, _width, ctx.eps, x_amax = inputs
+    ctx.wants_amax = x_amax is not None
     ctx.save_for_backward(x, *weights)
 
 
 def _heads_gradients(ctx, d_outs):  # type: ignore[no-untyped-def]
     x, *weights = ctx.saved_tensors
-    dx, d_weights, largest = heads_backward(x, weights, d_outs, ctx.eps, ctx.measure)
-    return dx, d_weights, None, None, None, largest if ctx.measure else None
+    dx, d_weights, amax = heads_backward(x, weights, d_outs, ctx.eps, ctx.wants_amax)
+    return dx, d_weights, None, None, None, amax if ctx.wants_amax else None
 
 
 heads.register_autograd(_heads_gradients, setup_context=_keep_heads)

@@ -1,4 +1,4 @@
-"""Gradients into the buffer that is reduced (`trainer/gradients.py`), and the update of the weights (`trainer/update.py`)."""
+"""Gradients into the buffer that is reduced (`trainer/optim/gradients.py`), and the update of the weights (`trainer/optim/update.py`)."""
 
 # ruff: noqa: N803 (constants of a kernel are in capitals, as Triton has them)
 from __future__ import annotations
