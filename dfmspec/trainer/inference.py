@@ -1,4 +1,4 @@
-"""Inference from a checkpoint, in one process whatever layout trained it: find it, load its model, draw latents with EDM's sampler."""
+"""Inference from a checkpoint, in one process whatever layout trained it: its model, and latents drawn with EDM's sampler."""
 
 from __future__ import annotations
 

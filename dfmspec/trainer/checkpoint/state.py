@@ -1,6 +1,6 @@
-"""Everything of one moment of a training, as megatron-core shards it: copied, written, and loaded into another layout.
+"""A snapshot of a training, as megatron-core shards it: copied, written, and loaded into another layout.
 
-Model, averaged weights, optimizer and schedule; the optimizer's state is fully reshardable. megatron-core's own ways are
+It has model, averaged weights, optimizer and schedule of one instant; the optimizer's state is fully reshardable. megatron-core's own ways are
 used but where they are slow or wrong for us, which each function says.
 """
 
@@ -116,8 +116,8 @@ def _all_gathered(shard: torch.Tensor, group: dist.ProcessGroup) -> list[torch.T
     return shards
 
 
-class Moment:
-    """What this rank writes of one moment.
+class Snapshot:
+    """What this rank writes of one instant of the training.
 
     megatron-core's own save starts writer processes, and waits for ever when one rank's disk is full; torch's writer in
     this process is as fast as the disk, and tells the others.

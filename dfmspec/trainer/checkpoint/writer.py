@@ -1,6 +1,6 @@
 """Committed checkpoints: a checkpoint is whole, or it does not exist.
 
-Everything of one moment (model, averaged weights, optimizer, schedule, streams) goes into `iter_N.tmp-<uuid>/`; each
+A snapshot of the training (model, averaged weights, optimizer, schedule, streams) goes into `iter_N.tmp-<uuid>/`; each
 rank's files are fsynced, `manifest.json` lists every file with size and checksum, and only then the folder is renamed
 to `iter_N` and the tracker replaced, each followed by an fsync of the parent. Nothing is ever written into an existing
 checkpoint. Loading takes the newest whole one and says what it passed over; folders without a whole checkpoint are an
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
-from dfmspec.trainer.checkpoint.state import HostMemory, Moment, load_state
+from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, load_states, save_states
 from dfmspec.trainer.setup import Trainer, patience
 
@@ -47,7 +47,7 @@ class Writer:
         self._memory = self._thread.submit(HostMemory, trainer) if writes and (beside or on_gpu) else None  # pinning it takes seconds
 
     def save(self, streams: dict[int, Any], iteration: int) -> Future[Path]:
-        """Commit the whole state after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.
+        """Commit a snapshot of the training after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.
 
         The state may change as soon as this returns with `async_save`, and else when the future is done. Its exception is
         an OSError: the disk; the aside folder is removed and nothing earlier is touched.
@@ -64,18 +64,18 @@ class Writer:
             memory = self._memory.result() if self._memory else None
             if memory:
                 memory.restart()
-            state, self._checked = Moment(self._trainer, memory, check=not self._checked), True
+            snapshot, self._checked = Snapshot(self._trainer, memory, check=not self._checked), True
         except OSError as error:
             failed: Future[Path] = Future()
             failed.set_exception(self._abandoned(self._folder / names[0], error) if names[0] else error)
             return failed
-        return self._thread.submit(self._write, state, streams, aside, final, iteration)
+        return self._thread.submit(self._write, snapshot, streams, aside, final, iteration)
 
-    def _write(self, state: Moment, streams: dict[int, Any], aside: Path, final: Path, iteration: int) -> Path:
+    def _write(self, snapshot: Snapshot, streams: dict[int, Any], aside: Path, final: Path, iteration: int) -> Path:
         facts: dict[str, Any] = {}
 
         def write() -> None:
-            state.write(aside, self._group)
+            snapshot.write(aside, self._group)
             mine = list(aside.glob(f"__{dist.get_rank()}_*.distcp"))
             mine.extend(save_states(aside / "streams", streams) if _owns_streams() else ())
             if dist.get_rank() == 0:

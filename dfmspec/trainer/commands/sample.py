@@ -1,4 +1,4 @@
-"""Pictures from a checkpoint: EDM's sampler on the averaged weights, in one process whatever layout trained them.
+"""Inference from a checkpoint: pictures by EDM's sampler on the averaged weights, in one process whatever layout trained them.
 
 usage: python -m dfmspec.trainer.commands.sample CKPT [--out DIR] [--num-samples N] [--caption TEXT ...] [--curve]
 """

@@ -1,4 +1,4 @@
-"""Samples, packs and microbatches: from latents of any size to one static THD sequence.
+"""Samples, packs and microbatches: collating brings latents of any size into one static THD sequence.
 
 Shapes: C, T, H, W of a latent; L text tokens; s tokens of a microbatch, n segments, P values of a patch.
 """

@@ -1,4 +1,4 @@
-"""The next iteration's microbatches, made while this one trains."""
+"""The next iteration's microbatches, collated while this one trains."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Prefetch:
         self._streams, self._count, self._is_saved = streams, num_microbatches(experiment), is_saved
         self._iterations = count(after + 1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._next = self._thread.submit(self._make)
+        self._next = self._thread.submit(self._collate)
 
-    def _make(self) -> tuple[list[Microbatch], States | None]:
+    def _collate(self) -> tuple[list[Microbatch], States | None]:
         batches = list(islice(self._batches, self._count))
         return batches, self._streams.states() if self._is_saved(next(self._iterations)) else None
 
@@ -38,7 +38,7 @@ class Prefetch:
         """The microbatches of the next iteration, and the streams' states after it where they are known; `more`: go on to another."""
         batches, states = self._next.result()
         if more:
-            self._next = self._thread.submit(self._make)
+            self._next = self._thread.submit(self._collate)
             return batches, states
         self._thread.shutdown()
         return batches, self._streams.states()
