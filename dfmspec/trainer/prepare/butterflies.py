@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -18,7 +19,7 @@ Point = tuple[float, float]
 Points = np.ndarray
 """[n, 2] points (x, y), in units of half the picture, body at x = 0, y downwards."""
 
-Mask = Image.Image
+Mask: TypeAlias = Image.Image
 """Grey levels: 255 where something is."""
 
 COLOURS: dict[str, Colour] = {
