@@ -92,12 +92,14 @@ def load_model(checkpoint: Path, experiment: Experiment, *, raw: bool) -> DiT:
 
 
 def _load_trained(chunk: DiT, checkpoint: Path) -> None:
+    """Load the weights that were trained."""
     sharded = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True})
     loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint))
     chunk.load_state_dict(loaded["model"])
 
 
 def _load_averages(chunk: DiT, checkpoint: Path, decay: float) -> None:
+    """Load the averaged weights; they are fp32 in the checkpoint."""
     averages = Ema([chunk], decay)
     loaded = dist_checkpointing.load(averages.sharded_state_dict(), str(checkpoint))
     weights = dict(chunk.named_parameters())

@@ -193,7 +193,7 @@ def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None
 
 
 def _refuse_newer(folder: Path, iteration: int) -> None:
-    """A run that starts before the newest checkpoint would leave two histories in one folder."""
+    """Refuse a start before the newest checkpoint, which would leave two histories in one folder."""
     for path in checkpoints.committed(folder):
         newer = checkpoints.iteration_of(path)
         if newer > iteration and checkpoints.problem(path) is None:
@@ -286,7 +286,11 @@ class _Saver:
             self.finish(must=must)
 
     def finish(self, *, must: bool = False) -> None:
-        """Wait for the checkpoint that is being written, and report it."""
+        """Wait for the checkpoint that is being written, and report it.
+
+        Raises:
+            OSError: it could not be written, and it `must` be, or several in a row could not.
+        """
         if self._writing is None:
             return
         iteration, began, blocked, writing = self._writing

@@ -59,7 +59,10 @@ class Reporter:
                 os.fsync(self._events.fileno())
 
     def iteration(self, iteration: int, *, console: bool, **scalars: float) -> None:
-        """What one iteration measured; on the `console` too, if that is asked for."""
+        """What one iteration measured; on the `console` too, if that is asked for.
+
+        `scalars` are the fields of the event, with loss, lr, grad_norm and tokens_per_second among them.
+        """
         self.event("iteration", iteration=iteration, **scalars)
         drawn = {f"train/{name}": value for name, value in scalars.items()}
         self._draw(iteration, drawn)
@@ -93,7 +96,7 @@ class Reporter:
         self.say(f"[INFO] Checkpoint saved: {path}/")
 
     def close(self) -> None:
-        """Flush everything."""
+        """Write what still waits, and end."""
         if self._board:
             with suppress(OSError):
                 self._board.close()

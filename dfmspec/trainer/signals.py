@@ -29,6 +29,7 @@ class StopSignal:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
+        """Keep the first signal; Python calls this between two instructions."""
         self._received = self._received or number
 
     def agreed(self) -> int:

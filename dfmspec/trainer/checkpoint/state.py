@@ -192,6 +192,7 @@ def _gather_bucket(
 
 
 def _all_gathered(shard: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    """The shards of all ranks, in their order."""
     if group.size() == 1:
         return [shard]
     shards = [torch.empty_like(shard) for _ in range(group.size())]
@@ -225,7 +226,11 @@ class Snapshot:
         self._threads = _WRITERS if trainer.experiment.cluster.device == "cuda" else 1
 
     def write(self, folder: Path, group: dist.ProcessGroup) -> None:
-        """Write the shards of every rank, fsynced, and what is common to all."""
+        """Write this rank's shards, fsynced, and on rank 0 what is common to all; `group` has every rank.
+
+        Raises:
+            CheckpointException: a rank could not write; every rank is told.
+        """
         if dist.get_rank() == 0:
             torch.save(self._common, folder / "common.pt")
             save_config(CheckpointingConfig("torch_dist", 1), str(folder))
@@ -281,7 +286,7 @@ _MISMATCHES = (KeyError, ValueError, CheckpointingException, CheckpointException
 
 
 def load_state(trainer: Trainer, checkpoint: Path) -> None:
-    """Restore a snapshot into this layout.
+    """Restore the snapshot of a checkpoint into this layout.
 
     Raises:
         CheckpointError: the checkpoint is of another model.

@@ -181,7 +181,7 @@ class Writer:
 
 
 def _nothing() -> None:
-    """What a rank does while another one acts."""
+    """What the other ranks do while rank 0 acts."""
 
 
 def _aside_name(final: Path) -> str:
@@ -310,10 +310,10 @@ _NETWORK = (
 
 
 def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
-    """Restore everything that `save` wrote, into this layout.
+    """Restore a checkpoint that `Writer.save` wrote, into this layout: the training and the state of its streams.
 
     Raises:
-        CheckpointError: the checkpoint is of another model, or of another number of streams.
+        CheckpointError: the checkpoint is of another network, or of another number of streams.
     """
     stored = stored_config(checkpoint)
     ours = trainer.experiment
@@ -354,6 +354,7 @@ def stored_iteration(checkpoint: Path) -> int:
 
 
 def _fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

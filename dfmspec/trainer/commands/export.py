@@ -20,7 +20,10 @@ from dfmspec.trainer.network.weights import to_dfm
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the weights of a checkpoint, put together from all of its shards; the exit code is 1 when there is none."""
+    """Write the weights of a checkpoint, put together from all of its shards; the exit code is 1 when there is none.
+
+    The file has the checkpoint's iteration and digest in its metadata.
+    """
     args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
     try:

@@ -146,7 +146,7 @@ def _write_pictures(latents: Tensor, captions: Sequence[str], out: Path) -> list
 
 
 def grid(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Pictures beside their captions, four in a row."""
+    """One picture of several, each over its caption, four in a row."""
     # The sheet: a cell has a picture, its text under it, and a gap.
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)

@@ -74,7 +74,7 @@ class Microbatch:
     """int32: tokens of these rows that are not padding."""
 
     def with_input(self, net_input: Tensor) -> Microbatch:
-        """The same segments with another network input [s, P]: what the sampler evaluates."""
+        """A copy whose network input is another one, [s, P]: what the sampler evaluates."""
         return dataclasses.replace(self, net_input=net_input)
 
 
@@ -247,7 +247,7 @@ Moved = TypeVar("Moved")
 
 
 def on_device(value: Moved, device: torch.device) -> Moved:
-    """A microbatch with its tensors on a GPU, by copies that wait for nothing."""
+    """A microbatch, or what is in it, with its tensors on a GPU: by copies from pinned memory that wait for nothing."""
     if isinstance(value, Tensor):
         pinned = value.pin_memory()
         return pinned.to(device, non_blocking=True)
@@ -320,7 +320,7 @@ def microbatches(
 
 
 def num_microbatches(experiment: Experiment) -> int:
-    """Microbatches of one iteration on each rank."""
+    """Microbatches of one iteration on each data-parallel rank."""
     train = experiment.train
     at_once = train.micro_batch_size * parallel_state.get_data_parallel_world_size()
     return train.global_batch_size // at_once

@@ -45,7 +45,10 @@ class Prefetch:
         return batches, None
 
     def take(self, *, more: bool) -> Ready:
-        """The next iteration; `more`: go on to another, without which the streams' states are known in any case."""
+        """Wait for the next iteration; `more`: another one follows, and is begun.
+
+        Without `more`, the streams' states are known in any case.
+        """
         batches, states = self._next.result()
         if more:
             self._next = self._thread.submit(self._collate)

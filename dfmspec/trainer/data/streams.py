@@ -47,7 +47,10 @@ class Packs(Protocol):
 
 
 class EnergonPacks:
-    """One Energon loader; at most one worker process, which keeps the order that it has without."""
+    """One Energon loader; at most one worker process, which keeps the order that it has without.
+
+    Raises a DataError for a pack that cannot be read.
+    """
 
     def __init__(self, experiment: Experiment, split: str, stream: int) -> None:
         dataset = experiment.dataset
@@ -93,6 +96,7 @@ class EnergonPacks:
             raise self._data_error(error) from error
 
     def _data_error(self, error: Exception) -> DataError:
+        """What is said of an error while a pack is read."""
         # From a loader process comes its whole traceback as one text; the last line says what it was.
         text = str(error).strip() or type(error).__name__
         last = text.splitlines()[-1]
@@ -198,7 +202,7 @@ class Stream:
 
 
 class RankStreams:
-    """The packs of one data-parallel rank, in the order that the whole run has."""
+    """The packs of one data-parallel rank, without end, in the order that the whole run has."""
 
     def __init__(
         self,
@@ -229,7 +233,7 @@ class RankStreams:
         return pack
 
     def states(self) -> States:
-        """The state of each stream: all that is needed to go on with its next sample."""
+        """The state of each stream of this rank: all that is needed to go on with its next sample."""
         return {index: stream.state() for index, stream in self.streams.items()}
 
 
@@ -241,7 +245,7 @@ def load_states(folder: Path, streams: Sequence[Stream]) -> None:
 
 
 def save_states(folder: Path, states: States) -> list[Path]:
-    """Write one file a stream; returns them."""
+    """Write one file a stream into a folder, which is made; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index, state in states.items():

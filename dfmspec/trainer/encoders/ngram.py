@@ -21,7 +21,7 @@ LENGTH = 12
 
 @lru_cache(maxsize=65536)
 def _direction(gram: str) -> Tensor:
-    """[WIDTH] unit Gaussian values that belong to a text."""
+    """[WIDTH] unit Gaussian values, a function of a text alone."""
     seed = counter_seed("ngram", gram)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(WIDTH, generator=generator)

@@ -34,6 +34,7 @@ def write_dataset(pictures: Iterator[Picture], out: Path, *, count: int) -> None
 
     Raises:
         DataError: `out` exists.
+        OSError: the disk; nothing is left behind.
     """
     if out.exists():
         raise DataError(f"{out} exists; nothing was written. Choose another folder, or remove it")
@@ -104,7 +105,10 @@ def _saved(tensor: torch.Tensor) -> bytes:
 
 
 def write_metadata(folder: Path, names: list[str]) -> None:
-    """What `energon prepare --sample-type CrudeWebdataset` writes: counts, index, split and dataset class."""
+    """Write what `energon prepare --sample-type CrudeWebdataset` does: counts, index, split and dataset class.
+
+    `names` are the shards in `folder`.
+    """
     from megatron.energon.epathlib import EPath
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
