@@ -2,7 +2,8 @@
 
 import warnings
 
-# megatron-core says at every import, on every rank, that optional packages are absent; the manifest lists what is there.
+# megatron-core says at every import, on every rank, that optional packages are absent; the manifest lists those that
+# are there.
 warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
 warnings.filterwarnings("ignore", message=".*Apex is not installed")
 warnings.filterwarnings("ignore", message="full scope is deprecated")

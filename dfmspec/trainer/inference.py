@@ -1,12 +1,17 @@
-"""Inference from a checkpoint, in one process whatever layout trained it: find it, load its model, draw latents with EDM's sampler."""
+"""Inference from a checkpoint: its model, and latents drawn with EDM's sampler.
+
+It runs in one process, whatever layout trained the model.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from megatron.core import dist_checkpointing
 from torch import Tensor
 
 from dfmspec.errors import CheckpointError
@@ -18,6 +23,8 @@ from dfmspec.trainer.data.microbatch import DrawnSample, microbatches
 from dfmspec.trainer.data.patches import patchify, unpatchify
 from dfmspec.trainer.network.model import DiT
 from dfmspec.trainer.noise import Draw, counter_seed
+from dfmspec.trainer.optim.ema import Ema
+from dfmspec.trainer.setup import build_model, initialize_distributed
 
 
 def locate(place: Path) -> tuple[Path, dict]:
@@ -40,77 +47,136 @@ def locate(place: Path) -> tuple[Path, dict]:
     raise CheckpointError(f"{place} has no whole checkpoint (iter_N with {checkpoints.MANIFEST})")
 
 
-def one_process(config: dict) -> Experiment:
-    """A checkpoint's configuration with the layout of a single process on this machine."""
-    device = "cuda" if torch.cuda.is_available() and config["cluster"]["device"] == "cuda" else "cpu"
-    layout = {
-        "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1,
-        "virtual_pipeline_model_parallel_size": None, "sequence_parallel": False, "recompute_granularity": None,
-        "recompute_method": None, "recompute_num_layers": None, "attention_backend": "auto",
-    }  # fmt: skip
-    if device == "cpu":
-        layout["transformer_impl"] = "local"
-    config = config | {"model": config["model"] | layout, "cluster": config["cluster"] | {"device": device}}
-    config["mixed_precision"] = {"bf16": bool(config["mixed_precision"]["bf16"]) and device == "cuda"}
-    return Experiment.model_validate(config)
+_ONE_PROCESS = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "context_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "sequence_parallel": False,
+    "recompute_granularity": None,
+    "recompute_method": None,
+    "recompute_num_layers": None,
+    "attention_backend": "auto",
+}
+"""The keys of `model` that say how it is cut over ranks, for one rank."""
+
+
+def one_process(config: dict[str, Any]) -> Experiment:
+    """A checkpoint's configuration with the layout of a single process on this machine.
+
+    On a machine without a GPU, and for a model that was trained without one, that is a process on the CPU, in fp32.
+    """
+    has_gpu = torch.cuda.is_available() and config["cluster"]["device"] == "cuda"
+    model = config["model"] | _ONE_PROCESS
+    if not has_gpu:
+        model["transformer_impl"] = "local"
+    cluster = config["cluster"] | {"device": "cuda" if has_gpu else "cpu"}
+    bf16 = bool(config["mixed_precision"]["bf16"]) and has_gpu
+    changed = {
+        "model": model,
+        "cluster": cluster,
+        "mixed_precision": {"bf16": bf16},
+    }
+    return Experiment.model_validate(config | changed)
 
 
 def load_model(checkpoint: Path, experiment: Experiment, *, raw: bool) -> DiT:
-    """The model with the averaged (or, `raw`, the trained) weights of a checkpoint."""
-    from megatron.core import dist_checkpointing
-
-    from dfmspec.trainer.optim.ema import Ema
-    from dfmspec.trainer.setup import build_model, initialize_distributed
-
+    """The model with the averaged (or, `raw`, the trained) weights of a checkpoint; joins a process group of one."""
     initialize_distributed(experiment)
     chunk = build_model(experiment)[0]
     if raw:
-        sharded = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True})
-        chunk.load_state_dict(dist_checkpointing.load({"model": sharded}, str(checkpoint))["model"])
+        _load_trained(chunk, checkpoint)
     else:
-        averages = Ema([chunk], experiment.diffusion.ema_decay)
-        loaded = dist_checkpointing.load(averages.sharded_state_dict(), str(checkpoint))
-        weights = dict(chunk.named_parameters())
-        with torch.no_grad():
-            for name in averages.weights[0]:
-                weights[name].copy_(loaded["chunk0"][f"ema.{name}"])
+        _load_averages(chunk, checkpoint, experiment.diffusion.ema_decay)
     return chunk.eval()
+
+
+def _load_trained(chunk: DiT, checkpoint: Path) -> None:
+    """Load the weights that were trained."""
+    sharded = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True})
+    loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint))
+    chunk.load_state_dict(loaded["model"])
+
+
+def _load_averages(chunk: DiT, checkpoint: Path, decay: float) -> None:
+    """Load the averaged weights; they are fp32 in the checkpoint."""
+    averages = Ema([chunk], decay)
+    loaded = dist_checkpointing.load(averages.sharded_state_dict(), str(checkpoint))
+    weights = dict(chunk.named_parameters())
+    with torch.no_grad():
+        for name in averages.weights[0]:
+            average = loaded["chunk0"][f"ema.{name}"]
+            weights[name].copy_(average)
 
 
 @torch.no_grad()
 def sample_latents(
-    model: DiT, experiment: Experiment, contexts: Sequence[Tensor], shape: tuple[int, int, int, int], *,
-    seed: int, num_steps: int, guidance: float,
-) -> Tensor:  # fmt: skip
+    model: DiT,
+    experiment: Experiment,
+    contexts: Sequence[Tensor],
+    shape: tuple[int, int, int, int],
+    *,
+    seed: int,
+    num_steps: int,
+    guidance: float,
+) -> Tensor:
     """EDM samples for the texts: [n, C, T, H, W], unit variance.
 
-    Sample i's noise is a function of (seed, i) alone. guidance g: cond + g (cond - uncond).
+    Args:
+        model: the network, in one process.
+        experiment: its configuration there.
+        contexts: n texts [L, E].
+        shape: [C, T, H, W] of each sample.
+        seed: sample i's noise is a function of (seed, i) alone.
+        num_steps: noise levels of the sampler.
+        guidance: g of cond + g (cond - uncond).
     """
-    diffusion, (pt, p) = experiment.diffusion, (experiment.model.patch_temporal, experiment.model.patch_spatial)
-    noises = [torch.randn(shape, generator=torch.Generator().manual_seed(counter_seed(seed, "sample", i))) for i in range(len(contexts))]
-    tokens = patchify(noises[0], pt, p).size(0)
-    experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"seq_length": tokens * len(contexts)})})
-    experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"micro_batch_size": 1})})
-
-    def network(x: Tensor, sigma: Tensor, texts: Sequence[Tensor]) -> Tensor:
-        """D(x; sigma) for all samples as one pack; fp32 around the network."""
-        samples = [
-            DrawnSample(str(i), torch.zeros(shape), text, Draw(float(sigma), True, torch.zeros(shape)))
-            for i, text in enumerate(texts)
-        ]  # fmt: skip
-        batch = next(microbatches(experiment, iter([tuple(samples)])))
-        x32, sigma32 = x.float().to(batch.x.device), sigma.float().to(batch.x.device)
-        net_input = edm.c_in(sigma32, diffusion.sigma_data) * x32
-        F_x = model(batch.with_input(net_input)).squeeze(1).float()  # noqa: N806
-        return edm.denoised(F_x, x32, sigma32, diffusion.sigma_data).double().to(x.device)
+    diffusion = experiment.diffusion
+    pt = experiment.model.patch_temporal
+    p = experiment.model.patch_spatial
+    numbers = range(len(contexts))
+    noises = [patchify(_noise(shape, seed, i), pt, p) for i in numbers]
+    without_text = [torch.zeros_like(text) for text in contexts]
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        conditional = network(x, sigma, contexts)
+        """D(x; sigma), guided."""
+        conditional = _denoised(model, experiment, x, sigma, contexts, shape)
         if guidance == 0:
             return conditional
-        return conditional + guidance * (conditional - network(x, sigma, [torch.zeros_like(text) for text in contexts]))
+        unconditional = _denoised(model, experiment, x, sigma, without_text, shape)
+        return conditional + guidance * (conditional - unconditional)
 
     steps = edm.sigma_steps(num_steps, diffusion.sigma_min, diffusion.sigma_max, diffusion.rho)
-    x = edm.sample_heun(denoise, torch.cat([patchify(noise, pt, p) for noise in noises]), steps)
-    latents = [unpatchify(part, shape, pt, p) for part in x.split(tokens)]
+    x = edm.sample_heun(denoise, torch.cat(noises), steps)
+    latents = [unpatchify(part, shape, pt, p) for part in x.chunk(len(contexts))]
     return torch.stack(latents).float() / diffusion.sigma_data
+
+
+def _noise(shape: tuple[int, ...], seed: int, number: int) -> Tensor:
+    """Unit Gaussian noise of `shape` for one sample."""
+    generator = torch.Generator().manual_seed(counter_seed(seed, "sample", number))
+    return torch.randn(shape, generator=generator)
+
+
+def _denoised(
+    model: DiT,
+    experiment: Experiment,
+    x: Tensor,
+    sigma: Tensor,
+    texts: Sequence[Tensor],
+    shape: tuple[int, int, int, int],
+) -> Tensor:
+    """D(x; sigma) [tokens, P] for all samples as one pack; fp32 around the network, fp64 given and returned."""
+    # The microbatch has the segments of the samples; its latents are never looked at.
+    no_latent = torch.zeros(shape)
+    draw = Draw(float(sigma), True, no_latent)
+    pack = tuple(DrawnSample(str(i), no_latent, text, draw) for i, text in enumerate(texts))
+    batch = next(microbatches(experiment, iter([pack]), micro_batch_size=1, seq_length=len(x)))
+
+    # EDM's preconditioning around the network.
+    sigma_data = experiment.diffusion.sigma_data
+    x32 = x.float().to(batch.x.device)
+    sigma32 = sigma.float().to(batch.x.device)
+    net_input = edm.c_in(sigma32, sigma_data) * x32
+    F_x = model(batch.with_input(net_input)).squeeze(1).float()  # noqa: N806
+    return edm.denoised(F_x, x32, sigma32, sigma_data).double().to(x.device)

@@ -19,7 +19,7 @@ from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.clock import Mark, Stages
 from dfmspec.trainer.data.microbatch import microbatches
 from dfmspec.trainer.data.prefetch import Prefetch
-from dfmspec.trainer.data.streams import RankStreams
+from dfmspec.trainer.data.streams import RankStreams, States
 from dfmspec.trainer.report import Reporter
 from dfmspec.trainer.setup import Trainer, build_trainer, patience
 from dfmspec.trainer.signals import StopSignal
@@ -29,70 +29,146 @@ _MAX_FAILED_SAVES = 3
 
 
 def train(
-    experiment: Experiment, *, config: dict[str, Any], digest: str, resume: Callable[..., Path | None], events: str | None, attempt_dir: Path | None,
+    experiment: Experiment,
+    *,
+    config: dict[str, Any],
+    digest: str,
+    resume: Callable[..., Path | None],
+    events: str | None,
+    attempt_dir: Path | None,
     stages: Stages,
-) -> None:  # fmt: skip
+) -> None:
     """Train to `train.train_iters`.
 
-    `config` and `digest` are stored in the checkpoints; `resume` finds the checkpoint to start from, if any; `attempt_dir` is the
-    folder of this start of the run, named by its number; `stages` are those of the start so far.
+    Args:
+        experiment: the configuration as resolved.
+        config: the configuration that is stored in the checkpoints.
+        digest: its digest, stored too.
+        resume: finds the checkpoint to start from, if any; it is given a function that says a line.
+        events: the file of events; None: there is none.
+        attempt_dir: the folder of this start of the run, named by its number.
+        stages: the stages of the start so far.
 
     Raises:
         CheckpointError: nothing that exists can be loaded.
         TrainingError: gradients that are not finite.
         OSError: several checkpoints in a row could not be written.
     """
-    train, saved_at = experiment.train, experiment.checkpoint.save_interval
-    stop = StopSignal(attempt_dir / "stop" if attempt_dir else None, patience(experiment))
-    report = Reporter(train_iters=train.train_iters, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
-    trainer, streams, iteration = _set_out(experiment, _agreed(resume, report), report, stages)
+    # Set out.
+    stop_file = attempt_dir / "stop" if attempt_dir else None
+    stop = StopSignal(stop_file, patience(experiment))
+    last = experiment.train.train_iters
+    report = Reporter(train_iters=last, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
+    start_from = _agreed(resume, report)
+    trainer, streams, iteration = _set_out(experiment, start_from, report, stages)
     save = _Saver(trainer, config, digest, report)
     stages.end("checkpoint and streams")
     attempt = int(attempt_dir.name) if attempt_dir else None
-    report.event("started", iteration=iteration, train_iters=train.train_iters, attempt=attempt, seconds=stages.seconds)
+    report.event("started", iteration=iteration, train_iters=last, attempt=attempt, seconds=stages.seconds)
     report.say("[INFO] Starting pretraining...")
 
-    last, stopped_by = train.train_iters, 0
-    if iteration >= last:
-        report.say(f"[INFO] Nothing to train: iteration {iteration} is reached, and train.train_iters is {last}")
-    else:
-        batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
-    log = _Log(report, experiment, iteration + 1)
-    gc.freeze()  # what is there by now stays: a collection need not go through it, in an iteration or in a save
-    while iteration < last:
-        iteration += 1
-        ready, states = batches.take(more=iteration < last)
-        outcome = train_step(trainer, iter(ready), iteration)
-        log.add(iteration, outcome, trainer.optimizer.param_groups[0]["lr"])
-        if not stopped_by and (stopped_by := stop.agreed()):
-            last = min(last, iteration + 1)  # the next iteration's data is on its way already: it is trained on, and then all is saved
-        save.poll()
-        evaluates = train.eval_iters and (iteration % train.eval_interval == 0 or iteration == train.train_iters) and not stopped_by
-        if evaluates or states is not None:
-            log.flush()
-            if evaluates:
-                loss = evaluate(trainer, microbatches(experiment, _streams(experiment, "val")), train.eval_iters, stop.agreed)
-                if loss is not None:
-                    report.evaluation(iteration, loss)
-            if states is not None:
-                save(iteration, states, must=iteration == last)
-            log.restart()
+    # Train.
+    iteration, stopped_by = _iterate(trainer, streams, iteration, stop, save, report)
+
+    # Say how it ended.
     report.event("stopped" if stopped_by else "finished", iteration=iteration, signal=stopped_by)
     if stopped_by:
-        report.say(f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it")
+        report.say(
+            f"[INFO] Stopped by signal {stopped_by} after iteration {iteration}; the checkpoint above resumes it"
+        )
     report.close()
     trainer.release_graphs()
 
 
-def _set_out(experiment: Experiment, start_from: Path | None, report: Reporter, stages: Stages) -> tuple[Trainer, RankStreams, int]:
-    """What trains, the samples that come next, and the iteration that is behind them: of a checkpoint, or of a beginning."""
+def _iterate(
+    trainer: Trainer,
+    streams: RankStreams,
+    iteration: int,
+    stop: StopSignal,
+    save: _Saver,
+    report: Reporter,
+) -> tuple[int, int]:
+    """Train on after `iteration`, to the last one or until a signal.
+
+    Returns:
+        The iteration that was reached, and the number of the signal, or 0.
+    """
+    experiment = trainer.experiment
+    saved_at = experiment.checkpoint.save_interval
+    last = experiment.train.train_iters
+    stopped_by = 0
+    if iteration >= last:
+        report.say(f"[INFO] Nothing to train: iteration {iteration} is reached, and train.train_iters is {last}")
+        return iteration, stopped_by
+    batches = Prefetch(experiment, streams, iteration, is_saved=lambda i: i % saved_at == 0)
+    log = _Log(report, experiment, iteration + 1)
+    gc.freeze()  # what is there by now stays: a collection need not go through it, in an iteration or in a save
+    while iteration < last:
+        # Fetch.
+        iteration += 1
+        ready, states = batches.take(more=iteration < last)
+
+        # Forward, backward and update.
+        outcome = train_step(trainer, iter(ready), iteration)
+        log.add(iteration, outcome, trainer.optimizer.param_groups[0]["lr"])
+
+        # Stop, if any rank was told to: after the next iteration, whose data is on its way already.
+        if not stopped_by:
+            stopped_by = stop.agreed()
+            if stopped_by:
+                last = min(last, iteration + 1)
+
+        # Report, evaluate and save.
+        save.poll()
+        evaluates = not stopped_by and _is_evaluated(iteration, experiment)
+        if evaluates or states is not None:
+            log.flush()
+            if evaluates:
+                _evaluate(trainer, iteration, stop, report)
+            if states is not None:
+                save(iteration, states, must=iteration == last)
+            log.restart()
+    return iteration, stopped_by
+
+
+def _is_evaluated(iteration: int, experiment: Experiment) -> bool:
+    """Whether an evaluation follows an iteration: at an interval, and after the last."""
+    train = experiment.train
+    is_due = iteration % train.eval_interval == 0 or iteration == train.train_iters
+    return train.eval_iters > 0 and is_due
+
+
+def _evaluate(trainer: Trainer, iteration: int, stop: StopSignal, report: Reporter) -> None:
+    """Report the loss on the evaluation split, unless a signal comes before it is known."""
+    streams = _streams(trainer.experiment, "val")
+    batches = microbatches(trainer.experiment, streams)
+    loss = evaluate(trainer, batches, trainer.experiment.train.eval_iters, stop.agreed)
+    if loss is not None:
+        report.evaluation(iteration, loss)
+
+
+def _set_out(
+    experiment: Experiment,
+    start_from: Path | None,
+    report: Reporter,
+    stages: Stages,
+) -> tuple[Trainer, RankStreams, int]:
+    """What trains, the samples that come next, and the iteration that is behind them.
+
+    They are those of the checkpoint `start_from`, or, without one, of a beginning.
+    """
+    # What trains.
     pretrained = experiment.checkpoint.pretrained_checkpoint
-    trainer = build_trainer(experiment, Path(pretrained) if pretrained and not start_from else None)
+    weights = Path(pretrained) if pretrained and not start_from else None
+    trainer = build_trainer(experiment, weights)
     trainer.graphs = graphed(trainer)
     stages.end("model")
+
+    # Where it was.
     iteration = checkpoint.stored_iteration(start_from) if start_from else 0
     _refuse_newer(Path(experiment.checkpoint.save), iteration)
-    streams = _streams(experiment, "train", consumed=iteration * experiment.train.global_batch_size)
+    consumed = iteration * experiment.train.global_batch_size
+    streams = _streams(experiment, "train", consumed=consumed)
     if start_from:
         checkpoint.load(trainer, streams, start_from)
         report.say(f"[INFO] Resumed from iteration {iteration}: {start_from}/")
@@ -117,26 +193,34 @@ def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None
 
 
 def _refuse_newer(folder: Path, iteration: int) -> None:
-    """A run that starts before the newest checkpoint would leave two histories in one folder."""
-    later = [path for path in checkpoints.committed(folder) if checkpoints.iteration_of(path) > iteration]
-    whole = next((path for path in later if checkpoints.problem(path) is None), None)
-    if whole is not None:
-        raise CheckpointError(
-            f"{folder} has a checkpoint of iteration {checkpoints.iteration_of(whole)}, "
-            f"after the {iteration} to start from; give checkpoint.save another folder"
-        )
+    """Refuse a start before the newest checkpoint, which would leave two histories in one folder."""
+    for path in checkpoints.committed(folder):
+        newer = checkpoints.iteration_of(path)
+        if newer > iteration and checkpoints.problem(path) is None:
+            raise CheckpointError(
+                f"{folder} has a checkpoint of iteration {newer}, "
+                f"after the {iteration} to start from; give checkpoint.save another folder"
+            )
 
 
 def _streams(experiment: Experiment, split: str, consumed: int = 0) -> RankStreams:
-    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    """This rank's streams of a split, after as many packs as the whole run has `consumed`."""
+    rank = parallel_state.get_data_parallel_rank()
+    size = parallel_state.get_data_parallel_world_size()
     return RankStreams(experiment, split, rank=rank, size=size, consumed=consumed)
 
 
 class _Log:
-    """Reports iterations, each when the next one has been given to the GPU: so that reading its loss keeps nothing waiting."""
+    """Reports iterations, each when the next one has been given to the GPU.
+
+    So reading an iteration's loss keeps nothing waiting.
+    """
 
     def __init__(self, report: Reporter, experiment: Experiment, first: int) -> None:
-        self._report, self._experiment, self._first = report, experiment, first
+        """`first`: the iteration after which a console line comes in any case."""
+        self._report = report
+        self._experiment = experiment
+        self._first = first
         self._waiting: tuple[int, Outcome, float] | None = None
         self.restart()
 
@@ -147,49 +231,66 @@ class _Log:
     def add(self, iteration: int, outcome: Outcome, lr: float) -> None:
         """An iteration that is on its way, or on a CPU done."""
         self.flush()
-        self._waiting = iteration, outcome, lr
+        self._waiting = (iteration, outcome, lr)
 
     def flush(self) -> None:
         """Wait for the iteration on its way, and report it."""
         if self._waiting is None:
             return
         iteration, outcome, lr = self._waiting
-        self._waiting, train = None, self._experiment.train
+        self._waiting = None
         loss, grad_norm, tokens = outcome.values(iteration)
         seconds = outcome.done.seconds_since(self._since)
         self._since = outcome.done
+        room = self._experiment.train.global_batch_size * self._experiment.model.seq_length
         self._report.iteration(
             iteration,
-            console=iteration in (self._first, train.train_iters) or iteration % self._experiment.logger.log_interval == 0,
+            console=self._is_said(iteration),
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
             seconds=round(seconds, 4),
             tokens_per_second=round(tokens / seconds, 1),
-            padding=round(1 - tokens / (train.global_batch_size * self._experiment.model.seq_length), 4),
+            padding=round(1 - tokens / room, 4),
         )
+
+    def _is_said(self, iteration: int) -> bool:
+        """Whether an iteration has a console line: the first, the last, and one of an interval."""
+        if iteration in (self._first, self._experiment.train.train_iters):
+            return True
+        return iteration % self._experiment.logger.log_interval == 0
 
 
 class _Saver:
     """Commits checkpoints; a full disk costs a checkpoint, not the run, until it has cost several in a row."""
 
     def __init__(self, trainer: Trainer, config: dict[str, Any], digest: str, report: Reporter) -> None:
-        self._report, self._failed, self._beside = report, 0, trainer.experiment.checkpoint.async_save
+        self._report = report
+        self._failed = 0
+        """Checkpoints in a row that could not be written."""
+        self._beside = trainer.experiment.checkpoint.async_save
         folder = Path(trainer.experiment.checkpoint.save)
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = checkpoint.Writer(trainer, folder, config, digest)
         self._writing: tuple[int, float, float, Future[Path]] | None = None
+        """Iteration, beginning, seconds that the training stood still, and the writing itself."""
 
-    def __call__(self, iteration: int, streams: dict[int, Any], *, must: bool) -> None:
+    def __call__(self, iteration: int, streams: States, *, must: bool) -> None:
+        """Save after an iteration, with the streams' states; what `must` be saved, and is not, ends the run."""
         self.finish()
         began = time.perf_counter()
         writing = self._writer.save(streams, iteration)
-        self._writing = iteration, began, time.perf_counter() - began, writing
+        blocked = time.perf_counter() - began
+        self._writing = (iteration, began, blocked, writing)
         if must or not self._beside:
             self.finish(must=must)
 
     def finish(self, *, must: bool = False) -> None:
-        """Wait for the checkpoint that is being written, and report it."""
+        """Wait for the checkpoint that is being written, and report it.
+
+        Raises:
+            OSError: it could not be written, and it `must` be, or several in a row could not.
+        """
         if self._writing is None:
             return
         iteration, began, blocked, writing = self._writing
@@ -199,15 +300,22 @@ class _Saver:
         except OSError as error:
             self._failed += 1
             self._report.event("save_failed", iteration=iteration, error=str(error))
-            self._report.say(f"[WARNING] Checkpoint of iteration {iteration} not saved: {error}. Earlier ones are untouched")
+            self._report.say(
+                f"[WARNING] Checkpoint of iteration {iteration} not saved: {error}. Earlier ones are untouched"
+            )
             if must or self._failed == _MAX_FAILED_SAVES:
                 raise
         else:
             self._failed = 0
             seconds = time.perf_counter() - began
-            self._report.checkpoint(iteration, path, seconds, blocked if self._beside else seconds)
+            if not self._beside:
+                blocked = seconds
+            self._report.checkpoint(iteration, path, seconds, blocked)
 
     def poll(self) -> None:
         """Report a checkpoint as soon as it is there."""
-        if self._writing and self._writing[3].done():
+        if self._writing is None:
+            return
+        *_, writing = self._writing
+        if writing.done():
             self.finish()

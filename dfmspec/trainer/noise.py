@@ -33,7 +33,15 @@ class Draw:
 
 
 def draw(
-    shape: tuple[int, ...], *, seed: int, split: str, stream: int, ordinal: int, p_mean: float, p_std: float, dropout: float
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    split: str,
+    stream: int,
+    ordinal: int,
+    p_mean: float,
+    p_std: float,
+    dropout: float,
 ) -> Draw:
     """The draw of sample number `ordinal` of stream `stream`."""
     generator = torch.Generator().manual_seed(counter_seed(seed, split, stream, ordinal))

@@ -41,29 +41,42 @@ class Reporter:
     def event(self, kind: str, **fields: Any) -> None:
         """One line of events.jsonl: type, time (seconds since the epoch), and the type's own fields.
 
-        On the disk when this returns, except for an iteration's: beside a checkpoint that is being written, that would take as long as iterations do.
-        On a full disk an event waits in memory, but for those that are needed.
+        On the disk when this returns, except for an iteration's: beside a checkpoint that is being written, that would
+        take as long as iterations do. On a full disk an event waits in memory, but for those that are needed.
 
         Raises:
-            OSError: one of those cannot be written.
+            OSError: an event that is needed cannot be written.
         """
-        if self._events:
-            with suppress(OSError) if kind not in _NEEDED else nullcontext():
-                self._events.write(json.dumps({"type": kind, "time": round(time.time(), 3), **fields}).encode() + b"\n")
-                self._events.flush()
-                if kind != "iteration":
-                    os.fsync(self._events.fileno())
+        if not self._events:
+            return
+        event = {"type": kind, "time": round(time.time(), 3), **fields}
+        line = json.dumps(event).encode() + b"\n"
+        may_wait = kind not in _NEEDED
+        with suppress(OSError) if may_wait else nullcontext():
+            self._events.write(line)
+            self._events.flush()
+            if kind != "iteration":
+                os.fsync(self._events.fileno())
 
     def iteration(self, iteration: int, *, console: bool, **scalars: float) -> None:
-        """What one iteration measured."""
+        """What one iteration measured; on the `console` too, if that is asked for.
+
+        `scalars` are the fields of the event, with loss, lr, grad_norm and tokens_per_second among them.
+        """
         self.event("iteration", iteration=iteration, **scalars)
-        self._draw(iteration, {f"train/{name}": value for name, value in scalars.items()})
-        if console:
-            width = len(str(self._train_iters))
-            self.say(
-                f"[INFO] Iteration {iteration:>{width}}/{self._train_iters}, Loss: {scalars['loss']:.3f}, "
-                f"LR: {scalars['lr']:.3g}, grad norm: {scalars['grad_norm']:.3f}, {scalars['tokens_per_second']:,.0f} tokens/s"
-            )
+        drawn = {f"train/{name}": value for name, value in scalars.items()}
+        self._draw(iteration, drawn)
+        if not console:
+            return
+        width = len(str(self._train_iters))
+        loss = scalars["loss"]
+        lr = scalars["lr"]
+        grad_norm = scalars["grad_norm"]
+        speed = scalars["tokens_per_second"]
+        self.say(
+            f"[INFO] Iteration {iteration:>{width}}/{self._train_iters}, Loss: {loss:.3f}, "
+            f"LR: {lr:.3g}, grad norm: {grad_norm:.3f}, {speed:,.0f} tokens/s"
+        )
 
     def evaluation(self, iteration: int, loss: float) -> None:
         """The evaluation loss after an iteration."""
@@ -73,11 +86,17 @@ class Reporter:
 
     def checkpoint(self, iteration: int, path: Path, seconds: float, blocked: float) -> None:
         """A checkpoint that is committed; the training stood still for `blocked` of its seconds."""
-        self.event("checkpoint", iteration=iteration, path=str(path), seconds=round(seconds, 3), blocked=round(blocked, 3))
+        self.event(
+            "checkpoint",
+            iteration=iteration,
+            path=str(path),
+            seconds=round(seconds, 3),
+            blocked=round(blocked, 3),
+        )
         self.say(f"[INFO] Checkpoint saved: {path}/")
 
     def close(self) -> None:
-        """Flush everything."""
+        """Write what still waits, and end."""
         if self._board:
             with suppress(OSError):
                 self._board.close()
@@ -85,10 +104,12 @@ class Reporter:
             self._events.close()
 
     def _draw(self, iteration: int, scalars: dict[str, float]) -> None:
-        if self._board:
-            with suppress(OSError):  # of its writing thread
-                for name, value in scalars.items():
-                    self._board.add_scalar(name, value, iteration)
+        """Give some values to TensorBoard."""
+        if not self._board:
+            return
+        with suppress(OSError):  # of its writing thread
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, iteration)
 
 
 def _for_lines(path: Path) -> BinaryIO:

@@ -15,19 +15,28 @@ class StopSignal:
     """Remembers SIGTERM, SIGINT or SIGUSR1 until an iteration asks."""
 
     def __init__(self, file: Path | None, timeout: timedelta) -> None:
-        """`file`: where a launcher of other machines leaves the number of a signal; rank 0 looks for it. `timeout`: how long ranks wait for one another."""
-        self._received, self._file = 0, file if dist.get_rank() == 0 else None
-        self._group = dist.new_group(backend="gloo", timeout=timeout)  # a question between hosts: the GPUs are not waited for
+        """Listen from now on.
+
+        Args:
+            file: where a launcher of other machines leaves the number of a signal; rank 0 looks for it.
+            timeout: how long ranks wait for one another.
+        """
+        self._received = 0
+        self._file = file if dist.get_rank() == 0 else None
+        # A question between hosts: the GPUs are not waited for.
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
+        """Keep the first signal; Python calls this between two instructions."""
         self._received = self._received or number
 
     def agreed(self) -> int:
         """The signal that any rank has received, or 0; the same on every rank."""
         if self._file and not self._received and self._file.exists():
-            self._received = int(self._file.read_text() or signal.SIGTERM)
+            number = self._file.read_text()
+            self._received = int(number or signal.SIGTERM)
         flag = torch.tensor([self._received])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return int(flag)

@@ -1,1 +1,1 @@
-"""Committed checkpoints: writing, finding and loading the whole state of a training."""
+"""Committed checkpoints: snapshots of a training, taken, written, and loaded into another layout."""

@@ -1,6 +1,6 @@
 """Committed checkpoints: a checkpoint is whole, or it does not exist.
 
-Everything of one moment (model, averaged weights, optimizer, schedule, streams) goes into `iter_N.tmp-<uuid>/`; each
+A snapshot of the training (model, averaged weights, optimizer, schedule, streams) goes into `iter_N.tmp-<uuid>/`; each
 rank's files are fsynced, `manifest.json` lists every file with size and checksum, and only then the folder is renamed
 to `iter_N` and the tracker replaced, each followed by an fsync of the parent. Nothing is ever written into an existing
 checkpoint. Loading takes the newest whole one and says what it passed over; folders without a whole checkpoint are an
@@ -16,8 +16,9 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -25,101 +26,162 @@ from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
-from dfmspec.trainer.checkpoint.state import HostMemory, Moment, load_state
-from dfmspec.trainer.data.streams import RankStreams, load_states, save_states
+from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
+from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states
 from dfmspec.trainer.setup import Trainer, patience
 
 _FORMAT_VERSION = 1
+_SHARED = (".metadata", "common.pt", "metadata.json")
+"""What rank 0 writes for all."""
+
+Result = TypeVar("Result")
+Files = dict[str, dict[str, Any]]
+"""Size and CRC-32 of each file of a checkpoint, by its name."""
 
 
 class Writer:
-    """Writes a run's checkpoints, one at a time; with `checkpoint.async_save` while the training goes on from copies in host memory."""
+    """Writes a run's checkpoints, one at a time.
+
+    With `checkpoint.async_save` it does so while the training goes on, from copies in host memory.
+    """
 
     def __init__(self, trainer: Trainer, folder: Path, config: dict[str, Any], digest: str) -> None:
-        self._trainer, self._folder, self._config, self._digest = trainer, folder, config, digest
+        """`config` and its `digest` stand in the manifest of each checkpoint in `folder`."""
+        self._trainer = trainer
+        self._folder = folder
+        self._config = config
+        self._digest = digest
         # What the thread says to other ranks must not meet the training's collectives.
         self._group = dist.new_group(backend="gloo", timeout=patience(trainer.experiment))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._checked = False
         """Who writes what has been looked at, and stays as it is."""
-        beside, on_gpu = trainer.experiment.checkpoint.async_save, trainer.experiment.cluster.device == "cuda"
-        writes = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0  # the others hold copies of the same
-        self._memory = self._thread.submit(HostMemory, trainer) if writes and (beside or on_gpu) else None  # pinning it takes seconds
 
-    def save(self, streams: dict[int, Any], iteration: int) -> Future[Path]:
-        """Commit the whole state after `iteration`, streams included; a checkpoint of that iteration that is there already is left alone.
+        # The other ranks of a data-parallel group hold copies of what its first one writes.
+        writes = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+        on_gpu = trainer.experiment.cluster.device == "cuda"
+        self._memory: Future[HostMemory] | None = None
+        if writes and (on_gpu or trainer.experiment.checkpoint.async_save):
+            self._memory = self._thread.submit(HostMemory, trainer)  # pinning it takes seconds
 
-        The state may change as soon as this returns with `async_save`, and else when the future is done. Its exception is
-        an OSError: the disk; the aside folder is removed and nothing earlier is touched.
+    def save(self, streams: States, iteration: int) -> Future[Path]:
+        """Commit a snapshot of the training after `iteration`, with the state of each of `streams`.
+
+        A whole checkpoint of that iteration that is there already is left alone. The training may go on as soon as this
+        returns with `async_save`, and else when the future is done. The future's exception is an OSError, when the disk
+        is at fault: the folder that was being written is then removed, and nothing earlier is touched.
         """
-        final, first = self._folder / f"iter_{iteration:07d}", dist.get_rank() == 0
-        names = [""]
+        final = self._folder / f"iter_{iteration:07d}"
+        aside: Path | None = None
         try:
-            self._together(lambda: names.__setitem__(0, _aside_name(final)) if first else None)
-            dist.broadcast_object_list(names, src=0, group=self._group)
-            if not names[0]:
+            name = self._agreed_name(final)
+            if not name:
                 return self._thread.submit(lambda: final)
-            aside = self._folder / names[0]
-            self._together(lambda: aside.mkdir(parents=True) if first else None)
-            memory = self._memory.result() if self._memory else None
-            if memory:
-                memory.restart()
-            state, self._checked = Moment(self._trainer, memory, check=not self._checked), True
+            aside = self._folder / name
+            self._on_rank_0(partial(aside.mkdir, parents=True))
+            snapshot = self._snapshot()
         except OSError as error:
+            self._abandon(aside)
             failed: Future[Path] = Future()
-            failed.set_exception(self._abandoned(self._folder / names[0], error) if names[0] else error)
+            failed.set_exception(error)
             return failed
-        return self._thread.submit(self._write, state, streams, aside, final, iteration)
+        return self._thread.submit(self._write, snapshot, streams, aside, final, iteration)
 
-    def _write(self, state: Moment, streams: dict[int, Any], aside: Path, final: Path, iteration: int) -> Path:
-        facts: dict[str, Any] = {}
+    def _agreed_name(self, final: Path) -> str:
+        """The folder to write aside of `final`, as rank 0 names it; "" when a whole checkpoint is there already."""
+        names: list[Any] = [self._on_rank_0(partial(_aside_name, final))]
+        dist.broadcast_object_list(names, src=0, group=self._group)
+        name: str = names[0]
+        return name
 
-        def write() -> None:
-            state.write(aside, self._group)
-            mine = list(aside.glob(f"__{dist.get_rank()}_*.distcp"))
-            mine.extend(save_states(aside / "streams", streams) if _owns_streams() else ())
-            if dist.get_rank() == 0:
-                mine.extend(aside / name for name in _SHARED if (aside / name).exists())
-            for path in mine:
-                _fsync(path)
-            for path, crc in zip(mine, crc32s(mine), strict=True):
-                facts[path.relative_to(aside).as_posix()] = {"size": path.stat().st_size, "crc32": crc}
+    def _snapshot(self) -> Snapshot:
+        """This rank's part of a snapshot; who writes what is looked at once."""
+        memory = None
+        if self._memory:
+            memory = self._memory.result()
+            memory.restart()
+        snapshot = Snapshot(self._trainer, memory, check=not self._checked)
+        self._checked = True
+        return snapshot
 
-        def commit() -> None:
-            _commit(aside, final, iteration, {name: fact for of_rank in files for name, fact in of_rank.items()}, self._config, self._digest)
-
+    def _write(self, snapshot: Snapshot, streams: States, aside: Path, final: Path, iteration: int) -> Path:
+        """Write the files of every rank into `aside`, and commit them as `final`."""
         try:
-            self._together(write)
-            files: list[dict[str, Any]] = [{}] * dist.get_world_size()
-            dist.all_gather_object(files, facts, group=self._group)
-            self._together(lambda: commit() if dist.get_rank() == 0 else None)
-        except OSError as error:
-            raise self._abandoned(aside, error) from error
+            # Every rank writes its files, and learns those of the others.
+            mine = self._together(partial(self._write_files, snapshot, streams, aside))
+            of_ranks: list[Files] = [{}] * dist.get_world_size()
+            dist.all_gather_object(of_ranks, mine, group=self._group)
+            files: Files = {}
+            for of_rank in of_ranks:
+                files |= of_rank
+
+            # Rank 0 commits them all.
+            manifest = {
+                "format_version": _FORMAT_VERSION,
+                "iteration": iteration,
+                "config_digest": self._digest,
+                "config": self._config,
+                "files": files,
+            }
+            self._on_rank_0(partial(_commit, aside, final, manifest))
+        except OSError:
+            self._abandon(aside)
+            raise
         if dist.get_rank() == 0:
             with suppress(OSError):  # what could not be removed is tried again after the next save
                 _prune(self._folder, self._trainer.experiment.checkpoint.most_recent_k, iteration)
         return final
 
-    def _abandoned(self, aside: Path, error: OSError) -> OSError:
-        if dist.get_rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-        return error
+    def _write_files(self, snapshot: Snapshot, streams: States, aside: Path) -> Files:
+        """Write this rank's files, on the disk when this returns; their sizes and checksums, by name."""
+        # Write.
+        snapshot.write(aside, self._group)
+        rank = dist.get_rank()
+        mine = list(aside.glob(f"__{rank}_*.distcp"))
+        if _owns_streams():
+            mine += save_states(aside / "streams", streams)
+        if rank == 0:
+            shared = [aside / name for name in _SHARED]
+            mine += [path for path in shared if path.exists()]
+        for path in mine:
+            _fsync(path)
 
-    def _together(self, action: Callable[[], Any]) -> None:
+        # Read back.
+        files: Files = {}
+        for path, crc in zip(mine, crc32s(mine), strict=True):
+            name = path.relative_to(aside).as_posix()
+            files[name] = {"size": path.stat().st_size, "crc32": crc}
+        return files
+
+    def _abandon(self, aside: Path | None) -> None:
+        """Remove what was written of a checkpoint that fails."""
+        if aside is not None and dist.get_rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _on_rank_0(self, action: Callable[[], Result]) -> Result | None:
+        """Do something on rank 0, and None elsewhere; when it fails, an OSError on every rank."""
+        if dist.get_rank() == 0:
+            return self._together(action)
+        return self._together(_nothing)
+
+    def _together(self, action: Callable[[], Result]) -> Result:
         """Do something on every rank; when it fails on any, an OSError on all, so that none waits for another."""
         error: BaseException | None = None
         try:
-            action()
+            result = action()
         except (OSError, RuntimeError, CheckpointException) as caught:  # torch.save has RuntimeErrors for a full disk
             error = caught
+        failure = _first_line(error) if error else None
         failures: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, _first_line(error) if error else None, group=self._group)
-        if any(failures):
-            raise OSError(next(failure for failure in failures if failure))
+        dist.all_gather_object(failures, failure, group=self._group)
+        failed = [each for each in failures if each is not None]
+        if failed:
+            raise OSError(failed[0])
+        return result
 
 
-_SHARED = (".metadata", "common.pt", "metadata.json")
-"""What rank 0 writes for all."""
+def _nothing() -> None:
+    """What the other ranks do while rank 0 acts."""
 
 
 def _aside_name(final: Path) -> str:
@@ -127,8 +189,14 @@ def _aside_name(final: Path) -> str:
     if final.exists():
         if problem(final) is None:
             return ""
-        os.rename(final, final.with_name(f"{final.name}.damaged-{uuid.uuid4().hex[:8]}"))
-    return f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
+        damaged = final.with_name(f"{final.name}.damaged-{_unique()}")
+        os.rename(final, damaged)
+    return f"{final.name}.tmp-{_unique()}"
+
+
+def _unique() -> str:
+    """Eight hexadecimal digits that no other folder has."""
+    return uuid.uuid4().hex[:8]
 
 
 def _first_line(error: BaseException) -> str:
@@ -138,9 +206,11 @@ def _first_line(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
-    if cause is None:  # torch's writer hides the system's word
-        return f"a file could not be written whole (is the disk full?): {str(error).strip().splitlines()[0]}"
-    return str(cause)
+    if cause is not None:
+        return str(cause)
+    # Torch's writer hides the system's word.
+    line = str(error).strip().splitlines()[0]
+    return f"a file could not be written whole (is the disk full?): {line}"
 
 
 def _owns_streams() -> bool:
@@ -152,15 +222,23 @@ def _owns_streams() -> bool:
     )
 
 
-def _commit(aside: Path, final: Path, iteration: int, files: dict[str, Any], config: dict[str, Any], digest: str) -> None:
-    manifest = {
-        "format_version": _FORMAT_VERSION, "iteration": iteration, "config_digest": digest, "config": config, "files": files,
-    }  # fmt: skip
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    for path in (aside / MANIFEST, *(path for path in aside.rglob("*") if path.is_dir()), aside):
-        _fsync(path)
+def _commit(aside: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Give a folder whose files are all on the disk its manifest, its name and the tracker."""
+    # The manifest, and every name in the folder.
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    (aside / MANIFEST).write_text(f"{text}\n")
+    _fsync(aside / MANIFEST)
+    for path in aside.rglob("*"):
+        if path.is_dir():
+            _fsync(path)
+    _fsync(aside)
+
+    # From here on it is a checkpoint.
     os.rename(aside, final)
     _fsync(final.parent)
+
+    # The tracker, in the same way.
+    iteration = manifest["iteration"]
     tracker = final.parent / f"{TRACKER}.tmp"
     tracker.write_text(f"{iteration}\n")
     _fsync(tracker)
@@ -171,13 +249,15 @@ def _commit(aside: Path, final: Path, iteration: int, files: dict[str, Any], con
 def _prune(folder: Path, keep: int, iteration: int) -> None:
     """Remove the oldest checkpoints beyond `keep` (at least 2; -1: keep all), and what killed saves left aside.
 
-    Those after `iteration`, the one just saved, are damaged, or the run would have begun there: they count for nothing, and stay.
-
-    A checkpoint is first renamed aside: a kill in the middle of its removal leaves no half of one under its name.
+    Those after `iteration`, the one just saved, are damaged, or the run would have begun there: they count for nothing,
+    and stay. A checkpoint is first renamed aside: a kill in the middle of its removal leaves no half of one under its
+    name.
     """
     behind = [path for path in committed(folder) if iteration_of(path) <= iteration]
-    for path in behind[max(keep, 2) :] if keep != -1 else ():
-        os.rename(path, path.with_name(f"{path.name}.tmp-old-{uuid.uuid4().hex[:8]}"))
+    surplus = [] if keep == -1 else behind[max(keep, 2) :]
+    for path in surplus:
+        old = path.with_name(f"{path.name}.tmp-old-{_unique()}")
+        os.rename(path, old)
     _fsync(folder)
     for left in folder.glob("iter_*.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -211,33 +291,54 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
 
 
 _NETWORK = (
-    "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "kv_channels", "num_query_groups", "crossattn_emb_size", "in_channels",
-    "patch_spatial", "patch_temporal", "max_frames", "max_img_h", "max_img_w", "adaln_lora_rank",
-)  # fmt: skip
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "ffn_hidden_size",
+    "kv_channels",
+    "num_query_groups",
+    "crossattn_emb_size",
+    "in_channels",
+    "patch_spatial",
+    "patch_temporal",
+    "max_frames",
+    "max_img_h",
+    "max_img_w",
+    "adaln_lora_rank",
+)
 """The keys of `model` that shape its parameters."""
 
 
 def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
-    """Restore everything that `save` wrote, into this layout.
+    """Restore a checkpoint that `Writer.save` wrote, into this layout: the training and the state of its streams.
 
     Raises:
-        CheckpointError: the checkpoint is of another model, or of another number of streams.
+        CheckpointError: the checkpoint is of another network, or of another number of streams.
     """
     stored = stored_config(checkpoint)
     ours = trainer.experiment
-    if stored["data"]["num_streams"] != ours.data.num_streams:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} has {stored['data']['num_streams']} streams and this run {ours.data.num_streams}; "
-            f"give data.num_streams={stored['data']['num_streams']} to continue its data exactly"
-        )
-    theirs, mine = stored["model"], ours.model.model_dump()
-    if other := [key for key in _NETWORK if theirs.get(key, mine[key]) != mine[key]]:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} is of another network: {', '.join(f'model.{key} is {theirs[key]}, not {mine[key]}' for key in other)}; "
-            "give its values, or a checkpoint.save of its own to this network"
-        )
+    _check_streams(checkpoint, stored["data"]["num_streams"], ours.data.num_streams)
+    _check_network(checkpoint, stored["model"], ours.model.model_dump())
     load_state(trainer, checkpoint)
     load_states(checkpoint / "streams", list(streams.streams.values()))
+
+
+def _check_streams(checkpoint: Path, theirs: int, ours: int) -> None:
+    if theirs != ours:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} has {theirs} streams and this run {ours}; "
+            f"give data.num_streams={theirs} to continue its data exactly"
+        )
+
+
+def _check_network(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    other = [key for key in _NETWORK if theirs.get(key, ours[key]) != ours[key]]
+    if other:
+        differences = ", ".join(f"model.{key} is {theirs[key]}, not {ours[key]}" for key in other)
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is of another network: {differences}; "
+            "give its values, or a checkpoint.save of its own to this network"
+        )
 
 
 def stored_config(checkpoint: Path) -> dict[str, Any]:
@@ -253,6 +354,7 @@ def stored_iteration(checkpoint: Path) -> int:
 
 
 def _fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dfmspec.errors import CheckpointError
 from dfmspec.processes import unwind_on_sigterm
@@ -19,30 +20,49 @@ from dfmspec.trainer.network.weights import to_dfm
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the weights of a checkpoint, put together from all of its shards."""
-    parser = argparse.ArgumentParser(prog="python -m dfmspec.trainer.commands.export")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--names", choices=["dfmspec", "dfm"], default="dfmspec")
-    parser.add_argument("--raw", action="store_true")
-    args = parser.parse_args(argv)
+    """Write the weights of a checkpoint, put together from all of its shards; the exit code is 1 when there is none.
+
+    The file has the checkpoint's iteration and digest in its metadata.
+    """
+    args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
     try:
         checkpoint, manifest = locate(args.checkpoint)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    model = load_model(checkpoint, one_process(manifest["config"]), raw=args.raw)
+    experiment = one_process(manifest["config"])
+    model = load_model(checkpoint, experiment, raw=args.raw)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
-    facts = {"iteration": str(manifest["iteration"]), "weights": "trained" if args.raw else "averaged", "config_digest": manifest["config_digest"]}
-    aside = args.out.with_name(f"{args.out.name}.tmp")
-    try:
-        save_file(to_dfm(weights) if args.names == "dfm" else weights, aside, metadata=facts)
-        aside.rename(args.out)
-    finally:
-        aside.unlink(missing_ok=True)
+    if args.names == "dfm":
+        weights = to_dfm(weights)
+    facts = {
+        "iteration": str(manifest["iteration"]),
+        "weights": "trained" if args.raw else "averaged",
+        "config_digest": manifest["config_digest"],
+    }
+    _write(weights, args.out, facts)
     print(args.out)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dfmspec.trainer.commands.export")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--names", choices=["dfmspec", "dfm"], default="dfmspec")
+    parser.add_argument("--raw", action="store_true")
+    return parser
+
+
+def _write(weights: dict[str, Tensor], out: Path, facts: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    aside = out.with_name(f"{out.name}.tmp")
+    try:
+        save_file(weights, aside, metadata=facts)
+        aside.rename(out)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

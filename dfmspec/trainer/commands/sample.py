@@ -1,4 +1,6 @@
-"""Pictures from a checkpoint: EDM's sampler on the averaged weights, in one process whatever layout trained them.
+"""Inference from a checkpoint: pictures by EDM's sampler on the averaged weights.
+
+It runs in one process, whatever layout trained them.
 
 usage: python -m dfmspec.trainer.commands.sample CKPT [--out DIR] [--num-samples N] [--caption TEXT ...] [--curve]
 """
@@ -11,59 +13,60 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+import torch.distributed as dist
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record import checkpoints
 from dfmspec.record.events import read_events
+from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.encoders.dct import DctCodec
-from dfmspec.trainer.encoders.ngram import NgramTextEncoder
+from dfmspec.trainer.encoders.ngram import WIDTH, NgramTextEncoder
 from dfmspec.trainer.inference import load_model, locate, one_process, sample_latents
 from dfmspec.trainer.prepare.butterflies import butterfly
 
 _UNSEEN_SEED = 1_000_003
 """Captions come from a series of butterflies that no dataset is drawn from (their words are those of any series)."""
+_CHANNELS = 16
+"""Channels of the embedded codec's latents."""
+_SIDE = 144
+"""Pixels on a side of a picture in the grid."""
+_GAP = 12
+_TEXT = 60
+"""Pixels of height for a caption."""
 
-
-def grid(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Pictures beside their captions, four in a row."""
-    side, columns, gap, text = 144, min(4, len(pictures)), 12, 60
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text + gap) + gap), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
-        sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, y))
-        pen.text((x, y + side + 2), "\n".join(textwrap.wrap(caption, 24)[:4]), fill="black", font=font)
-    return sheet
-
-
-def draw_curve(events: Path, out: Path) -> None:
-    """The training and evaluation losses of a run's events, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    train, evaluation = ({e["iteration"]: e["loss"] for e in read_events(events) if e["type"] == kind} for kind in ("iteration", "evaluation"))
-    figure, axes = pyplot.subplots(figsize=(6, 3.4), dpi=120)
-    iterations, losses = list(train), list(train.values())
-    window = max(1, len(losses) // 30)
-    smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / len(losses[max(0, i - window + 1) : i + 1]) for i in range(len(losses))]
-    axes.plot(iterations, losses, color="#9bb8d3", linewidth=0.8, label="training, each iteration")
-    axes.plot(iterations, smooth, color="#1f5a93", linewidth=1.8, label=f"training, mean of {window}")
-    axes.plot(list(evaluation), list(evaluation.values()), "o-", color="#c8553d", markersize=4, label="evaluation")
-    axes.axhline(1.0, color="#888888", linestyle=":", linewidth=1)
-    axes.set(xlabel="iteration", ylabel="EDM loss (untrained: 1)", ylim=(0, max(1.1, 1.02 * max(smooth))))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(out)
+LatentShape = tuple[int, int, int, int]
+"""[C, T, H, W]"""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Write pictures of a checkpoint's samples, and print their paths; the exit code is 1 when there can be none."""
+    args = _parser().parse_args(argv)
+    logging.disable(logging.WARNING)
+    try:
+        checkpoint, manifest = locate(args.checkpoint)
+        experiment = one_process(manifest["config"])
+        shape = _latent_shape(experiment, args.resolution)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    numbers = range(args.num_samples)
+    captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in numbers]
+    latents = _latents(checkpoint, experiment, captions, shape, args)
+    out = args.out or checkpoints.unused(checkpoint.parent.parent / "samples")
+    written = _write_pictures(latents, captions, out)
+    events = args.checkpoint / "events.jsonl"
+    if args.curve and events.exists():
+        draw_curve(events, out / "loss.png")
+        written.append(out / "loss.png")
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dfmspec.trainer.commands.sample")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path)
@@ -75,48 +78,171 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--raw", action="store_true")
     parser.add_argument("--resolution", type=int, help="pixels on a side, instead of data.resolution")
     parser.add_argument("--curve", action="store_true", help="draw the loss curve of the run directory too")
-    args = parser.parse_args(argv)
-    logging.disable(logging.WARNING)
-    try:
-        checkpoint, manifest = locate(args.checkpoint)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    experiment = one_process(manifest["config"])
-    captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in range(args.num_samples)]
-    text = NgramTextEncoder()
-    side = (args.resolution or experiment.data.resolution) // 8
-    text_width = text.encode("").size(1)
-    if (experiment.model.in_channels, experiment.model.crossattn_emb_size) != (16, text_width):
-        print(f"error: the embedded codec has 16 channels and the text encoder width {text_width}; this model has others", file=sys.stderr)
-        return 1
-    limit = min(experiment.model.max_img_h, experiment.model.max_img_w)
+    return parser
+
+
+def _latent_shape(experiment: Experiment, resolution: int | None) -> LatentShape:
+    """[C, T, H, W] of a picture's latent, at data.resolution unless another one is given.
+
+    Raises:
+        CheckpointError: the embedded codec and text encoder do not fit the model, or the picture is too large for it.
+    """
+    model = experiment.model
+    side = (resolution or experiment.data.resolution) // 8
+    fits_codec = model.in_channels == _CHANNELS
+    fits_encoder = model.crossattn_emb_size == WIDTH
+    if not fits_codec or not fits_encoder:
+        raise CheckpointError(
+            f"the embedded codec has {_CHANNELS} channels and the text encoder width {WIDTH}; this model has others"
+        )
+    limit = min(model.max_img_h, model.max_img_w)
     if side > limit:
-        print(f"error: {side * 8} px is more than this model's {limit * 8} (model.max_img_h, model.max_img_w)", file=sys.stderr)
-        return 1
+        raise CheckpointError(f"{side * 8} px is more than this model's {limit * 8} (model.max_img_h, model.max_img_w)")
+    return model.in_channels, model.patch_temporal, side, side
+
+
+def _latents(
+    checkpoint: Path,
+    experiment: Experiment,
+    captions: Sequence[str],
+    shape: LatentShape,
+    args: argparse.Namespace,
+) -> Tensor:
+    """[n, C, T, H, W] samples of the model, one for each caption."""
+    guidance = args.guidance
+    if guidance is None:
+        guidance = experiment.diffusion.guidance
+    text = NgramTextEncoder()
+    model = load_model(checkpoint, experiment, raw=args.raw)
     latents = sample_latents(
-        load_model(checkpoint, experiment, raw=args.raw), experiment, [text.encode(caption) for caption in captions],
-        (experiment.model.in_channels, experiment.model.patch_temporal, side, side), seed=args.seed,
+        model,
+        experiment,
+        [text.encode(caption) for caption in captions],
+        shape,
+        seed=args.seed,
         num_steps=args.num_steps or experiment.diffusion.num_steps,
-        guidance=experiment.diffusion.guidance if args.guidance is None else args.guidance,
-    )  # fmt: skip
-    torch.distributed.destroy_process_group()
-    out = args.out or checkpoints.unused(checkpoint.parent.parent / "samples")
+        guidance=guidance,
+    )
+    dist.destroy_process_group()
+    return latents
+
+
+def _write_pictures(latents: Tensor, captions: Sequence[str], out: Path) -> list[Path]:
+    """Write a picture of each latent, and all of them as a grid; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     codec = DctCodec()
-    pictures = [Image.fromarray(codec.decode(latent)[0].numpy()) for latent in latents]
+    pictures = []
     written = []
-    for i, picture in enumerate(pictures):
-        written.append(out / f"sample_{i:03d}.png")
-        picture.save(written[-1])
-    grid(pictures, captions).save(out / "grid.png")
-    written.append(out / "grid.png")
-    events = args.checkpoint / "events.jsonl"
-    if args.curve and events.exists():
-        draw_curve(events, out / "loss.png")
-        written.append(out / "loss.png")
-    print("\n".join(map(str, written)))
-    return 0
+    for i, latent in enumerate(latents):
+        first_frame = codec.decode(latent)[0]
+        picture = Image.fromarray(first_frame.numpy())
+        file = out / f"sample_{i:03d}.png"
+        picture.save(file)
+        pictures.append(picture)
+        written.append(file)
+    sheet = out / "grid.png"
+    grid(pictures, captions).save(sheet)
+    return [*written, sheet]
+
+
+def grid(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """One picture of several, each over its caption, four in a row."""
+    # The sheet: a cell has a picture, its text under it, and a gap.
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width = _SIDE + _GAP
+    height = _SIDE + _TEXT + _GAP
+    size = (columns * width + _GAP, rows * height + _GAP)
+    sheet = Image.new("RGB", size, "white")
+
+    # The cells.
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(11)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(i, columns)
+        x = _GAP + column * width
+        y = _GAP + row * height
+        resized = picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        sheet.paste(resized, (x, y))
+        lines = textwrap.wrap(caption, 24)[:4]
+        pen.text(
+            (x, y + _SIDE + 2),
+            "\n".join(lines),
+            fill="black",
+            font=font,
+        )
+    return sheet
+
+
+def draw_curve(events: Path, out: Path) -> None:
+    """Draw the training and evaluation losses of a run's events, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.4), dpi=120)
+    highest = _plot_losses(axes, events)
+    axes.axhline(1.0, color="#888888", linestyle=":", linewidth=1)
+    axes.set(
+        xlabel="iteration",
+        ylabel="EDM loss (untrained: 1)",
+        ylim=(0, max(1.1, 1.02 * highest)),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out)
+
+
+def _plot_losses(axes: Any, events: Path) -> float:
+    """Plot the losses on matplotlib's axes; returns the highest mean of the training's."""
+    train = _losses(events, "iteration")
+    evaluation = _losses(events, "evaluation")
+    losses = list(train.values())
+    window = max(1, len(losses) // 30)
+    smooth = _running_mean(losses, window)
+    axes.plot(
+        list(train),
+        losses,
+        color="#9bb8d3",
+        linewidth=0.8,
+        label="training, each iteration",
+    )
+    axes.plot(
+        list(train),
+        smooth,
+        color="#1f5a93",
+        linewidth=1.8,
+        label=f"training, mean of {window}",
+    )
+    axes.plot(
+        list(evaluation),
+        list(evaluation.values()),
+        "o-",
+        color="#c8553d",
+        markersize=4,
+        label="evaluation",
+    )
+    return max(smooth)
+
+
+def _losses(events: Path, kind: str) -> dict[int, float]:
+    """The loss of each iteration, from the events of one type; the last one where an iteration was repeated."""
+    losses = {}
+    for event in read_events(events):
+        if event["type"] == kind:
+            losses[event["iteration"]] = event["loss"]
+    return losses
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and those before it, `window` of them or as many as there are."""
+    means = []
+    for end in range(1, len(values) + 1):
+        last = values[max(0, end - window) : end]
+        means.append(sum(last) / len(last))
+    return means
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From shards to microbatches: task encoder, streams, packs, prefetching."""
+"""From shards to microbatches: the task encoder, streams, packs, collating, prefetching."""

@@ -1,6 +1,7 @@
 """Where the segments of a microbatch lie: which keys its queries meet, and which rows have one modulation.
 
-Plain values between collating and the network, which neither owns. Shapes: s tokens of a rank, n segments, k chunks of rows.
+Plain values between collating and the network, which neither owns. Shapes: s tokens of a rank, n segments, k chunks of
+rows.
 """
 
 from __future__ import annotations
@@ -59,38 +60,94 @@ class Segments:
 
 def rows_of(of_token: Tensor, segments: int) -> Rows:
     """The rows of tokens whose segments are `of_token` [s], ascending, on the CPU; k depends on s and n alone."""
-    chunks, starts, row = [], [0], 0
-    for segment, count in enumerate(torch.bincount(of_token, minlength=segments).tolist()):
-        chunks += [(first, min(first + CHUNK, row + count), segment) for first in range(row, row + count, CHUNK)]
+    chunks = []
+    starts = [0]
+    row = 0
+    counts = torch.bincount(of_token, minlength=segments).tolist()
+    for segment, count in enumerate(counts):
+        end = row + count
+        for first in range(row, end, CHUNK):
+            chunks.append((first, min(first + CHUNK, end), segment))
         starts.append(len(chunks))
-        row += count
-    chunks += [(0, 0, 0)] * (-(-len(of_token) // CHUNK) + segments - len(chunks))
-    return Rows(of_token.int(), torch.tensor(chunks, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
+        row = end
+
+    # Empty chunks, up to the most that there can be.
+    most = -(-len(of_token) // CHUNK) + segments
+    chunks += [(0, 0, 0)] * (most - len(chunks))
+    return Rows(
+        of_token.int(),
+        torch.tensor(chunks, dtype=torch.int32),
+        torch.tensor(starts, dtype=torch.int32),
+    )
 
 
-def segments_of(counts: list[int], texts: list[int], cut: slice, of_token: Tensor, *, sequence_parallel: bool) -> Segments:
-    """The segments of the rows `cut`: their queries, and for each the keys of its whole segment."""
-    starts = [0, *accumulate(counts)]
-    queries = [max(0, min(starts[i + 1], cut.stop) - max(starts[i], cut.start)) for i in range(len(counts))]
+def segments_of(
+    counts: list[int],
+    texts: list[int],
+    cut: slice,
+    of_token: Tensor,
+    *,
+    sequence_parallel: bool,
+) -> Segments:
+    """The segments of some rows of a sequence: their queries, and for each the keys of its whole segment.
+
+    Args:
+        counts: tokens of each segment of the whole sequence.
+        texts: text tokens of each segment.
+        cut: the rows of this context-parallel rank.
+        of_token: [rows] the segment of each of these rows.
+        sequence_parallel: a tensor-parallel rank modulates its part of these rows alone.
+    """
+    queries = _queries(counts, cut)
     if sequence_parallel:
-        of_token = of_token.chunk(parallel_state.get_tensor_model_parallel_world_size())[parallel_state.get_tensor_model_parallel_rank()]
-    return Segments(_pairs(queries, counts), _pairs(queries, texts), rows_of(of_token, len(counts)))
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        of_token = of_token.chunk(size)[rank]
+    return Segments(
+        _pairs(queries, counts),
+        _pairs(queries, texts),
+        rows_of(of_token, len(counts)),
+    )
+
+
+def _queries(counts: list[int], cut: slice) -> list[int]:
+    """How many tokens of each segment lie in the rows `cut`."""
+    queries = []
+    first = 0
+    for count in counts:
+        end = first + count
+        inside = min(end, cut.stop) - max(first, cut.start)
+        queries.append(max(0, inside))
+        first = end
+    return queries
 
 
 def _pairs(queries: list[int], keys: list[int]) -> Pairs:
+    """Pair the queries of each segment with its keys, all of them, where it has any queries."""
     met = [key if query else 0 for query, key in zip(queries, keys, strict=True)]
+    lengths = tuple(zip(queries, met, strict=True))
+    is_uniform = len(set(lengths)) == 1
+
+    # The segments without queries are first and last ones, so the keys that are met follow on one another.
     first = next(i for i, query in enumerate(queries) if query)
     begin = sum(keys[:first])
-
-    def starts(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-
-    lengths = tuple(zip(queries, met, strict=True))
+    end = begin + sum(met)
     return Pairs(
-        starts(queries), starts(met), lengths, len(lengths) if len(set(lengths)) == 1 else 0, _power_of_two(max(queries)), _power_of_two(max(met)),
-        (begin, begin + sum(met)),
-    )  # fmt: skip
+        cu_seqlens_q=_starts(queries),
+        cu_seqlens_kv=_starts(met),
+        lengths=lengths,
+        uniform=len(lengths) if is_uniform else 0,
+        max_seqlen_q=_power_of_two(max(queries)),
+        max_seqlen_kv=_power_of_two(max(met)),
+        keys=(begin, end),
+    )
+
+
+def _starts(lengths: list[int]) -> Tensor:
+    """[n + 1] int32 first row of each segment, and the end."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def _power_of_two(length: int) -> int:
+    """The power of two at or above a length."""
     return 1 << (length - 1).bit_length()

@@ -29,7 +29,10 @@ class LatentSample(EnergonSample):
 
 @edataclass
 class PackedSample(EnergonSample):
-    """Samples that share one packed sequence; their tensors in two, because each costs its way out of a loader process."""
+    """Samples that share one packed sequence.
+
+    Their tensors are joined into two, because each costs its way out of a loader process.
+    """
 
     keys: list[str]
     latents: Tensor
@@ -40,25 +43,50 @@ class PackedSample(EnergonSample):
     context_shapes: list[tuple[int, ...]]
 
     def samples(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Key, latent and text of each."""
-        return zip(self.keys, _apart(self.latents, self.latent_shapes), _apart(self.contexts, self.context_shapes), strict=True)
+        """Key, latent [C, T, H, W] and text [L, E] of each sample."""
+        latents = _apart(self.latents, self.latent_shapes)
+        contexts = _apart(self.contexts, self.context_shapes)
+        return zip(self.keys, latents, contexts, strict=True)
 
 
 def packed(keys: list[str], latents: list[Tensor], contexts: list[Tensor], key: str) -> PackedSample:
-    """Samples as one, under the name `key`."""
+    """Join samples into one packed sample, under the name `key`."""
     return PackedSample(
-        __key__=key, __restore_key__=(), __subflavors__=None, __sources__=None, keys=keys,
-        latents=torch.cat([x.flatten() for x in latents]), latent_shapes=[tuple(x.shape) for x in latents],
-        contexts=torch.cat([x.flatten() for x in contexts]), context_shapes=[tuple(x.shape) for x in contexts],
-    )  # fmt: skip
+        __key__=key,
+        __restore_key__=(),
+        __subflavors__=None,
+        __sources__=None,
+        keys=keys,
+        latents=_joined(latents),
+        latent_shapes=_shapes(latents),
+        contexts=_joined(contexts),
+        context_shapes=_shapes(contexts),
+    )
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """[values of all tensors]"""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _shapes(tensors: list[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors]
 
 
 def _apart(values: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    return [piece.view(shape) for piece, shape in zip(values.split([math.prod(shape) for shape in shapes]), shapes, strict=True)]
+    """The tensors that `_joined` joined, without a copy."""
+    sizes = [math.prod(shape) for shape in shapes]
+    pieces = values.split(sizes)
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 @stateless
 def _cook(sample: dict[str, Any]) -> LatentSample:
+    """A sample from the bytes of its files.
+
+    Raises:
+        DataError: a file is missing, or holds no tensor.
+    """
     missing = [part for part in ("pth", "pickle") if part not in sample]
     if missing:
         raise DataError(f"it has no .{missing[0]} file")
@@ -75,34 +103,46 @@ def _cook(sample: dict[str, Any]) -> LatentSample:
 class TaskEncoder(EnergonTaskEncoder):
     """Energon's task encoder: raw bytes in, packs out; everything here is stateless or deterministic."""
 
-    decoder = None  # bytes: Energon's own decoder would unpickle whatever it is given
+    # Bytes: Energon's own decoder would unpickle whatever it is given.
+    decoder = None
     cookers = (Cooker(_cook),)
 
     def __init__(self, experiment: Experiment) -> None:
         self._length = experiment.dataset.task_encoder_seq_length
-        self._patch = experiment.model.patch_temporal, experiment.model.patch_spatial
+        self._patch = (experiment.model.patch_temporal, experiment.model.patch_spatial)
 
     @stateless
     def preencode_sample(self, sample: LatentSample) -> LatentSample:
-        """Refuse what cannot be patched or does not fit a pack, instead of dropping it in silence as DFM does."""
-        shape = tuple(sample.latent.shape)
-        (pt, p), (_, t, h, w) = self._patch, shape
+        """Refuse what cannot be patched or does not fit a pack, instead of dropping it in silence as DFM does.
+
+        Raises:
+            DataError: what is wrong with the sample.
+        """
+        pt, p = self._patch
+        shape = list(sample.latent.shape)
+        _, t, h, w = shape
         if t % pt or h % p or w % p:
-            raise DataError(f"its latent {list(shape)} is not a whole number of {pt}x{p}x{p} patches")
-        if (tokens := num_tokens(shape, pt, p)) > self._length:
+            raise DataError(f"its latent {shape} is not a whole number of {pt}x{p}x{p} patches")
+        tokens = num_tokens(shape, pt, p)
+        if tokens > self._length:
             raise DataError(f"it has {tokens} tokens, more than dataset.task_encoder_seq_length = {self._length}")
         return sample
 
     def select_samples_to_pack(self, samples: list[LatentSample]) -> list[list[LatentSample]]:
-        """As `packing.first_fit` has it."""
-        sizes = [num_tokens(tuple(sample.latent.shape), *self._patch) for sample in samples]
-        return [[samples[index] for index in pack] for pack in first_fit(sizes, self._length)]
+        """Choose which samples share a pack, as `packing.first_fit` does."""
+        sizes = [num_tokens(sample.latent.shape, *self._patch) for sample in samples]
+        packs = []
+        for indices in first_fit(sizes, self._length):
+            packs.append([samples[index] for index in indices])
+        return packs
 
     @stateless
     def pack_selected_samples(self, samples: list[LatentSample]) -> PackedSample:
-        """One packed sequence."""
+        """Join the samples of one pack."""
         keys = [sample.__key__ for sample in samples]
-        return packed(keys, [sample.latent for sample in samples], [sample.context for sample in samples], ",".join(keys))
+        latents = [sample.latent for sample in samples]
+        contexts = [sample.context for sample in samples]
+        return packed(keys, latents, contexts, ",".join(keys))
 
 
 class SampleError(DataError, SystemError):
@@ -110,10 +150,25 @@ class SampleError(DataError, SystemError):
 
 
 def raise_data_error(error: Exception, sample: Any, sources: Any) -> None:
-    """Energon's error handler: stop, and say which sample of which shard is at fault."""
+    """Energon's error handler: stop, and say which sample of which shard is at fault.
+
+    Raises:
+        SampleError: always, unless Energon itself wants the sample to be skipped.
+    """
     if isinstance(error, SkipSample):
         return
-    places = sorted({f"{source.dataset_path}/{source.shard_name}" for source in sources or () if source.shard_name})
-    keys = sample.get("__key__") if isinstance(sample, dict) else getattr(sample, "__key__", None)
-    where = f"sample {keys}" + (f" of {', '.join(places)}" if places else "")
+    shards = set()
+    for source in sources or ():
+        if source.shard_name:
+            shards.add(f"{source.dataset_path}/{source.shard_name}")
+    where = f"sample {_key_of(sample)}"
+    if shards:
+        where += f" of {', '.join(sorted(shards))}"
     raise SampleError(f"{where}: {error}") from error
+
+
+def _key_of(sample: Any) -> Any:
+    """The name of a sample as read, or of one as cooked, or of several that share a pack."""
+    if isinstance(sample, dict):
+        return sample.get("__key__")
+    return getattr(sample, "__key__", None)

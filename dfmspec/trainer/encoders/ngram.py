@@ -21,15 +21,27 @@ LENGTH = 12
 
 @lru_cache(maxsize=65536)
 def _direction(gram: str) -> Tensor:
-    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(counter_seed("ngram", gram)))
+    """[WIDTH] unit Gaussian values, a function of a text alone."""
+    seed = counter_seed("ngram", gram)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(WIDTH, generator=generator)
 
 
 @lru_cache(maxsize=4096)
 def _word(word: str) -> Tensor:
-    """A word as a vector of unit variance."""
-    padded = f"<{word}>"
-    grams = [padded[i : i + n] for n in (3, 4, 5) for i in range(len(padded) - n + 1)] or [padded]
-    return torch.stack([_direction(gram) for gram in grams]).sum(dim=0) / len(grams) ** 0.5
+    """[WIDTH] a word as a vector of unit variance."""
+    grams = _grams(f"<{word}>")
+    directions = torch.stack([_direction(gram) for gram in grams])
+    return directions.sum(dim=0) / len(grams) ** 0.5
+
+
+def _grams(text: str) -> list[str]:
+    """Three, four and five letters of a text that follow on one another; the whole text if it is shorter."""
+    grams = []
+    for n in (3, 4, 5):
+        places = range(len(text) - n + 1)
+        grams += [text[i : i + n] for i in places]
+    return grams or [text]
 
 
 class NgramTextEncoder:
@@ -40,5 +52,7 @@ class NgramTextEncoder:
         words = re.findall(r"\w+", caption.lower())[:LENGTH]
         tokens = torch.zeros(LENGTH, WIDTH)
         for position, word in enumerate(words):
-            tokens[position] = (_word(word) + 0.3 * _direction(f"position {position}")) / (1 + 0.3**2) ** 0.5
+            place = _direction(f"position {position}")
+            mixed = _word(word) + 0.3 * place
+            tokens[position] = mixed / (1 + 0.3**2) ** 0.5
         return tokens

@@ -18,29 +18,49 @@ from dfmspec.trainer.prepare.writer import SHARDS, write_dataset
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Write a dataset; the exit code is 1 when it cannot be."""
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        _prepare(args)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(args.path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dfmspec.trainer.prepare")
     parser.add_argument("path", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--num-samples", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    try:
-        if args.images:
-            pictures = list(folder_pictures(args.images, args.resolution))
-            source, count = iter(pictures), len(pictures)
-            if count < SHARDS:
-                raise DataError(f"{args.images} has {count} pictures; give at least {SHARDS}, so that each split has one")
-        else:
-            source, count = embedded_pictures(args.resolution, args.num_samples, args.seed), args.num_samples
-        print(f"Drawing and encoding {count} samples at {args.resolution} px into {args.path}", file=sys.stderr, flush=True)
-        write_dataset(source, args.path, count=count)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(args.path)
-    return 0
+    return parser
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Encode the pictures of a folder, or else embedded ones, into a new dataset.
+
+    Raises:
+        DataError: the pictures cannot be read or are too few, or the dataset exists.
+    """
+    if args.images:
+        found = list(folder_pictures(args.images, args.resolution))
+        count = len(found)
+        pictures = iter(found)
+        if count < SHARDS:
+            raise DataError(f"{args.images} has {count} pictures; give at least {SHARDS}, so that each split has one")
+    else:
+        count = args.num_samples
+        pictures = embedded_pictures(args.resolution, count, args.seed)
+    print(
+        f"Drawing and encoding {count} samples at {args.resolution} px into {args.path}",
+        file=sys.stderr,
+        flush=True,
+    )
+    write_dataset(pictures, args.path, count=count)
 
 
 if __name__ == "__main__":

@@ -22,25 +22,46 @@ class Picture:
 
 
 def embedded_pictures(resolution: int, num_samples: int, seed: int) -> Iterator[Picture]:
-    """dfmspec's own butterflies."""
+    """dfmspec's own butterflies: the first `num_samples` of the series `seed`."""
     for index in range(num_samples):
         subject = butterfly(seed, index)
-        yield Picture(f"butterfly-{index:07d}", draw(subject, resolution), subject.caption)
+        image = draw(subject, resolution)
+        yield Picture(f"butterfly-{index:07d}", image, subject.caption)
+
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def folder_pictures(folder: Path, resolution: int) -> Iterator[Picture]:
-    """A folder's pictures, cropped square; the caption is the .txt file of the same name, else the file's name."""
-    names = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not names:
+    """A folder's pictures, cropped square; the caption is the .txt file of the same name, else the file's name.
+
+    Raises:
+        DataError: the folder has no pictures, or one cannot be read.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
         raise DataError(f"{folder} has no .png, .jpg or .webp files")
-    for path in names:
-        text = path.with_suffix(".txt")
-        caption = text.read_text(errors="replace").strip() if text.exists() else path.stem.replace("_", " ").replace("-", " ")
+    for path in paths:
+        caption = _caption(path)
         try:
             image = Image.open(path).convert("RGB")
         except OSError as error:
             raise DataError(f"picture {path} cannot be read: {error}") from error
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        yield Picture(path.name.replace(".", "_"), square.resize((resolution, resolution), Image.Resampling.LANCZOS), caption)
+        square = _square(image).resize((resolution, resolution), Image.Resampling.LANCZOS)
+        yield Picture(path.name.replace(".", "_"), square, caption)
+
+
+def _caption(path: Path) -> str:
+    """What a picture's .txt file says, or the words of its own name."""
+    text = path.with_suffix(".txt")
+    if text.exists():
+        return text.read_text(errors="replace").strip()
+    return path.stem.replace("_", " ").replace("-", " ")
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """The middle of a picture, as large as its shorter side."""
+    side = min(image.size)
+    left = (image.width - side) // 2
+    top = (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
