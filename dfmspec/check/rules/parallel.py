@@ -188,7 +188,7 @@ def _mapping(view: View) -> Iterator[Finding]:
     # The order of ranks has no place for CP.
     if view[CP] > 1:
         yield Finding(path(key), f"{key} arranges TP, PP and DP only, but CP is {view[CP]}", "set it to false")
-    # FSDP has an order of its own.
+    # Megatron-Bridge asserts it.
     if view["ddp.use_megatron_fsdp"] or view["dist.use_megatron_fsdp"]:
         yield Finding(path(key), f"{key} does not work with Megatron FSDP", "set it to false")
 
