@@ -310,8 +310,8 @@ RULES = (
             hint=f"set {FFN} too; null is 4 x hidden_size",
         ),
         (
-            "The widths are defaults of their own: another hidden_size alone makes a network of odd "
-            "proportions in silence."
+            "The widths are defaults of their own: "
+            "another hidden_size alone makes a network of odd proportions in silence."
         ),
         f"{_WM}; flux_provider.py",
         targets=_BOTH,
