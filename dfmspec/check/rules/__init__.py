@@ -6,6 +6,7 @@ The codes of the structural stage (SPC1xx, SPC2xx, CKP101) are given out in `doc
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 from dfmspec.check.rules import (
     batch,
@@ -27,73 +28,143 @@ from dfmspec.check.rules import (
     structural,
 )
 from dfmspec.check.rules.base import Rule, UnknownValue, View
-from dfmspec.diagnostics import Diagnostic, Span, shown
+from dfmspec.diagnostics import Diagnostic, Finding, Path, Span, dotted, shown
 from dfmspec.read.resolve import Resolved
 from dfmspec.spec.paths import PLACES, local_path
 
-FAMILIES = (structural, spec, parallel, pipeline, sequence, batch, model, networks, precision, optimizer, distributed, checkpoint, evaluation, dataset, samples, launch, launchers)
-RULES: tuple[Rule, ...] = tuple(rule for family in FAMILIES for rule in family.RULES)
+FAMILIES = (
+    structural,
+    spec,
+    parallel,
+    pipeline,
+    sequence,
+    batch,
+    model,
+    networks,
+    precision,
+    optimizer,
+    distributed,
+    checkpoint,
+    evaluation,
+    dataset,
+    samples,
+    launch,
+    launchers,
+)
+RULES: tuple[Rule, ...] = tuple(chain.from_iterable(family.RULES for family in FAMILIES))
 LEVELS = ("spec", "paths", "data")
 """What a check may look at: the spec alone, files too, samples too."""
 
 
 def check_spec(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
-    """Every finding of a spec that no comment suppresses, sorted by place: the structural ones and those of all rules of the levels."""
+    """Every finding of a spec that no comment suppresses, sorted by place: the structural ones, and the rules' own."""
     return shown(all_findings(resolved, levels=levels))
 
 
 def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
     """Every finding of a spec, sorted by place; those that a comment suppresses say so."""
-    wanted, target, found = {*levels}, resolved.spec.target, list(resolved.spec.problems)
-    view = View(resolved)
-    unreadable = any(document.data is None and document.problems for document in resolved.spec.documents)
-    for rule in RULES:
-        if rule.level in wanted and target in rule.targets and not unreadable:
+    wanted = {*levels}
+    target = resolved.spec.target
+    documents = resolved.spec.documents
+    rules = [rule for rule in RULES if rule.level in wanted and target in rule.targets]
+
+    # Where a file cannot be parsed, its values are missing, and rules would judge what nobody wrote.
+    found = list(resolved.spec.problems)
+    unreadable = any(document.data is None and document.problems for document in documents)
+    if not unreadable:
+        view = View(resolved)
+        for rule in rules:
             found.extend(_findings(rule, view))
-    marked = [document for document in resolved.spec.documents if "dfmspec:" in document.text]
+
+    # Most specs have no such comment, and need not wait for what reads it.
+    marked = [document for document in documents if "dfmspec:" in document.text]
     if marked:
         from dfmspec.check.suppressions import suppressed
 
-        judged = {rule.code for rule in RULES if rule.level in wanted and target in rule.targets}
-        found = suppressed(found, marked, judged, {rule.code: rule.level for rule in RULES})
-    return tuple(sorted(set(found), key=lambda diagnostic: diagnostic.sort_key))
+        judged = {rule.code for rule in rules}
+        level_of = {rule.code: rule.level for rule in RULES}
+        found = suppressed(found, marked, judged, level_of)
+
+    # A dict drops what was found twice, and keeps the order where places are equal.
+    once = dict.fromkeys(found)
+    return tuple(sorted(once, key=lambda diagnostic: diagnostic.sort_key))
 
 
 def _findings(rule: Rule, view: View) -> list[Diagnostic]:
+    """What one rule says; nothing more from where it asks for a value that is unknown or divides by zero."""
     found = []
     try:
         for finding in rule.check(view):
-            severity = rule.severity if finding.severity is None else finding.severity
-            span, layer = _place(finding.path, view.resolved)
-            found.append(Diagnostic(span, rule.code, rule.name, severity, finding.message, finding.hint, finding.path, layer, None, finding.fix))
+            found.append(_diagnostic(rule, finding, view.resolved))
     except (UnknownValue, ZeroDivisionError):
         pass
     except (OSError, RuntimeError, ValueError) as error:
+        # Rules that look at files meet whatever the operating system says; from others it is a fault.
         if rule.level not in ("paths", "data"):
             raise
         found.append(_unseen(error, view.resolved))
     return found
 
 
+def _diagnostic(rule: Rule, finding: Finding, resolved: Resolved) -> Diagnostic:
+    span, layer = _place(finding.path, resolved)
+    return Diagnostic(
+        span=span,
+        code=rule.code,
+        name=rule.name,
+        severity=rule.severity if finding.severity is None else finding.severity,
+        message=finding.message,
+        hint=finding.hint,
+        path=finding.path,
+        layer=layer,
+        fix=finding.fix,
+    )
+
+
 def _unseen(error: Exception, resolved: Resolved) -> Diagnostic:
     """What the operating system would not show to a rule, at the key that names it."""
-    rule, place = launch.UNSEEN, str(getattr(error, "filename", None) or "")
-    named = ((key, resolved.values.get(key)) for key in sorted(PLACES, key=lambda key: key not in resolved.spec.users))
-    key = next((key for key, value in named if isinstance(value, str) and value and place.startswith(str(local_path(value)))), "")
-    where = place if len(place) < 100 else f"a path of {len(place)} characters" if place else "what the spec names"
-    span, layer = _place(tuple(key.split(".")) if key else (), resolved)
-    message = f"{key}{': ' if key else ''}{where} cannot be looked at: {getattr(error, 'strerror', None) or error}"
-    return Diagnostic(span, rule.code, rule.name, rule.severity, message, "check the path and its permissions", tuple(key.split(".")) if key else (), layer)
+    place = str(getattr(error, "filename", None) or "")
+    key = _key_that_names(place, resolved)
+
+    # What and why, in words; a path may be longer than a reader has patience for.
+    if not place:
+        where = "what the spec names"
+    elif len(place) < 100:
+        where = place
+    else:
+        where = f"a path of {len(place)} characters"
+    reason = getattr(error, "strerror", None) or error
+    message = f"{where} cannot be looked at: {reason}"
+    if key:
+        message = f"{key}: {message}"
+
+    path = tuple(key.split(".")) if key else ()
+    finding = Finding(path, message, "check the path and its permissions")
+    return _diagnostic(launch.UNSEEN, finding, resolved)
 
 
-def _place(path: tuple[str | int, ...], resolved: Resolved) -> tuple[Span, str]:
+def _key_that_names(place: str, resolved: Resolved) -> str:
+    """The key whose path a place lies under, one that the user set before others; empty where there is none."""
+    for key in sorted(PLACES, key=lambda key: key not in resolved.spec.users):
+        value = resolved.values.get(key)
+        if isinstance(value, str) and value and place.startswith(str(local_path(value))):
+            return key
+    return ""
+
+
+def _place(path: Path, resolved: Resolved) -> tuple[Span, str]:
     """Where the value was set, and by which layer; in the spec's file when it was not set by anybody."""
-    key = ".".join(map(str, path))
+    key = dotted(path)
     origin = resolved.origins.get(key)
+    # A derived value may stand in for a null of the user's.
     if origin is None or not origin.is_users:
-        origin = resolved.spec.origins.get(key)  # a null of the user's, which a derived value stands in for
+        origin = resolved.spec.origins.get(key)
     if origin is not None and origin.is_users:
-        return origin.span, "" if origin.layer in ("spec", "override") else origin.layer
+        is_plain = origin.layer in ("spec", "override")
+        return origin.span, "" if is_plain else origin.layer
+
+    # Nobody set it: the section where it would stand.
     documents = resolved.spec.documents
     section = documents[0].keys.get(path[:1]) if documents else None
-    return section or Span(resolved.spec.file), origin.layer if origin is not None else ""
+    layer = "" if origin is None else origin.layer
+    return section or Span(resolved.spec.file), layer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterator
-from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from itertools import chain, cycle, islice
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, NamedTuple
 
 from dfmspec.check.rules.base import ALL, CP, DFM_DIT, DIT, ERROR, LENGTH, OURS, TP, WARNING, Rule, View, path
 from dfmspec.check.rules.dataset import DATASET, WORKERS, folders_of
@@ -17,6 +17,19 @@ from dfmspec.diagnostics import Finding
 
 if TYPE_CHECKING:
     from dfmspec.data.shards import Sample, Scan
+    from dfmspec.data.tensors import Tensor
+
+_PACKING = "dataset.packing_buffer_size"
+_PATCH = "model.patch_spatial"
+_TEXT_WIDTH = "model.crossattn_emb_size"
+
+_SHUFFLED = 100
+"""Samples that Energon's shuffle buffer holds."""
+_LARGEST = 1000
+"""The absolute value beyond which DFM leaves a latent out."""
+_MOST_PADDING = 0.15
+_LARGEST_BUFFER = 2048
+"""Samples that a hint may ask a loader process to hold."""
 
 
 def _scan(view: View) -> Scan | None:
@@ -26,53 +39,101 @@ def _scan(view: View) -> Scan | None:
     return scan(*folders) if folders else None
 
 
-def _about(faulty: list[Sample], read: int, what: str, hint: str, at: str = DATASET) -> Finding:
+def _whole(found: Scan | None) -> tuple[Sample, ...]:
+    """The samples that have a latent of four axes and a text of two."""
+    return found.whole if found else ()
+
+
+def _latent(sample: Sample) -> Tensor:
+    assert sample.latent is not None
+    return sample.latent
+
+
+def _text(sample: Sample) -> Tensor:
+    assert sample.text is not None
+    return sample.text
+
+
+def _about(faulty: Sequence[Sample], read: int, what: str, hint: str, at: str = DATASET) -> Finding:
     """One finding for all samples with one fault: how many, and the first."""
-    return Finding(path(at), f"{len(faulty)} of {read} samples that were read {what} (first: {faulty[0].place})", hint)
+    count = len(faulty)
+    first = faulty[0].place
+    return Finding(path(at), f"{count} of {read} samples that were read {what} (first: {first})", hint)
 
 
 def _broken_shards(view: View) -> Iterator[Finding]:
     found = _scan(view)
     if found and found.broken:
-        yield Finding(path(DATASET), f"shards that cannot be read to their end: {len(found.broken)}, first {found.broken[0]}", "copy them again")
+        count = len(found.broken)
+        message = f"shards that cannot be read to their end: {count}, first {found.broken[0]}"
+        yield Finding(path(DATASET), message, "copy them again")
 
 
 def _counted_differently(view: View) -> Iterator[Finding]:
     from dfmspec.data.shards import shown
 
-    found, folders = _scan(view), folders_of(view)
-    said = {folder / name: count for folder in folders for name, count in (shard_counts(folder) or {}).items()}
-    if found and (odd := [shard for shard, count in sorted(found.counts.items()) if said.get(shard, count) != count]):
-        first = f"{shown(odd[0], folders)} {found.counts[odd[0]]}, not {said[odd[0]]}"
-        yield Finding(path(DATASET), f"{len(odd)} shards hold another number of samples than the metadata says (first: {first})", "prepare the dataset again")
+    found = _scan(view)
+    folders = folders_of(view)
+    said: dict[FilePath, int] = {}
+    for folder in folders:
+        counts = shard_counts(folder) or {}
+        said.update({folder / name: count for name, count in counts.items()})
+    if not found:
+        return
+    # A shard of which the metadata says nothing is DAT1's.
+    odd = [shard for shard, count in sorted(found.counts.items()) if said.get(shard, count) != count]
+    if odd:
+        shard = odd[0]
+        name = shown(shard, folders)
+        first = f"{name} {found.counts[shard]}, not {said[shard]}"
+        count = len(odd)
+        message = f"{count} shards hold another number of samples than the metadata says (first: {first})"
+        yield Finding(path(DATASET), message, "prepare the dataset again")
 
 
 def _memory(view: View) -> Iterator[Finding]:
     found = _scan(view)
     samples = sum(found.counts.values()) if found else 0
+    # Only a local run has this host's memory.
     if not samples or found is None or view["launcher.kind"] != "local":
         return
-    each = sum(shard.stat().st_size for shard in found.counts) / samples
-    nproc, workers, held = view["cluster.nproc_per_node"], max(1, view[WORKERS]), 100 + (view["dataset.packing_buffer_size"] or 0)
-    need, here = nproc * workers * 2 * held * each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    # What all loader processes hold.
+    sample_bytes = sum(shard.stat().st_size for shard in found.counts) / samples
+    nproc = view["cluster.nproc_per_node"]
+    workers = max(1, view[WORKERS])
+    held = _SHUFFLED + (view[_PACKING] or 0)
+    need = nproc * workers * 2 * held * sample_bytes
+
+    # What there is.
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > here:
-        yield Finding(
-            path(WORKERS), f"{nproc} ranks x {workers} workers x 2 (training, validation) x {held} samples held (shuffle, packing) of {each / 1e6:.2g} MB are {need / 1e9:.0f} GB, and this host has {here / 1e9:.0f}",
-            "fewer dataset.num_workers",
-        )  # fmt: skip
+        sample_mb = sample_bytes / 1e6
+        need_gb = need / 1e9
+        here_gb = here / 1e9
+        message = (
+            f"{nproc} ranks x {workers} workers x 2 (training, validation) x {held} samples held (shuffle, packing) "
+            f"of {sample_mb:.2g} MB are {need_gb:.0f} GB, and this host has {here_gb:.0f}"
+        )
+        yield Finding(path(WORKERS), message, "fewer dataset.num_workers")
 
 
 def _incomplete(view: View) -> Iterator[Finding]:
     found = _scan(view)
-    if found and (faulty := [s for s in found.samples if s.missing]):
-        parts = ", ".join(sorted({f".{part}" for s in faulty for part in s.missing}))
-        yield _about(faulty, len(found.samples), f"have no {parts} file", "prepare the dataset again; a sample is .pth, .pickle and .json under one name")
+    faulty = [sample for sample in found.samples if sample.missing] if found else []
+    if found and faulty:
+        missing = set(chain.from_iterable(sample.missing for sample in faulty))
+        parts = ", ".join(sorted(f".{part}" for part in missing))
+        hint = "prepare the dataset again; a sample is .pth, .pickle and .json under one name"
+        yield _about(faulty, len(found.samples), f"have no {parts} file", hint)
 
 
 def _unreadable(view: View) -> Iterator[Finding]:
     found = _scan(view)
-    if found and (faulty := [s for s in found.samples if s.fault]):
-        yield _about(faulty, len(found.samples), f"cannot be used: {faulty[0].fault}", "remove them, and ask where they come from if they want to run code")
+    faulty = [sample for sample in found.samples if sample.fault] if found else []
+    if found and faulty:
+        hint = "remove them, and ask where they come from if they want to run code"
+        yield _about(faulty, len(found.samples), f"cannot be used: {faulty[0].fault}", hint)
 
 
 def _latents(view: View) -> Iterator[Finding]:
@@ -80,129 +141,370 @@ def _latents(view: View) -> Iterator[Finding]:
     if not found:
         return
     channels = view.trainer.LATENT_CHANNELS or view["model.in_channels"]
-    patch = view["model.patch_spatial"]
-    whole, read = [s for s in found.samples if s.latent], len(found.samples)
-    if odd := [s for s in whole if s.latent and (len(s.latent.shape) != 4 or s.latent.shape[0] != channels)]:
-        yield _about(odd, read, f"have latents of shape {list(odd[0].latent.shape) if odd[0].latent else ''}, not [{channels}, T, H, W]", f"encode with a tokenizer of {channels} channels")
+    patch = view[_PATCH]
+    samples = [sample for sample in found.samples if sample.latent]
+    read = len(found.samples)
+
+    # Axes; with others than these, nothing else can be said.
+    odd = [sample for sample in samples if not _is_latent(_latent(sample), channels)]
+    if odd:
+        shape = list(_latent(odd[0]).shape)
+        what = f"have latents of shape {shape}, not [{channels}, T, H, W]"
+        yield _about(odd, read, what, f"encode with a tokenizer of {channels} channels")
         return
-    if odd := [s for s in whole if s.size[1] % patch or s.size[2] % patch]:
-        yield _about(odd, read, f"have latents of {odd[0].size[1]} x {odd[0].size[2]}, no whole number of {patch} x {patch} patches", "crop the pictures to multiples of 16 pixels")
-    if odd := [s for s in whole if s.latent and not s.latent.finite]:
+
+    # Sizes, in whole patches.
+    odd = [sample for sample in samples if not _has_whole_patches(sample, patch)]
+    if odd:
+        _, height, width = odd[0].size
+        what = f"have latents of {height} x {width}, no whole number of {patch} x {patch} patches"
+        yield _about(odd, read, what, "crop the pictures to multiples of 16 pixels")
+
+    # Values.
+    odd = [sample for sample in samples if not _latent(sample).finite]
+    if odd:
         yield _about(odd, read, "have values that are not finite", "encode them again")
-    if odd := [s for s in whole if s.latent and s.latent.finite and s.latent.largest > 1000]:
-        yield _about(odd, read, f"have values up to {odd[0].latent.largest:.0f} in size; DFM leaves out what is beyond 1000" if odd[0].latent else "", "encode them again")
+    odd = [sample for sample in samples if _latent(sample).finite and _latent(sample).largest > _LARGEST]
+    if odd:
+        largest = _latent(odd[0]).largest
+        what = f"have values up to {largest:.0f} in size; DFM leaves out what is beyond {_LARGEST}"
+        yield _about(odd, read, what, "encode them again")
+
+
+def _is_latent(tensor: Tensor, channels: int) -> bool:
+    """Whether it is [channels, T, H, W]."""
+    return len(tensor.shape) == 4 and tensor.shape[0] == channels
+
+
+def _has_whole_patches(sample: Sample, patch: int) -> bool:
+    _, height, width = sample.size
+    return height % patch == 0 and width % patch == 0
 
 
 def _texts(view: View) -> Iterator[Finding]:
     found = _scan(view)
     if not found:
         return
-    width, whole, read = view["model.crossattn_emb_size"], [s for s in found.samples if s.text], len(found.samples)
-    if odd := [s for s in whole if s.text and (len(s.text.shape) != 2 or s.text.shape[1] != width)]:
-        yield _about(odd, read, f"have text embeddings of shape {list(odd[0].text.shape) if odd[0].text else ''}, not [L, {width}]", "set model.crossattn_emb_size to their width, or encode the texts again")
+    width = view[_TEXT_WIDTH]
+    samples = [sample for sample in found.samples if sample.text]
+
+    # Axes; with others than these, nothing else can be said.
+    odd = [sample for sample in samples if not _is_text(_text(sample), width)]
+    if odd:
+        shape = list(_text(odd[0]).shape)
+        what = f"have text embeddings of shape {shape}, not [L, {width}]"
+        hint = f"set {_TEXT_WIDTH} to their width, or encode the texts again"
+        yield _about(odd, len(found.samples), what, hint)
         return
-    lengths = {s.text.shape[0]: s for s in whole if s.text}
-    if (most := view.trainer.TEXT_TOKENS) and (longest := max(lengths, default=0)) > most:
-        yield Finding(path(DATASET), f"texts of up to {longest} tokens: DFM cuts them to 512 and keeps the mask of the longer text", "cut them to 512 when they are encoded")
-    if view[CP] > 1 and (odd_lengths := sorted(n for n in lengths if n % view.trainer.TEXT_MULTIPLE)):
-        yield Finding(path(CP), f"with CP {view[CP]} texts must have a multiple of 64 tokens, and some have {odd_lengths[0]}", "pad them to 512 when they are encoded")
+
+    # Lengths that the task encoder cuts.
+    lengths = {_text(sample).shape[0] for sample in samples}
+    longest = max(lengths, default=0)
+    most = view.trainer.TEXT_TOKENS
+    if most and longest > most:
+        message = f"texts of up to {longest} tokens: DFM cuts them to 512 and keeps the mask of the longer text"
+        yield Finding(path(DATASET), message, "cut them to 512 when they are encoded")
+
+    # Lengths that context-parallel ranks cannot share.
+    if view[CP] > 1:
+        uneven = sorted(length for length in lengths if length % view.trainer.TEXT_MULTIPLE)
+        if uneven:
+            message = f"with CP {view[CP]} texts must have a multiple of 64 tokens, and some have {uneven[0]}"
+            yield Finding(path(CP), message, "pad them to 512 when they are encoded")
+
+
+def _is_text(tensor: Tensor, width: int) -> bool:
+    """Whether it is [L, width]."""
+    return len(tensor.shape) == 2 and tensor.shape[1] == width
 
 
 def _tokens(sample: Sample, view: View) -> int:
+    """The patches of a sample's latent."""
     frames, height, width = sample.size
-    patch = view["model.patch_spatial"]
-    return int(frames // view["model.patch_temporal"] * (height // patch) * (width // patch))
+    patch = view[_PATCH]
+    rows = height // patch
+    columns = width // patch
+    return int(frames // view["model.patch_temporal"] * (rows * columns))
 
 
 def _too_long(view: View) -> Iterator[Finding]:
-    found, length = _scan(view), view[LENGTH]
-    whole = found.whole if found else ()
-    tokens = sorted(_tokens(s, view) for s in whole)
-    if tokens and tokens[-1] > length:
-        over = sum(n > length for n in tokens)
-        lost = "stop the run" if view.trainer.OWN else "are left out" + (", which is all of them: the loader searches for ever" if over == len(tokens) else "")
-        yield Finding(
-            path(LENGTH if view.is_users(LENGTH) else DATASET), f"{over} of {len(tokens)} samples that were read have more than the {length} tokens of a pack, and {lost}",
-            f"{LENGTH} {math.ceil(tokens[-1] / 64) * 64} or more; half of the samples have at most {tokens[len(tokens) // 2]}",
-        )  # fmt: skip
+    found = _scan(view)
+    length = view[LENGTH]
+    tokens = sorted(_tokens(sample, view) for sample in _whole(found))
+    if not tokens or tokens[-1] <= length:
+        return
+    read = len(tokens)
+    over = sum(number > length for number in tokens)
+
+    # What becomes of them.
+    if view.trainer.OWN:
+        then = "stop the run"
+    elif over == read:
+        then = "are left out, which is all of them: the loader searches for ever"
+    else:
+        then = "are left out"
+
+    needed = math.ceil(tokens[-1] / 64) * 64
+    median = tokens[read // 2]
+    yield Finding(
+        path(LENGTH if view.is_users(LENGTH) else DATASET),
+        f"{over} of {read} samples that were read have more than the {length} tokens of a pack, and {then}",
+        f"{LENGTH} {needed} or more; half of the samples have at most {median}",
+    )
 
 
 def _half_empty(view: View) -> Iterator[Finding]:
-    found, length, buffer = _scan(view), view[LENGTH], view["dataset.packing_buffer_size"]
-    tokens = [n for n in (_tokens(s, view) for s in found.whole) if n <= length] if found else []
-    if tokens and (lost := _padding(tokens, buffer, length)) > _MOST_PADDING:
-        better = next((size for size in (buffer * 2**i for i in range(1, 6)) if size <= _LARGEST_BUFFER and _padding(tokens, size, length) <= _MOST_PADDING), None)
-        key = "dataset.packing_buffer_size"
-        yield Finding(
-            path(key if view.is_users(key) or not view.is_users(LENGTH) else LENGTH),
-            f"packs of {length} tokens, chosen from {buffer} samples such as those that were read, are to {lost:.0%} padding",
-            f"{key}={better}" if better else f"a {LENGTH} that samples fill: they have up to {max(tokens)} tokens",
-        )  # fmt: skip
+    found = _scan(view)
+    length = view[LENGTH]
+    buffer = view[_PACKING]
+    tokens = [_tokens(sample, view) for sample in _whole(found)]
+    # Longer samples are DAT206's.
+    tokens = [number for number in tokens if number <= length]
+    if not tokens:
+        return
+    lost = _padding(tokens, buffer, length)
+    if lost <= _MOST_PADDING:
+        return
+
+    # More to choose from, or packs that samples fill.
+    larger = _buffer_that_fills(tokens, buffer, length)
+    if larger:
+        hint = f"{_PACKING}={larger}"
+    else:
+        longest = max(tokens)
+        hint = f"a {LENGTH} that samples fill: they have up to {longest} tokens"
+    length_alone = view.is_users(LENGTH) and not view.is_users(_PACKING)
+    message = (
+        f"packs of {length} tokens, chosen from {buffer} samples such as those that were read, "
+        f"are to {lost:.0%} padding"
+    )
+    yield Finding(path(LENGTH if length_alone else _PACKING), message, hint)
 
 
-_MOST_PADDING = 0.15
-_LARGEST_BUFFER = 2048
-"""Samples that a hint may ask a loader process to hold."""
+def _buffer_that_fills(tokens: Sequence[int], buffer: int, length: int) -> int | None:
+    """The least doubling of the buffer with which packs are full enough, up to 32 times."""
+    for doublings in range(1, 6):
+        size = buffer * 2**doublings
+        if size <= _LARGEST_BUFFER and _padding(tokens, size, length) <= _MOST_PADDING:
+            return size
+    return None
 
 
-def _padding(tokens: list[int], buffer: int, length: int) -> float:
+def _padding(tokens: Sequence[int], buffer: int, length: int) -> float:
     """The share of padding in the trainer's packs of `buffer` samples like these."""
     sizes = list(islice(cycle(tokens), buffer))
-    return 1 - sum(sizes) / (len(first_fit(sizes, length)) * length)
+    packs = len(first_fit(sizes, length))
+    return 1 - sum(sizes) / (packs * length)
 
 
 def _dropped(view: View) -> Iterator[Finding]:
     found = _scan(view)
-    need = view[TP] if view[CP] == 1 else 2 * view[TP] * view[CP]
-    whole = found.whole if found else ()
-    faulty = [s for s in whole if math.prod(s.size) % need]
+    cp = view[CP]
+    tp = view[TP]
+    # DFM's task encoder asks this of the latent before it is cut into patches.
+    need = tp if cp == 1 else 2 * tp * cp
+    samples = _whole(found)
+    faulty = [sample for sample in samples if math.prod(sample.size) % need]
     if faulty:
-        words = f"TP {view[TP]}" if view[CP] == 1 else f"2 x TP {view[TP]} x CP {view[CP]} = {need}"
-        yield _about(faulty, len(whole), f"have T x H x W = {math.prod(faulty[0].size)}, no multiple of {words}, and are left out", "other sizes of pictures, or of TP and CP")
+        size = math.prod(faulty[0].size)
+        words = f"TP {tp}" if cp == 1 else f"2 x TP {tp} x CP {cp} = {need}"
+        what = f"have T x H x W = {size}, no multiple of {words}, and are left out"
+        yield _about(faulty, len(samples), what, "other sizes of pictures, or of TP and CP")
+
+
+class _Positions(NamedTuple):
+    """How many positions there are along an axis of the latents."""
+
+    axis: int
+    key: str
+    words: str
+
+
+_POSITIONS = (
+    _Positions(0, "model.max_frames", "frames"),
+    _Positions(1, "model.max_img_h", "rows"),
+    _Positions(2, "model.max_img_w", "columns"),
+)
 
 
 def _beyond_positions(view: View) -> Iterator[Finding]:
-    found = _scan(view)
-    whole = found.whole if found else ()
-    for axis, (key, words) in enumerate((("model.max_frames", "frames"), ("model.max_img_h", "rows"), ("model.max_img_w", "columns"))):
-        largest = max((s.size[axis] for s in whole), default=0)
+    samples = _whole(_scan(view))
+    for axis, key, words in _POSITIONS:
+        largest = max((sample.size[axis] for sample in samples), default=0)
         if largest > view[key]:
-            yield Finding(path(key if view.is_users(key) else DATASET), f"samples have up to {largest} latent {words}, beyond {key} {view[key]}", f"{key} {largest} or more")
+            at = key if view.is_users(key) else DATASET
+            message = f"samples have up to {largest} latent {words}, beyond {key} {view[key]}"
+            yield Finding(path(at), message, f"{key} {largest} or more")
 
 
 def _spread(view: View) -> Iterator[Finding]:
-    found = _scan(view)
-    latents = [s.latent for s in found.whole if s.latent and s.latent.finite] if found else []
+    samples = _whole(_scan(view))
+    latents = [_latent(sample) for sample in samples if _latent(sample).finite]
     if not latents:
         return
-    weights = [math.prod(t.shape) for t in latents]
-    mean = sum(w * t.mean for w, t in zip(weights, latents, strict=True)) / sum(weights)
-    std = math.sqrt(max(0.0, sum(w * t.mean_square for w, t in zip(weights, latents, strict=True)) / sum(weights) - mean * mean))
+    # Over all values of all samples, of which each has as many as its shape says.
+    weights = [math.prod(latent.shape) for latent in latents]
+    mean = _weighted([latent.mean for latent in latents], weights)
+    mean_square = _weighted([latent.mean_square for latent in latents], weights)
+    std = math.sqrt(max(0.0, mean_square - mean * mean))
     if not 0.7 <= std <= 1.4:
-        yield Finding(path(DATASET), f"latents have a standard deviation of {std:.2f}; training multiplies by sigma_data and expects about 1", "scale them to unit variance when they are encoded")
+        message = (
+            f"latents have a standard deviation of {std:.2f}; training multiplies by sigma_data and expects about 1"
+        )
+        yield Finding(path(DATASET), message, "scale them to unit variance when they are encoded")
+
+
+def _weighted(values: Sequence[float], weights: Sequence[int]) -> float:
+    """The mean of values that count by weights."""
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def _one_shape(view: View) -> Iterator[Finding]:
-    found = _scan(view)
-    shapes = Counter(s.size for s in found.whole) if found else Counter()
-    if view["dataset.packing_buffer_size"] is None and len(shapes) > 1:
-        yield Finding(path("dataset.packing_buffer_size"), f"samples have {len(shapes)} different sizes, and packing is off", "set dataset.packing_buffer_size, for example to 40")
+    shapes = {sample.size for sample in _whole(_scan(view))}
+    if view[_PACKING] is None and len(shapes) > 1:
+        count = len(shapes)
+        message = f"samples have {count} different sizes, and packing is off"
+        yield Finding(path(_PACKING), message, f"set {_PACKING}, for example to 40")
 
 
 _LOADER = "NVIDIA DFM data/dit/dit_taskencoder.py"
 
 RULES = (
-    Rule("DAT201", "shard-broken", ERROR, _broken_shards, "The loader fails, or goes round a broken shard in silence.", "webdataset", DIT, "data"),
-    Rule("DAT202", "sample-incomplete", ERROR, _incomplete, "Upstream logs and leaves such samples out, and fails after 100 in a row; dfmspec's trainer stops.", _LOADER, DIT, "data"),
-    Rule("DAT203", "sample-unreadable", ERROR, _unreadable, "A pickle can run any program on every node of the cluster; upstream unpickles whatever it is given.", "Python's pickle", DIT, "data"),
-    Rule("DAT204", "latent-unfit", ERROR, _latents, "Upstream leaves such samples out with a line in the log, or fails in the first iteration.", _LOADER, DIT, "data"),
-    Rule("DAT205", "text-unfit", ERROR, _texts, "Cross-attention fails in the first iteration, or reads beyond a text's end in silence.", _LOADER, DIT, "data"),
-    Rule("DAT206", "sample-longer-than-pack", ERROR, _too_long, "Upstream leaves such samples out in silence, and waits for ever when all are; dfmspec's trainer stops.", _LOADER, DIT, "data"),
-    Rule("DAT207", "sample-left-out", WARNING, _dropped, "Upstream leaves samples out whose unpatched size does not divide, with one warning for all.", _LOADER, DFM_DIT, "data"),
-    Rule("DAT208", "sample-beyond-positions", ERROR, _beyond_positions, "Upstream takes the position of another place in silence; dfmspec's trainer stops.", "NVIDIA DFM model/common/dit_embeddings.py", DIT, "data"),
-    Rule("DAT209", "latents-not-of-unit-variance", WARNING, _spread, "Noise levels would mean something else than in EDM's paper, and the loss would not start at 1.", "Karras et al. 2022, table 1", DIT, "data"),
-    Rule("DAT210", "sizes-without-packing", ERROR, _one_shape, "The first two samples of different size cannot be stacked.", _LOADER, DFM_DIT, "data"),
-    Rule("DAT211", "samples-counted-differently", ERROR, _counted_differently, "Energon deals samples out by these counts: some are never read, in silence, or a worker reads beyond the end.", "megatron-energon flavors/webdataset/sharder.py", ALL, "data"),
-    Rule("DAT212", "loader-memory", WARNING, _memory, "The system ends a worker, or the run, when the buffers are full, which is minutes to hours after the start.", "NVIDIA DFM data/common/diffusion_energon_datamodule.py", DFM_DIT, "data"),
-    Rule("DAT213", "packs-half-empty", WARNING, _half_empty, "Every iteration computes on padding, which costs as much as tokens.", "dfmspec/trainer/data/task_encoder.py, TaskEncoder", OURS, "data"),
-)  # fmt: skip
+    # What cannot be read.
+    Rule(
+        "DAT201",
+        "shard-broken",
+        ERROR,
+        _broken_shards,
+        "The loader fails, or goes round a broken shard in silence.",
+        "webdataset",
+        targets=DIT,
+        level="data",
+    ),
+    Rule(
+        "DAT202",
+        "sample-incomplete",
+        ERROR,
+        _incomplete,
+        "Upstream logs and leaves such samples out, and fails after 100 in a row; dfmspec's trainer stops.",
+        _LOADER,
+        targets=DIT,
+        level="data",
+    ),
+    Rule(
+        "DAT203",
+        "sample-unreadable",
+        ERROR,
+        _unreadable,
+        "A pickle can run any program on every node of the cluster; upstream unpickles whatever it is given.",
+        "Python's pickle",
+        targets=DIT,
+        level="data",
+    ),
+    # What does not fit the network.
+    Rule(
+        "DAT204",
+        "latent-unfit",
+        ERROR,
+        _latents,
+        "Upstream leaves such samples out with a line in the log, or fails in the first iteration.",
+        _LOADER,
+        targets=DIT,
+        level="data",
+    ),
+    Rule(
+        "DAT205",
+        "text-unfit",
+        ERROR,
+        _texts,
+        "Cross-attention fails in the first iteration, or reads beyond a text's end in silence.",
+        _LOADER,
+        targets=DIT,
+        level="data",
+    ),
+    # What does not fit a pack, or the ranks.
+    Rule(
+        "DAT206",
+        "sample-longer-than-pack",
+        ERROR,
+        _too_long,
+        "Upstream leaves such samples out in silence, and waits for ever when all are; dfmspec's trainer stops.",
+        _LOADER,
+        targets=DIT,
+        level="data",
+    ),
+    Rule(
+        "DAT207",
+        "sample-left-out",
+        WARNING,
+        _dropped,
+        "Upstream leaves samples out whose unpatched size does not divide, with one warning for all.",
+        _LOADER,
+        targets=DFM_DIT,
+        level="data",
+    ),
+    # What the network takes for something else.
+    Rule(
+        "DAT208",
+        "sample-beyond-positions",
+        ERROR,
+        _beyond_positions,
+        "Upstream takes the position of another place in silence; dfmspec's trainer stops.",
+        "NVIDIA DFM model/common/dit_embeddings.py",
+        targets=DIT,
+        level="data",
+    ),
+    Rule(
+        "DAT209",
+        "latents-not-of-unit-variance",
+        WARNING,
+        _spread,
+        "Noise levels would mean something else than in EDM's paper, and the loss would not start at 1.",
+        "Karras et al. 2022, table 1",
+        targets=DIT,
+        level="data",
+    ),
+    # What needs packing.
+    Rule(
+        "DAT210",
+        "sizes-without-packing",
+        ERROR,
+        _one_shape,
+        "The first two samples of different size cannot be stacked.",
+        _LOADER,
+        targets=DFM_DIT,
+        level="data",
+    ),
+    # What the metadata, and this host, do not allow for.
+    Rule(
+        "DAT211",
+        "samples-counted-differently",
+        ERROR,
+        _counted_differently,
+        "Energon deals samples out by these counts: some are never read, in silence, or a worker reads beyond the end.",
+        "megatron-energon flavors/webdataset/sharder.py",
+        targets=ALL,
+        level="data",
+    ),
+    Rule(
+        "DAT212",
+        "loader-memory",
+        WARNING,
+        _memory,
+        "The system ends a worker, or the run, when the buffers are full, which is minutes to hours after the start.",
+        "NVIDIA DFM data/common/diffusion_energon_datamodule.py",
+        targets=DFM_DIT,
+        level="data",
+    ),
+    # What costs time alone.
+    Rule(
+        "DAT213",
+        "packs-half-empty",
+        WARNING,
+        _half_empty,
+        "Every iteration computes on padding, which costs as much as tokens.",
+        "dfmspec/trainer/data/task_encoder.py, TaskEncoder",
+        targets=OURS,
+        level="data",
+    ),
+)

@@ -1,4 +1,7 @@
-"""SPC1xx, SPC2xx, SPC4xx, CKP101: what is found while a spec is read; `document`, `load`, `structure` and `suppressions` give them out."""
+"""SPC1xx, SPC2xx, SPC4xx, CKP101: what is found while a spec is read.
+
+The codes are given out by `document`, `load`, `structure` and `suppressions`.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,155 @@ def _found_earlier(view: View) -> Iterable[Finding]:
 
 
 def _rule(code: str, name: str, severity: Severity, why: str, source: str, targets: tuple[str, ...] = ALL) -> Rule:
-    return Rule(code, name, severity, _found_earlier, why, source, targets, "load")
+    return Rule(
+        code,
+        name,
+        severity,
+        _found_earlier,
+        why,
+        source,
+        targets=targets,
+        level="load",
+    )
 
 
 _MERGE = "Megatron-Bridge training/utils/omegaconf_utils.py"
 
 RULES = (
-    _rule("SPC101", "malformed-yaml", ERROR, "Nothing can be said of a file that is no YAML mapping of sections; upstream stops with a parser's traceback on every rank.", "YAML 1.2"),
-    _rule("SPC102", "duplicate-key", ERROR, "PyYAML keeps the last of two in silence, other readers stop: what trains depends on who reads the file.", "YAML 1.2, section 3.2.1"),
+    # The text.
     _rule(
-        "SPC103", "ambiguous-scalar", WARNING,
-        "YAML 1.1 readers take on, 010 and 1:30 for true, 8 and 90, and upstream takes y, none and None for truthy text, all in silence.", "YAML 1.1 and 1.2 core schemas",
-    ),
-    _rule("SPC104", "unreadable-base", ERROR, "What the spec builds on is not there, so its values are missing.", "extends and config_file"),
-    _rule("SPC105", "circular-extends", ERROR, "A file that lies under itself has no lowest layer.", "extends and config_file"),
-    _rule(
-        "SPC107", "malformed-override", ERROR,
-        "Upstream's command line either stops, or does nothing in silence: ~key deletes a copy, +key adds a key that is dropped later.", "Hydra's override grammar; " + _MERGE,
-    ),
-    _rule(
-        "SPC201", "unknown-key", ERROR,
-        "In a file, upstream drops a key that it does not know with one log line a rank and trains with the default, in silence for most; on the command line it stops.", _MERGE,
+        "SPC101",
+        "malformed-yaml",
+        ERROR,
+        (
+            "Nothing can be said of a file that is no YAML mapping of sections; "
+            "upstream stops with a parser's traceback on every rank."
+        ),
+        "YAML 1.2",
     ),
     _rule(
-        "SPC202", "wrong-type", ERROR,
-        "Upstream's merge checks no types: a quoted number fails in the middle of arithmetic, quoted \"false\" is true in silence, a null or a word may replace a whole section.", _MERGE,
+        "SPC102",
+        "duplicate-key",
+        ERROR,
+        "PyYAML keeps the last of two in silence, other readers stop: what trains depends on who reads the file.",
+        "YAML 1.2, section 3.2.1",
     ),
-    _rule("SPC203", "value-not-allowed", ERROR, "Upstream checks few of its choices when it starts; an unknown word fails late, or counts as another choice in silence.", "the field's declared choices"),
-    _rule("SPC204", "value-out-of-range", ERROR, "Upstream accepts many impossible numbers: a model without layers, a pack without tokens, no iterations, all in silence.", "the field's meaning"),
-    _rule("SPC205", "key-not-settable", ERROR, "The key holds a function. Upstream puts its own back after the merge, in silence.", _MERGE, DFM),
-    _rule("SPC206", "key-of-another-target", ERROR, "The key means something to another target only; upstream would drop it in silence.", "schemas/targets"),
-    _rule("SPC401", "unused-suppression", WARNING, "A comment that suppresses nothing hides the next fault of its kind.", "# dfmspec: ignore[CODE] reason"),
-    _rule("SPC402", "malformed-suppression", WARNING, "A suppression without a known code, or without a reason, is one that nobody can judge later.", "# dfmspec: ignore[CODE] reason"),
-    _rule("CKP101", "documented-alias", HINT, "The how-to names keys that upstream does not have: there they are dropped in silence (a file) or refused (the command line). dfmspec takes them as meant.", "the how-to"),
+    _rule(
+        "SPC103",
+        "ambiguous-scalar",
+        WARNING,
+        (
+            "YAML 1.1 readers take on, 010 and 1:30 for true, 8 and 90, "
+            "and upstream takes y, none and None for truthy text, all in silence."
+        ),
+        "YAML 1.1 and 1.2 core schemas",
+    ),
+    # Files that a spec builds on, and overrides.
+    _rule(
+        "SPC104",
+        "unreadable-base",
+        ERROR,
+        "What the spec builds on is not there, so its values are missing.",
+        "extends and config_file",
+    ),
+    _rule(
+        "SPC105",
+        "circular-extends",
+        ERROR,
+        "A file that lies under itself has no lowest layer.",
+        "extends and config_file",
+    ),
+    _rule(
+        "SPC107",
+        "malformed-override",
+        ERROR,
+        (
+            "Upstream's command line either stops, or does nothing in silence: "
+            "~key deletes a copy, +key adds a key that is dropped later."
+        ),
+        "Hydra's override grammar; " + _MERGE,
+    ),
+    # Keys and their values.
+    _rule(
+        "SPC201",
+        "unknown-key",
+        ERROR,
+        (
+            "In a file, upstream drops a key that it does not know with one log line a rank "
+            "and trains with the default, in silence for most; on the command line it stops."
+        ),
+        _MERGE,
+    ),
+    _rule(
+        "SPC202",
+        "wrong-type",
+        ERROR,
+        (
+            "Upstream's merge checks no types: a quoted number fails in the middle of arithmetic, "
+            'quoted "false" is true in silence, a null or a word may replace a whole section.'
+        ),
+        _MERGE,
+    ),
+    _rule(
+        "SPC203",
+        "value-not-allowed",
+        ERROR,
+        (
+            "Upstream checks few of its choices when it starts; "
+            "an unknown word fails late, or counts as another choice in silence."
+        ),
+        "the field's declared choices",
+    ),
+    _rule(
+        "SPC204",
+        "value-out-of-range",
+        ERROR,
+        (
+            "Upstream accepts many impossible numbers: a model without layers, a pack without tokens, "
+            "no iterations, all in silence."
+        ),
+        "the field's meaning",
+    ),
+    _rule(
+        "SPC205",
+        "key-not-settable",
+        ERROR,
+        "The key holds a function. Upstream puts its own back after the merge, in silence.",
+        _MERGE,
+        targets=DFM,
+    ),
+    _rule(
+        "SPC206",
+        "key-of-another-target",
+        ERROR,
+        "The key means something to another target only; upstream would drop it in silence.",
+        "schemas/targets",
+    ),
+    # Comments that suppress.
+    _rule(
+        "SPC401",
+        "unused-suppression",
+        WARNING,
+        "A comment that suppresses nothing hides the next fault of its kind.",
+        "# dfmspec: ignore[CODE] reason",
+    ),
+    _rule(
+        "SPC402",
+        "malformed-suppression",
+        WARNING,
+        "A suppression without a known code, or without a reason, is one that nobody can judge later.",
+        "# dfmspec: ignore[CODE] reason",
+    ),
+    # Names that only the how-to knows.
+    _rule(
+        "CKP101",
+        "documented-alias",
+        HINT,
+        (
+            "The how-to names keys that upstream does not have: "
+            "there they are dropped in silence (a file) or refused (the command line). "
+            "dfmspec takes them as meant."
+        ),
+        "the how-to",
+    ),
 )
