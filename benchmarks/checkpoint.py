@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from dfmspec.record import checkpoints
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.train import Ours
 from dfmspec.trainer.checkpoint import writer as checkpoint
@@ -48,7 +50,7 @@ def main() -> None:
                 how = f"asynchronous: stood still {blocked:.2f} s, {steps} steps meanwhile," if beside else "synchronous:"
                 print(f"{how} committed after {seconds:.2f} s, {size / 2**30:.2f} GiB, {size / seconds / 2**30:.2f} GiB/s", flush=True)
     began = time.perf_counter()
-    checkpoint.find(path.parent, iteration=3, report=print)
+    checkpoints.find(path.parent, iteration=3, report=print)
     checked = time.perf_counter() - began
     checkpoint.load(ours.trainer, streams, path)
     torch.cuda.synchronize()

@@ -6,11 +6,10 @@ white list before anything is imported. What a name stands for is the caller's: 
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import IO, Any
 
 from dfmspec.errors import DataError
 
@@ -42,6 +41,20 @@ STORAGE_NAMES = ("BFloat16Storage", "DoubleStorage", "FloatStorage", "HalfStorag
 """torch's storages of floating-point numbers, which a tensor in torch's older form names."""
 
 
+_ENERGON = "megatron.energon"
+STREAM_NAMES: frozenset[Name] = TENSOR_NAMES | {
+    (f"{_ENERGON}.savable_loader", "SavableCheckpoint"),
+    (f"{_ENERGON}.savable_loader", "SavableDataLoaderState"),
+    (f"{_ENERGON}.savable_loader", "SavableDatasetCheckpoint"),
+    (f"{_ENERGON}.savable_loader", "SavableDatasetState"),
+    (f"{_ENERGON}.flavors.webdataset.sample_loader", "SliceState"),
+    (f"{_ENERGON}.rng", "SystemRngState"),
+    (f"{_ENERGON}.state", "FlexState"),
+    ("torch", "ByteStorage"),
+}
+"""What the state of a stream needs: the states of Energon's loaders, and of random number generators."""
+
+
 def itself(module: str, name: str) -> Any:
     """The binder of the real thing: imports it."""
     return getattr(import_module(module), name)
@@ -54,10 +67,14 @@ class RestrictedUnpickler(pickle.Unpickler):
         DataError: the pickle asks for another name.
     """
 
-    def __init__(self, stream: io.BufferedIOBase, allowed: frozenset[Name], binder: Binder = itself) -> None:
+    def __init__(
+        self, stream: IO[bytes], allowed: frozenset[Name], binder: Binder = itself, *, holds: str = "a tensor"
+    ) -> None:
+        """`holds`: what is meant to be in the pickle, for its errors."""
         super().__init__(stream)
         self._allowed = allowed
         self._binder = binder
+        self._holds = holds
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name of the pickle stands for."""
@@ -67,4 +84,4 @@ class RestrictedUnpickler(pickle.Unpickler):
             return self._binder(module, name)
         if module.partition(".")[0] in ("torch", "numpy"):
             raise DataError(f"its pickle holds {module}.{name}, and no tensor of floating-point numbers")
-        raise DataError(f"its pickle wants to run {module}.{name}, which a tensor does not need")
+        raise DataError(f"its pickle wants to run {module}.{name}, which {self._holds} does not need")

@@ -9,6 +9,10 @@ _PREFIX = "iter_"
 _NAME = r"iter_([0-9]+)"
 
 
+LEFT_ASIDE = f"{_PREFIX}*.tmp-*"
+"""What a killed save leaves."""
+
+
 def folder_of(iteration: int) -> str:
     """The name of the folder of an iteration's checkpoint, as megatron-core has it."""
     return f"{_PREFIX}{iteration:07d}"

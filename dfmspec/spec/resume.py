@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-_WORDS = ("auto", "require", "never")
+WORDS = ("auto", "require", "never")
 
 
 class Resume(NamedTuple):
@@ -22,7 +22,7 @@ class Resume(NamedTuple):
         """The value of run.resume."""
         if isinstance(value, int):
             return cls("iteration", iteration=value)
-        if value in _WORDS:
+        if value in WORDS:
             return cls(value)  # type: ignore[arg-type]  # mypy does not narrow a text by a tuple
         return cls("folder", folder=value)
 

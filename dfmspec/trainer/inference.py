@@ -5,7 +5,6 @@ It runs in one process, whatever layout trained the model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ import torch
 from megatron.core import dist_checkpointing
 from torch import Tensor
 
-from dfmspec.errors import CheckpointError
-from dfmspec.record import checkpoints
-from dfmspec.record.events import read_events
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.data.microbatch import DrawnSample, microbatches
@@ -25,27 +21,6 @@ from dfmspec.trainer.network.model import DiT
 from dfmspec.trainer.noise import Draw, counter_seed
 from dfmspec.trainer.optim.ema import Ema
 from dfmspec.trainer.setup import build_model, initialize_distributed
-
-
-def locate(place: Path) -> tuple[Path, dict]:
-    """The checkpoint that a path means, with its manifest: itself, or the newest whole one of a folder or a run directory.
-
-    Raises:
-        CheckpointError: there is none, or it is not whole.
-    """
-    if (place / checkpoints.MANIFEST).exists() and place.name.startswith("iter_"):
-        if fault := checkpoints.problem(place):
-            raise CheckpointError(f"checkpoint {place} is not whole: {fault}")
-        return place, json.loads((place / checkpoints.MANIFEST).read_text())
-    folders = [place, place / "checkpoints"]
-    if (place / "events.jsonl").exists():  # a run that saves elsewhere says where
-        folders += [Path(event["path"]).parent for event in reversed(read_events(place / "events.jsonl")) if event["type"] == "checkpoint"][:1]
-    for folder in folders:
-        for found in checkpoints.committed(folder):
-            if checkpoints.problem(found) is None:
-                return found, json.loads((found / checkpoints.MANIFEST).read_text())
-    raise CheckpointError(f"{place} has no whole checkpoint (iter_N with {checkpoints.MANIFEST})")
-
 
 _ONE_PROCESS = {
     "tensor_model_parallel_size": 1,

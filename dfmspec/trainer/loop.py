@@ -165,7 +165,7 @@ def _set_out(
     stages.end("model")
 
     # Where it was.
-    iteration = checkpoint.stored_iteration(start_from) if start_from else 0
+    iteration = checkpoints.iteration_of(start_from) if start_from else 0
     _refuse_newer(Path(experiment.checkpoint.save), iteration)
     consumed = iteration * experiment.train.global_batch_size
     streams = _streams(experiment, "train", consumed=consumed)

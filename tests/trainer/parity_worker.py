@@ -72,6 +72,7 @@ def work(job: dict[str, Any]) -> None:
     """One run, in its own layout."""
     from megatron.core import parallel_state
 
+    from dfmspec.record.checkpoints import iteration_of
     from dfmspec.spec.experiment import Experiment
     from dfmspec.trainer import setup, step
     from dfmspec.trainer.checkpoint import writer as checkpoint
@@ -85,7 +86,7 @@ def work(job: dict[str, Any]) -> None:
     wake(trainer.chunks)
     trainer.optimizer.reload_model_params()
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    done = checkpoint.stored_iteration(Path(job["start"])) if job["start"] else 0
+    done = iteration_of(Path(job["start"])) if job["start"] else 0
     packs = RankStreams(experiment, "train", rank=rank, size=size, consumed=done * experiment.train.global_batch_size)
     if job["start"]:
         checkpoint.load(trainer, packs, Path(job["start"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path as FilePath
@@ -29,6 +28,7 @@ from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
+from dfmspec.spec.iterations import folder_of, iteration_in, iterations
 from dfmspec.spec.paths import is_relative, local_path
 
 SAVE = "checkpoint.save"
@@ -171,18 +171,6 @@ def _folder(view: View, key: str) -> FilePath | None:
     return None if elsewhere else local_path(text)
 
 
-def _is_numbered(name: str) -> bool:
-    """Whether a name that begins with iter_ ends with the number of an iteration."""
-    number = name.removeprefix("iter_")
-    return number.isascii() and number.isdigit()
-
-
-def iterations(folder: FilePath) -> list[int]:
-    """The iterations whose checkpoints a folder holds."""
-    names = (found.name for found in folder.glob("iter_*"))
-    return sorted(int(name.removeprefix("iter_")) for name in names if _is_numbered(name))
-
-
 _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 
 
@@ -202,7 +190,7 @@ def _load_missing(view: View) -> Iterator[Finding]:
             f"checkpoint folder {load} does not exist",
             "check the path, or remove it to start afresh",
         )
-    elif step is not None and not (folder / f"iter_{step:07d}").is_dir():
+    elif step is not None and not (folder / folder_of(step)).is_dir():
         have = listed(iterations(folder)) or "none"
         yield Finding(
             path(view.users_key(STEP, otherwise=LOAD)),
@@ -228,8 +216,8 @@ def _nothing_to_train(view: View, folder: FilePath, have: list[int], step: int |
 
     # A folder that is itself one of iter_* is one too deep.
     if not have:
-        of_one = re.fullmatch(r"iter_0*(\d+)", folder.name)
-        hint = f"name {folder.parent}, and {STEP} {of_one[1]}" if of_one else _NAME_THE_FOLDER
+        of_one = iteration_in(folder.name)
+        hint = _NAME_THE_FOLDER if of_one is None else f"name {folder.parent}, and {STEP} {of_one}"
         yield Finding(path(LOAD), f"{load} holds no iter_ folder, and so no checkpoint to resume from", hint)
         return
 
@@ -270,7 +258,7 @@ def _foreign(view: View) -> Iterator[Finding]:
     below = _checkpoints_below(folder)
 
     # A name without a number stops the first save, before anything is removed.
-    odd = [found for found in below if not _is_numbered(found.name)]
+    odd = [found for found in below if iteration_in(found.name) is None]
     if odd:
         first = min(odd)
         yield Finding(
@@ -323,7 +311,7 @@ def _run_config(view: View) -> dict[str, Any] | None:
         step = max(iterations(folder), default=None)
     if step is None:
         return None
-    file = folder / f"iter_{step:07d}" / "run_config.yaml"
+    file = folder / folder_of(step) / "run_config.yaml"
     if not file.is_file():
         return None
 

@@ -20,10 +20,12 @@ from dfmspec.check.rules.base import (
     path,
     together,
 )
-from dfmspec.check.rules.checkpoint import LOAD, SAVE, iterations
+from dfmspec.check.rules.checkpoint import LOAD, SAVE
 from dfmspec.check.rules.distributed import uses_fsdp
 from dfmspec.diagnostics import Finding
+from dfmspec.spec.iterations import iterations
 from dfmspec.spec.paths import PATH_KEYS, local_path
+from dfmspec.spec.resume import WORDS, Resume
 
 NPROC = "cluster.nproc_per_node"
 ENV = "launcher.env"
@@ -59,7 +61,6 @@ def _world_size(view: View) -> Iterator[Finding]:
     )
 
 
-_RESUME_WORDS = ("auto", "require", "never")
 
 
 def _has_begun(view: View, runs: FilePath, saved: list[int]) -> bool:
@@ -72,20 +73,20 @@ def _has_begun(view: View, runs: FilePath, saved: list[int]) -> bool:
 
 
 def _resume(view: View) -> Iterator[Finding]:
-    resume = view[RESUME]
+    resume = Resume.parse(view[RESUME])
     name = view.resolved.spec.name
     runs = local_path(view["run.output_dir"]) / name
     own = view[SAVE] if view.users(SAVE) else f"checkpoints/{name}"
     saved = iterations(local_path(own))
 
     # What is there against what is asked for.
-    if resume == "require" and not _has_begun(view, runs, saved):
+    if resume.kind == "require" and not _has_begun(view, runs, saved):
         yield Finding(
             path(RESUME),
             f"run.resume is require, but {runs} has no run of this plan, and {own} no checkpoint",
             "auto starts one",
         )
-    elif resume == "never" and saved and view.users(SAVE):
+    elif resume.kind == "never" and saved and view.users(SAVE):
         yield Finding(
             path(RESUME),
             f"run.resume is never, and {own} has a checkpoint of iteration {saved[-1]}, from which upstream goes on",
@@ -93,19 +94,18 @@ def _resume(view: View) -> Iterator[Finding]:
         )
 
     # The value itself: an iteration, a word, or a folder.
-    if isinstance(resume, int):
-        if resume < 1:
-            yield Finding(
-                path(RESUME),
-                f"run.resume {resume} is no iteration",
-                "1 or more; or auto, require, never, a folder",
-            )
-    elif resume not in _RESUME_WORDS and not local_path(resume).is_dir():
-        close = get_close_matches(resume, _RESUME_WORDS, n=1)
+    if resume.iteration is not None and resume.iteration < 1:
+        yield Finding(
+            path(RESUME),
+            f"run.resume {resume.iteration} is no iteration",
+            "1 or more; or auto, require, never, a folder",
+        )
+    elif resume.folder is not None and not local_path(resume.folder).is_dir():
+        close = get_close_matches(resume.folder, WORDS, n=1)
         hint = f"did you mean {close[0]}?" if close else "auto continues the unfinished run of the same plan"
         yield Finding(
             path(RESUME),
-            f"run.resume {resume} is not auto, require or never, an iteration, or a folder that exists",
+            f"run.resume {resume.folder} is not auto, require or never, an iteration, or a folder that exists",
             hint,
         )
 

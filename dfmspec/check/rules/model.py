@@ -31,6 +31,7 @@ from dfmspec.check.rules.base import (
     same,
     together,
 )
+from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
 from dfmspec.diagnostics import Finding
 from dfmspec.targets.layout import nearest_multiples
 
@@ -225,9 +226,9 @@ def _modules(view: View) -> Iterator[Finding]:
 
 
 _EMBEDDED = {
-    "model.in_channels": 16,
+    "model.in_channels": EMBEDDED_PICTURES.channels,
     "model.patch_temporal": 1,
-    "model.crossattn_emb_size": 1024,
+    "model.crossattn_emb_size": EMBEDDED_TEXTS.width,
 }
 """The shapes of the latents and texts of `data.source: embedded`."""
 
@@ -236,7 +237,7 @@ def _embedded_fits(view: View) -> Iterator[Finding]:
     if view[_SOURCE] == "webdataset":
         return
     # A latent has an eighth of the picture's side.
-    side = view["data.resolution"] // 8
+    side = view["data.resolution"] // EMBEDDED_PICTURES.compression
     pixels = side * 8
     patch = view[_PATCH]
     length = view[LENGTH]

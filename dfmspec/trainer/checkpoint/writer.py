@@ -25,7 +25,8 @@ from megatron.core import parallel_state
 from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem
+from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem, read_manifest
+from dfmspec.spec.iterations import LEFT_ASIDE, folder_of
 from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states
 from dfmspec.trainer.setup import Trainer, patience
@@ -71,7 +72,7 @@ class Writer:
         returns with `async_save`, and else when the future is done. The future's exception is an OSError, when the disk
         is at fault: the folder that was being written is then removed, and nothing earlier is touched.
         """
-        final = self._folder / f"iter_{iteration:07d}"
+        final = self._folder / folder_of(iteration)
         aside: Path | None = None
         try:
             name = self._agreed_name(final)
@@ -259,35 +260,10 @@ def _prune(folder: Path, keep: int, iteration: int) -> None:
         old = path.with_name(f"{path.name}.tmp-old-{_unique()}")
         os.rename(path, old)
     _fsync(folder)
-    for left in folder.glob("iter_*.tmp-*"):
+    for left in folder.glob(LEFT_ASIDE):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) -> Path | None:
-    """The checkpoint to load: the newest whole one, or that of `iteration`; None when there is nothing to resume from.
-
-    Raises:
-        CheckpointError: `iteration` is not there or not whole; or checkpoints exist and none is whole.
-    """
-    if iteration is not None:
-        path = folder / f"iter_{iteration:07d}"
-        have = ", ".join(str(iteration_of(found)) for found in committed(folder)) or "none"
-        if not path.exists():
-            raise CheckpointError(f"{folder} has no checkpoint of iteration {iteration}; it has: {have}")
-        if fault := problem(path):
-            raise CheckpointError(f"checkpoint {path} is not whole: {fault}. Committed iterations: {have}")
-        return path
-    candidates = sorted((path for path in folder.glob("iter_*") if path.name[5:].isdigit()), reverse=True)
-    for path in candidates:
-        fault = problem(path)
-        if fault is None:
-            return path
-        report(f"[WARNING] Checkpoint {path} is passed over: {fault}")
-    if candidates:
-        raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; to start afresh, move them away or set run.resume=never"
-        )
-    return None
 
 
 _NETWORK = (
@@ -315,7 +291,7 @@ def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
     Raises:
         CheckpointError: the checkpoint is of another network, or of another number of streams.
     """
-    stored = stored_config(checkpoint)
+    stored = read_manifest(checkpoint)["config"]
     ours = trainer.experiment
     _check_streams(checkpoint, stored["data"]["num_streams"], ours.data.num_streams)
     _check_network(checkpoint, stored["model"], ours.model.model_dump())
@@ -341,16 +317,8 @@ def _check_network(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any
         )
 
 
-def stored_config(checkpoint: Path) -> dict[str, Any]:
-    """The configuration of the run that wrote a checkpoint."""
-    config: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())["config"]
-    return config
 
 
-def stored_iteration(checkpoint: Path) -> int:
-    """The iteration after which a checkpoint was written."""
-    iteration: int = json.loads((checkpoint / MANIFEST).read_text())["iteration"]
-    return iteration
 
 
 def _fsync(path: Path) -> None:

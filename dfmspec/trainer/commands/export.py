@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dfmspec.errors import CheckpointError
 from dfmspec.processes import unwind_on_sigterm
-from dfmspec.trainer.inference import load_model, locate, one_process
+from dfmspec.record.checkpoints import locate
+from dfmspec.trainer.inference import load_model, one_process
 from dfmspec.trainer.network.weights import to_dfm
 
 

@@ -19,19 +19,17 @@ import torch.distributed as dist
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
 from dfmspec.errors import CheckpointError
 from dfmspec.record import checkpoints
 from dfmspec.record.events import read_events
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer.encoders.dct import DctCodec
-from dfmspec.trainer.encoders.ngram import WIDTH, NgramTextEncoder
-from dfmspec.trainer.inference import load_model, locate, one_process, sample_latents
+from dfmspec.trainer.encoders import picture_encoder, text_encoder
+from dfmspec.trainer.inference import load_model, one_process, sample_latents
 from dfmspec.trainer.prepare.butterflies import butterfly
 
 _UNSEEN_SEED = 1_000_003
 """Captions come from a series of butterflies that no dataset is drawn from (their words are those of any series)."""
-_CHANNELS = 16
-"""Channels of the embedded codec's latents."""
 _SIDE = 144
 """Pixels on a side of a picture in the grid."""
 _GAP = 12
@@ -47,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
     try:
-        checkpoint, manifest = locate(args.checkpoint)
+        checkpoint, manifest = checkpoints.locate(args.checkpoint)
         experiment = one_process(manifest["config"])
         shape = _latent_shape(experiment, args.resolution)
     except CheckpointError as error:
@@ -88,16 +86,21 @@ def _latent_shape(experiment: Experiment, resolution: int | None) -> LatentShape
         CheckpointError: the embedded codec and text encoder do not fit the model, or the picture is too large for it.
     """
     model = experiment.model
-    side = (resolution or experiment.data.resolution) // 8
-    fits_codec = model.in_channels == _CHANNELS
-    fits_encoder = model.crossattn_emb_size == WIDTH
-    if not fits_codec or not fits_encoder:
+    pictures = EMBEDDED_PICTURES
+    texts = EMBEDDED_TEXTS
+    side = (resolution or experiment.data.resolution) // pictures.compression
+    fits_pictures = model.in_channels == pictures.channels
+    fits_texts = model.crossattn_emb_size == texts.width
+    if not fits_pictures or not fits_texts:
         raise CheckpointError(
-            f"the embedded codec has {_CHANNELS} channels and the text encoder width {WIDTH}; this model has others"
+            f"the embedded codec has {pictures.channels} channels and the text encoder width {texts.width}; "
+            "this model has others"
         )
     limit = min(model.max_img_h, model.max_img_w)
     if side > limit:
-        raise CheckpointError(f"{side * 8} px is more than this model's {limit * 8} (model.max_img_h, model.max_img_w)")
+        pixels = side * pictures.compression
+        most = limit * pictures.compression
+        raise CheckpointError(f"{pixels} px is more than this model's {most} (model.max_img_h, model.max_img_w)")
     return model.in_channels, model.patch_temporal, side, side
 
 
@@ -112,7 +115,7 @@ def _latents(
     guidance = args.guidance
     if guidance is None:
         guidance = experiment.diffusion.guidance
-    text = NgramTextEncoder()
+    text = text_encoder(EMBEDDED_TEXTS)
     model = load_model(checkpoint, experiment, raw=args.raw)
     latents = sample_latents(
         model,
@@ -130,7 +133,7 @@ def _latents(
 def _write_pictures(latents: Tensor, captions: Sequence[str], out: Path) -> list[Path]:
     """Write a picture of each latent, and all of them as a grid; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
-    codec = DctCodec()
+    codec = picture_encoder(EMBEDDED_PICTURES)
     pictures = []
     written = []
     for i, latent in enumerate(latents):

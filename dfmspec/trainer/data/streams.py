@@ -12,11 +12,14 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import IO, Any, Protocol
 
 import torch
 from megatron.energon import SavableDataLoader, WorkerConfig, get_savable_loader, get_train_dataset
 
+from dfmspec.data.encoders import EMBEDDED_PICTURES
+from dfmspec.data.pickles import STREAM_NAMES, RestrictedUnpickler
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.data.microbatch import DrawnSample, Pack
@@ -127,7 +130,7 @@ class MockPacks:
     def __next__(self) -> PackedSample:
         # As many latents of one size as fill a pack.
         model = self._experiment.model
-        side = self._experiment.data.resolution // 8
+        side = self._experiment.data.resolution // EMBEDDED_PICTURES.compression
         shape = (model.in_channels, model.patch_temporal, side, side)
         tokens = num_tokens(shape, model.patch_temporal, model.patch_spatial)
         count = max(1, model.seq_length // tokens)
@@ -237,10 +240,25 @@ class RankStreams:
         return {index: stream.state() for index, stream in self.streams.items()}
 
 
+class _StateUnpickler(RestrictedUnpickler):
+    """Reads the state of a stream, and nothing else."""
+
+    def __init__(self, stream: IO[bytes], **_: Any) -> None:
+        super().__init__(stream, STREAM_NAMES, holds="the state of a stream")
+
+
+_STATES = SimpleNamespace(__name__="pickle", Unpickler=_StateUnpickler)
+"""What torch.load takes for Python's pickle: its own reader is a class derived from this one."""
+
+
 def load_states(folder: Path, streams: Sequence[Stream]) -> None:
-    """Restore streams from the files that `save_states` wrote."""
+    """Restore streams from the files that `save_states` wrote.
+
+    Raises:
+        DataError: a file asks for what no state of a stream needs.
+    """
     for stream in streams:
-        state = torch.load(_file(folder, stream.index), weights_only=False)
+        state = torch.load(_file(folder, stream.index), weights_only=False, pickle_module=_STATES)
         stream.restore(state)
 
 

@@ -12,9 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dfmspec.data.encoders import EMBEDDED_TEXTS
 from dfmspec.trainer.noise import counter_seed
 
-WIDTH = 1024
+WIDTH = EMBEDDED_TEXTS.width
 LENGTH = 12
 """Tokens of every caption; shorter ones are followed by zeros, longer ones are cut."""
 

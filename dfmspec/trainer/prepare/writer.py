@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
-from dfmspec.trainer.encoders.dct import DctCodec
-from dfmspec.trainer.encoders.ngram import NgramTextEncoder
+from dfmspec.trainer.encoders import PictureEncoder, TextEncoder, picture_encoder, text_encoder
 from dfmspec.trainer.prepare.sources import Picture, embedded_pictures
 
 SHARDS = 8
@@ -57,8 +57,8 @@ def write_dataset(pictures: Iterator[Picture], out: Path, *, count: int) -> None
 
 def _write_shards(pictures: Iterator[Picture], folder: Path, count: int) -> list[str]:
     """The tar files, samples dealt out in turn; returns their names."""
-    codec = DctCodec()
-    text = NgramTextEncoder()
+    codec = picture_encoder(EMBEDDED_PICTURES)
+    text = text_encoder(EMBEDDED_TEXTS)
     names = [f"rank0-{index:06d}.tar" for index in range(SHARDS)]  # as the how-to has them
     with ExitStack() as stack:
         tars = [stack.enter_context(tarfile.open(folder / name, "w")) for name in names]
@@ -71,7 +71,7 @@ def _write_shards(pictures: Iterator[Picture], folder: Path, count: int) -> list
     return names
 
 
-def _encoded(picture: Picture, codec: DctCodec, text: NgramTextEncoder) -> dict[str, bytes]:
+def _encoded(picture: Picture, codec: PictureEncoder, text: TextEncoder) -> dict[str, bytes]:
     """The files of a sample, by suffix: latent, text embedding and description."""
     frames = torch.from_numpy(np.array(picture.image))[None]  # [1, H, W, 3]
     latent = codec.encode(frames)[None]  # [1, 16, 1, H/8, W/8]
