@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from tests.conftest import environment
+from tests.conftest import ROOT, environment
 from tests.trainer.training import finish
+from tests.trainer.warm import WARM
 
 WORKER = Path(__file__).with_name("parity_worker.py")
 
@@ -131,7 +132,12 @@ def run_all(jobs: list[Job]) -> dict[Path, str]:
         while left:
             listed = left[0].folder / "jobs.json"
             listed.write_text(json.dumps([vars(job) for job in left], default=str))
-            code, words = torchrun(WORKER, str(listed), processes=count, seconds=120 + 60 * len(left))
+            seconds = 120 + 60 * len(left)
+            if left[0].experiment["cluster"]["device"] == "cpu":
+                forked = WARM.start_ranks(WORKER, [str(listed)], count, cwd=ROOT, env={})
+                code, _, words = forked.finish(seconds)
+            else:
+                code, words = torchrun(WORKER, str(listed), processes=count, seconds=seconds)
             undone = [job for job in left if not job.done]
             if code:
                 said[(undone or left[-1:])[0].folder] = words[-3000:]
