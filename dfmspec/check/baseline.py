@@ -46,7 +46,8 @@ def _read(file: Path) -> Counter[tuple[str, str]]:
     counts: Counter[tuple[str, str]] = Counter()
     try:
         for entry in json.loads(file.read_text())["findings"]:
-            counts[str(entry["file"]), str(entry["finding"])] = int(entry["count"])
+            key = (str(entry["file"]), str(entry["finding"]))
+            counts[key] = int(entry["count"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"--baseline {file} cannot be read: {error}; make one with --write-baseline") from error
     return counts

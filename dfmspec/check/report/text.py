@@ -61,8 +61,9 @@ def _frame(span: Span, text: str) -> list[str]:
     line = printable(source[:160])
 
     # A place of several lines is marked to the end of its first.
-    behind = len(line) + 1
-    end = min(span.end_column, behind) if span.end_line == span.line else behind
+    end = len(line) + 1
+    if span.end_line == span.line:
+        end = min(end, span.end_column)
     width = max(1, end - span.column)
     carets = " " * (span.column - 1) + _colour("^" * width, "31")
 

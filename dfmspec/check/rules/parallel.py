@@ -57,9 +57,9 @@ def _world_size(view: View) -> Iterator[Finding]:
         return
     world = layout.world_size
     model_parallel = layout.model_parallel_size
-    tp = view[TP]
-    pp = view[PP]
-    cp = view[CP]
+    tp: int = view[TP]
+    pp: int = view[PP]
+    cp: int = view[CP]
 
     def distance(sizes: tuple[int, int, int]) -> int:
         return abs(sizes[0] - tp) + abs(sizes[1] - pp) + abs(sizes[2] - cp)
