@@ -87,9 +87,12 @@ def _legal_sizes(view: View, world: int) -> list[tuple[int, int, int]]:
 
     found = []
     for t, p, c in product(divisors(world), repeat=3):
+        # Most triples end here.
+        if world % (t * p * c):
+            continue
         # What is cut into equal parts.
         pieces = c * t if sequence_parallel else c
-        remainders = (world % (t * p * c), heads % t, ffn % t, layers % p, tokens % pieces)
+        remainders = (heads % t, ffn % t, layers % p, tokens % pieces)
         # What needs a size above 1, or cannot have one.
         sequence_parallel_needs_tp = sequence_parallel and t == 1
         interleaving_needs_stages = has_pipeline and interleaved and p == 1
