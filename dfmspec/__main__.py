@@ -1,4 +1,4 @@
-"""python -m dfmspec."""
+"""The program as `python -m dfmspec`."""
 
 from dfmspec.cli.app import main
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 Path = tuple[str | int, ...]
 """A route of keys and list indices into a spec, such as ("model", "num_layers")."""
 
-
 COMMAND_LINE = "<command line>"
 """The "file" of overrides: one a line."""
 
@@ -23,21 +22,25 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        """In lower case."""
+        """The name in lower case, as reports write it."""
         return self.name.lower()
 
 
 class Span(NamedTuple):
-    """A place in a file; lines and columns from 1, the end exclusive. `file` may also be "<command line>" or "<defaults>"."""
+    """A place in a file; lines and columns from 1, the end exclusive. Line 0 is the file as a whole."""
 
     file: str
+    """Its path as it was given; or "<command line>", "<defaults>" or "<derived>"."""
     line: int = 0
     column: int = 0
     end_line: int = 0
     end_column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line and self.file != COMMAND_LINE else self.file
+        # An override has no line that a reader could look up.
+        if not self.line or self.file == COMMAND_LINE:
+            return self.file
+        return f"{self.file}:{self.line}:{self.column}"
 
 
 class Edit(NamedTuple):
@@ -86,15 +89,15 @@ class Diagnostic(NamedTuple):
 
     @property
     def sort_key(self) -> tuple[Span, int, str, str]:
-        """By place, then errors first."""
+        """Findings sort by place, and errors first where places are equal."""
         return (self.span, -self.severity, self.code, self.message)
 
 
 def shown(findings: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
-    """Those that nothing suppresses."""
+    """The findings that nothing suppresses."""
     return tuple(finding for finding in findings if finding.suppression is None)
 
 
 def dotted(path: Path) -> str:
-    """`("model", "num_layers")` as `model.num_layers`."""
+    """A route as a spec's users write it: `("model", "num_layers")` as `model.num_layers`."""
     return ".".join(map(str, path))

@@ -13,7 +13,16 @@ A fault of dfmspec itself is any other exception: exit 70, with a report file.
 
 from __future__ import annotations
 
-OK, FINDINGS, USAGE, STALE, PREFLIGHT, LOCKED, INTERNAL, RESUMABLE = 0, 1, 2, 3, 4, 5, 70, 75
+# Exit codes.
+OK = 0
+FINDINGS = 1
+USAGE = 2
+STALE = 3
+PREFLIGHT = 4
+LOCKED = 5
+INTERNAL = 70
+RESUMABLE = 75
+"""Training was stopped by a signal, and goes on when it is started again: EX_TEMPFAIL of <sysexits.h>."""
 
 
 class DfmspecError(Exception):

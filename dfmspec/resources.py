@@ -9,5 +9,6 @@ _PACKAGE = Path(__file__).parent
 
 def resource(name: str) -> Path:
     """The place of a shipped file, such as `schemas/manifest.schema.json`."""
-    checkout = _PACKAGE.parent / name
-    return checkout if (_PACKAGE.parent / "pyproject.toml").exists() else _PACKAGE / "_shipped" / name
+    root = _PACKAGE.parent
+    is_checkout = (root / "pyproject.toml").exists()
+    return root / name if is_checkout else _PACKAGE / "_shipped" / name

@@ -15,8 +15,11 @@ from dfmspec.errors import UsageError
 def write_baseline(findings: Iterable[Diagnostic], file: Path) -> None:
     """Accept the findings that nothing suppresses."""
     counts = Counter(_key(finding, file) for finding in findings if finding.suppression is None)
-    entries = [{"file": name, "finding": fingerprint, "count": count} for (name, fingerprint), count in sorted(counts.items())]
-    file.write_text(json.dumps({"schema_version": 1, "findings": entries}, indent=2) + "\n")
+    entries = []
+    for (name, fingerprint), count in sorted(counts.items()):
+        entries.append({"file": name, "finding": fingerprint, "count": count})
+    document = {"schema_version": 1, "findings": entries}
+    file.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def apply_baseline(findings: Iterable[Diagnostic], file: Path) -> list[Diagnostic]:
@@ -25,20 +28,35 @@ def apply_baseline(findings: Iterable[Diagnostic], file: Path) -> list[Diagnosti
     Raises:
         UsageError: the file is no baseline.
     """
-    try:
-        entries = json.loads(file.read_text())["findings"]
-        left = Counter({(str(entry["file"]), str(entry["finding"])): int(entry["count"]) for entry in entries})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--baseline {file} cannot be read: {error}; make one with --write-baseline") from error
+    left = _read(file)
     out = []
     for finding in findings:
-        accepted = finding.suppression is None and left[_key(finding, file)] > 0
-        left[_key(finding, file)] -= accepted
-        out.append(finding._replace(suppression="baseline") if accepted else finding)
+        key = _key(finding, file)
+        # Each entry accepts as many findings as it counts; one more is new.
+        if finding.suppression is None and left[key] > 0:
+            left[key] -= 1
+            out.append(finding._replace(suppression="baseline"))
+        else:
+            out.append(finding)
     return out
+
+
+def _read(file: Path) -> Counter[tuple[str, str]]:
+    """How many findings of each key a baseline accepts."""
+    counts: Counter[tuple[str, str]] = Counter()
+    try:
+        for entry in json.loads(file.read_text())["findings"]:
+            key = (str(entry["file"]), str(entry["finding"]))
+            counts[key] = int(entry["count"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--baseline {file} cannot be read: {error}; make one with --write-baseline") from error
+    return counts
 
 
 def _key(finding: Diagnostic, file: Path) -> tuple[str, str]:
     """The file relative to the baseline, so that both can move; and the finding's identity."""
     name = finding.span.file
-    return (name if name[:1] == "<" else Path(os.path.relpath(name, file.parent)).as_posix(), finding.fingerprint)
+    # <command line> and <defaults> are no files.
+    if not name.startswith("<"):
+        name = Path(os.path.relpath(name, file.parent)).as_posix()
+    return name, finding.fingerprint

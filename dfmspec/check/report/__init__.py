@@ -13,9 +13,18 @@ Report = Callable[[Sequence[Diagnostic], Mapping[str, str]], str]
 """(findings, suppressed ones among them; text of each file) -> what is printed."""
 
 REPORTERS = {
-    "full": "text", "concise": "concise", "json": "as_json", "jsonl": "jsonl", "github": "github", "sarif": "sarif", "junit": "junit",
-    "gitlab": "gitlab", "rdjson": "rdjson", "markdown": "markdown",
-}  # fmt: skip
+    "full": "text",
+    "concise": "concise",
+    "json": "as_json",
+    "jsonl": "jsonl",
+    "github": "github",
+    "sarif": "sarif",
+    "junit": "junit",
+    "gitlab": "gitlab",
+    "rdjson": "rdjson",
+    "markdown": "markdown",
+}
+"""Form -> its module."""
 
 
 def reporter(name: str) -> Report:
@@ -26,12 +35,25 @@ def reporter(name: str) -> Report:
 
 def printable(text: str) -> str:
     """One line, without what a terminal or a log would take for a command."""
-    return text if text.isprintable() else "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    if text.isprintable():
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    """A character as Python's source would write it, where it cannot be printed."""
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+def with_hint(finding: Diagnostic) -> str:
+    """The message, and the hint in brackets: for forms that have one text a finding."""
+    return f"{finding.message} ({finding.hint})" if finding.hint else finding.message
 
 
 def lines_of_json(entries: Iterable[Any]) -> str:
-    """A JSON list with one entry a line: read by people and diffed by lines, and written ten times faster than with indents."""
-    return "[" + ",".join(f"\n{json.dumps(entry)}" for entry in entries) + "\n]"
+    """A JSON list with one entry a line: read by people, diffed by lines, written ten times faster than indented."""
+    lines = (f"\n{json.dumps(entry)}" for entry in entries)
+    return "[" + ",".join(lines) + "\n]"
 
 
 def relative(file: str) -> str:
@@ -39,7 +61,8 @@ def relative(file: str) -> str:
     import os
     from pathlib import Path
 
-    if file[:1] == "<" or not file.startswith("/"):
+    if not file.startswith("/"):
         return file.removeprefix("./")
     near = os.path.relpath(file)
+    # Outside of the checkout, only the whole path says anything.
     return file if near.startswith("..") else Path(near).as_posix()

@@ -12,16 +12,27 @@ from dfmspec.diagnostics import Diagnostic, dotted
 
 
 def entry(finding: Diagnostic) -> dict[str, Any]:
-    """One finding."""
+    """One finding, all of its fields in this order."""
+    span = finding.span
     return {
-        "file": finding.span.file, "line": finding.span.line, "column": finding.span.column,
-        "end_line": finding.span.end_line, "end_column": finding.span.end_column,
-        "severity": finding.severity.label, "code": finding.code, "name": finding.name,
-        "message": finding.message, "hint": finding.hint, "path": dotted(finding.path), "layer": finding.layer, "suppressed": finding.suppression,
-    }  # fmt: skip
+        "file": span.file,
+        "line": span.line,
+        "column": span.column,
+        "end_line": span.end_line,
+        "end_column": span.end_column,
+        "severity": finding.severity.label,
+        "code": finding.code,
+        "name": finding.name,
+        "message": finding.message,
+        "hint": finding.hint,
+        "path": dotted(finding.path),
+        "layer": finding.layer,
+        "suppressed": finding.suppression,
+    }
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """{"schema_version", "tool", "findings": [...]}."""
-    tool = {"name": "dfmspec", "version": __version__}
-    return f'{{"schema_version": 1, "tool": {json.dumps(tool)}, "findings": {lines_of_json(map(entry, findings))}}}'
+    tool = json.dumps({"name": "dfmspec", "version": __version__})
+    entries = lines_of_json(map(entry, findings))
+    return f'{{"schema_version": 1, "tool": {tool}, "findings": {entries}}}'

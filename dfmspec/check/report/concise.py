@@ -10,6 +10,8 @@ from dfmspec.diagnostics import Diagnostic, shown
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """All findings, a line each."""
-    return "\n".join(
-        printable(f"{finding.span}: {finding.severity.label}: {finding.message} [{finding.code} {finding.name}]") for finding in shown(findings)
-    )
+    return "\n".join(printable(_line(finding)) for finding in shown(findings))
+
+
+def _line(finding: Diagnostic) -> str:
+    return f"{finding.span}: {finding.severity.label}: {finding.message} [{finding.code} {finding.name}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dfmspec.check.report import relative
+from dfmspec.check.report import relative, with_hint
 from dfmspec.diagnostics import Diagnostic, Severity, shown
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.HINT: "notice"}
@@ -12,18 +12,34 @@ _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.HINT: 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """Errors first: GitHub shows only so many of a step."""
-    return "\n".join(_line(finding) for finding in sorted(shown(findings), key=lambda finding: -finding.severity))
+    worst_first = sorted(shown(findings), key=lambda finding: -finding.severity)
+    return "\n".join(_line(finding) for finding in worst_first)
 
 
 def _line(finding: Diagnostic) -> str:
+    # A finding without a place is shown at the file's beginning.
     span = finding.span
-    places = f"file={_property(relative(span.file))},line={span.line or 1},col={span.column or 1},endLine={span.end_line or 1},endColumn={span.end_column or 1}"
-    message = finding.message + (f" ({finding.hint})" if finding.hint else "")
-    return f"::{_LEVELS[finding.severity]} {places},title={finding.code} {finding.name}::{_data(message)}"
+    properties = {
+        "file": _property(relative(span.file)),
+        "line": span.line or 1,
+        "col": span.column or 1,
+        "endLine": span.end_line or 1,
+        "endColumn": span.end_column or 1,
+        "title": f"{finding.code} {finding.name}",
+    }
+    words = ",".join(f"{name}={value}" for name, value in properties.items())
+    message = _data(with_hint(finding))
+    return f"::{_LEVELS[finding.severity]} {words}::{message}"
 
 
 def _data(text: str) -> str:
-    return "".join(c if c.isprintable() or c in "\r\n" else " " for c in text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """A message as a command carries it: ends of lines are escaped, other control characters dropped."""
+    kept = "".join(character if _is_carried(character) else " " for character in text)
+    return kept.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _is_carried(character: str) -> bool:
+    return character.isprintable() or character in "\r\n"
 
 
 def _property(text: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dfmspec.check.report import lines_of_json, relative
+from dfmspec.check.report import lines_of_json, relative, with_hint
 from dfmspec.diagnostics import Diagnostic, Severity, shown
 
 _SEVERITIES = {Severity.ERROR: "major", Severity.WARNING: "minor", Severity.HINT: "info"}
@@ -17,12 +17,22 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     seen: Counter[str] = Counter()
     issues = []
     for finding in shown(findings):
+        # Without a line in it, a fingerprint outlives edits above; equal ones are counted apart.
         file = relative(finding.span.file)
         identity = f"{file}:{finding.fingerprint}"
         seen[identity] += 1
-        issues.append({
-            "description": finding.message + (f" ({finding.hint})" if finding.hint else ""), "check_name": finding.code,
-            "fingerprint": hashlib.sha256(f"{identity}:{seen[identity]}".encode()).hexdigest(), "severity": _SEVERITIES[finding.severity],
-            "location": {"path": file, "lines": {"begin": max(1, finding.span.line), "end": max(1, finding.span.end_line)}},
-        })  # fmt: skip
+        fingerprint = f"{identity}:{seen[identity]}"
+        lines = {
+            "begin": max(1, finding.span.line),
+            "end": max(1, finding.span.end_line),
+        }
+        issues.append(
+            {
+                "description": with_hint(finding),
+                "check_name": finding.code,
+                "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest(),
+                "severity": _SEVERITIES[finding.severity],
+                "location": {"path": file, "lines": lines},
+            }
+        )
     return lines_of_json(issues)

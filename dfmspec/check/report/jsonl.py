@@ -10,5 +10,5 @@ from dfmspec.diagnostics import Diagnostic
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
-    """As the `findings` of the json form."""
+    """One object a line, with the fields of an entry of the json form's `findings`."""
     return "\n".join(json.dumps(entry(finding)) for finding in findings)

@@ -13,13 +13,24 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """Errors first, one row each."""
     kept = sorted(shown(findings), key=lambda finding: -finding.severity)
     if not kept:
-        return f"**dfmspec**: {len([file for file in texts if file[:1] != '<'])} files, no findings"
-    rows = [
-        f"| {finding.severity.label} | {finding.code} {finding.name} | `{relative(finding.span.file)}:{finding.span.line}` "
-        f"| {_cell(finding.message)}{f'<br>{_cell(finding.hint)}' if finding.hint else ''} |"
-        for finding in kept
+        files = sum(not file.startswith("<") for file in texts)
+        return f"**dfmspec**: {files} files, no findings"
+    lines = [
+        f"**dfmspec**: {summary(kept)}",
+        "",
+        "| | rule | place | finding |",
+        "|---|---|---|---|",
+        *(_row(finding) for finding in kept),
     ]
-    return "\n".join([f"**dfmspec**: {summary(kept)}", "", "| | rule | place | finding |", "|---|---|---|---|", *rows])
+    return "\n".join(lines)
+
+
+def _row(finding: Diagnostic) -> str:
+    file = relative(finding.span.file)
+    text = _cell(finding.message)
+    if finding.hint:
+        text += "<br>" + _cell(finding.hint)
+    return f"| {finding.severity.label} | {finding.code} {finding.name} | `{file}:{finding.span.line}` | {text} |"
 
 
 def _cell(text: str) -> str:

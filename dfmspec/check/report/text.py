@@ -13,8 +13,12 @@ from dfmspec.read.document import lines_of
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.HINT: "36"}
 
-
-_LAYERS = {"default": "the target's default", "extends": "a file that the spec extends", "config file": "the spec's config_file", "flag": "a flag"}
+_LAYERS = {
+    "default": "the target's default",
+    "extends": "a file that the spec extends",
+    "config file": "the spec's config_file",
+    "flag": "a flag",
+}
 """How a layer is called where the place alone does not tell."""
 
 
@@ -29,14 +33,21 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
 
 def render(finding: Diagnostic, text: str = "") -> str:
     """One finding: place, severity and code, message, the line, one way out."""
-    label = _colour(f"{finding.severity.label}", _COLOURS[finding.severity])
-    lines = [f"{printable(str(finding.span))}: {label}: {printable(finding.message)} [{finding.code} {finding.name}]"]
-    if not finding.code.startswith("SEC"):  # a secret is not printed again
+    place = printable(str(finding.span))
+    label = _colour(finding.severity.label, _COLOURS[finding.severity])
+    message = printable(finding.message)
+    lines = [f"{place}: {label}: {message} [{finding.code} {finding.name}]"]
+    # A secret is not printed again.
+    if not finding.code.startswith("SEC"):
         lines += _frame(finding.span, text)
+    # Why a value is what it is, where no line of the spec says it.
     if finding.layer and not finding.layer.startswith("derived"):
-        lines.append(f"  {_colour('from', '34')}: {_LAYERS.get(finding.layer, finding.layer)}")
+        word = _colour("from", "34")
+        layer = _LAYERS.get(finding.layer, finding.layer)
+        lines.append(f"  {word}: {layer}")
     if finding.hint:
-        lines.append(f"  {_colour('help', '32')}: {printable(finding.hint)}")
+        word = _colour("help", "32")
+        lines.append(f"  {word}: {printable(finding.hint)}")
     return "\n".join(lines)
 
 
@@ -45,17 +56,32 @@ def _frame(span: Span, text: str) -> list[str]:
     lines = lines_of(text)
     if not span.line or span.line > len(lines):
         return []
-    line = printable(lines[span.line - 1].rstrip().replace("\t", " ")[:160])
-    end = span.end_column if span.end_line == span.line else len(line) + 1
-    width = max(1, min(end, len(line) + 1) - span.column)
-    gutter = str(span.line) if span.file != COMMAND_LINE else " "
-    return [f"  {gutter} | {line}", f"  {' ' * len(gutter)} | {' ' * (span.column - 1)}{_colour('^' * width, '31')}"]
+    # The line as a terminal shows it, with tabs as wide as the carets take them to be.
+    source = lines[span.line - 1].rstrip().replace("\t", " ")
+    line = printable(source[:160])
+
+    # A place of several lines is marked to the end of its first.
+    end = len(line) + 1
+    if span.end_line == span.line:
+        end = min(end, span.end_column)
+    width = max(1, end - span.column)
+    carets = " " * (span.column - 1) + _colour("^" * width, "31")
+
+    # An override has no number that a reader could look up.
+    gutter = " " if span.file == COMMAND_LINE else str(span.line)
+    margin = " " * len(gutter)
+    return [f"  {gutter} | {line}", f"  {margin} | {carets}"]
 
 
 def summary(findings: Sequence[Diagnostic]) -> str:
-    """"2 errors, 1 hint"."""
-    counts = [(severity, sum(finding.severity is severity for finding in findings)) for severity in reversed(Severity)]
-    return ", ".join(f"{count} {severity.label}{'s' if count != 1 else ''}" for severity, count in counts if count)
+    """How many there are of each severity, the worst first: "2 errors, 1 hint"."""
+    words = []
+    for severity in reversed(Severity):
+        count = sum(finding.severity is severity for finding in findings)
+        if count:
+            plural = "" if count == 1 else "s"
+            words.append(f"{count} {severity.label}{plural}")
+    return ", ".join(words)
 
 
 def _colour(text: str, code: str) -> str:
@@ -65,6 +91,8 @@ def _colour(text: str, code: str) -> str:
 @lru_cache
 def coloured() -> bool:
     """Colours on a terminal only, and never under NO_COLOR."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if unwanted:
         return False
-    return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
+    wanted = bool(os.environ.get("FORCE_COLOR"))
+    return wanted or sys.stdout.isatty()

@@ -127,12 +127,10 @@ def _unseen(error: Exception, resolved: Resolved) -> Diagnostic:
     key = _key_that_names(place, resolved)
 
     # What and why, in words; a path may be longer than a reader has patience for.
-    if not place:
-        where = "what the spec names"
-    elif len(place) < 100:
-        where = place
-    else:
-        where = f"a path of {len(place)} characters"
+    where = place
+    length = len(place)
+    if length >= 100:
+        where = f"a path of {length} characters"
     reason = getattr(error, "strerror", None) or error
     message = f"{where} cannot be looked at: {reason}"
     if key:
@@ -160,8 +158,10 @@ def _place(path: Path, resolved: Resolved) -> tuple[Span, str]:
     if origin is None or not origin.is_users:
         origin = resolved.spec.origins.get(key)
     if origin is not None and origin.is_users:
-        is_plain = origin.layer in ("spec", "override")
-        return origin.span, "" if is_plain else origin.layer
+        layer = origin.layer
+        if layer in ("spec", "override"):
+            layer = ""
+        return origin.span, layer
 
     # Nobody set it: the section where it would stand.
     documents = resolved.spec.documents

@@ -184,7 +184,7 @@ def _stacks_pictures(view: View) -> str:
 
 def _asks_for_graphs_twice(view: View) -> bool:
     by_name = view["model.cuda_graph_impl"] != "none"
-    asked = [by_name, view[_ENABLE_GRAPH], view[_EXTERNAL_GRAPH]]
+    asked: list[bool] = [by_name, view[_ENABLE_GRAPH], view[_EXTERNAL_GRAPH]]
     return sum(asked) > 1
 
 

@@ -65,7 +65,8 @@ def _warmup(view: View) -> Iterator[Finding]:
     if decay is not None and warmup >= decay:
         message = f"the warm-up ({warmup} iterations) is not shorter than the decay ({decay})"
         most = decay - 1
-        yield Finding(path(WARMUP), message, f"at most {most}" if decay > 1 else "set it to 0")
+        hint = f"at most {most}" if most > 0 else "set it to 0"
+        yield Finding(path(WARMUP), message, hint)
 
 
 def _warmup_steps(view: View) -> Iterator[Finding]:

@@ -57,9 +57,9 @@ def _world_size(view: View) -> Iterator[Finding]:
         return
     world = layout.world_size
     model_parallel = layout.model_parallel_size
-    tp = view[TP]
-    pp = view[PP]
-    cp = view[CP]
+    tp: int = view[TP]
+    pp: int = view[PP]
+    cp: int = view[CP]
 
     def distance(sizes: tuple[int, int, int]) -> int:
         return abs(sizes[0] - tp) + abs(sizes[1] - pp) + abs(sizes[2] - cp)
@@ -87,9 +87,12 @@ def _legal_sizes(view: View, world: int) -> list[tuple[int, int, int]]:
 
     found = []
     for t, p, c in product(divisors(world), repeat=3):
+        # Most triples end here.
+        if world % (t * p * c):
+            continue
         # What is cut into equal parts.
         pieces = c * t if sequence_parallel else c
-        remainders = (world % (t * p * c), heads % t, ffn % t, layers % p, tokens % pieces)
+        remainders = (heads % t, ffn % t, layers % p, tokens % pieces)
         # What needs a size above 1, or cannot have one.
         sequence_parallel_needs_tp = sequence_parallel and t == 1
         interleaving_needs_stages = has_pipeline and interleaved and p == 1

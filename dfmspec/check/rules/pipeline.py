@@ -54,8 +54,9 @@ def _virtual_stages(view: View) -> Iterator[Finding]:
         yield Finding(path(VPP), message, _pieces_that_work(layers, pp))
     # The stages take turns, so a round of microbatches must reach all of them.
     else:
+        batch = view[GBS]
         samples = view[MBS] * view.data_parallel_size
-        microbatches = view[GBS] // samples
+        microbatches = batch // samples
         if microbatches % pp:
             round_of_all = samples * pp
             yield Finding(

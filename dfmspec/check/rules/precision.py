@@ -298,7 +298,9 @@ def _hardware(view: View) -> Iterator[Finding]:
     recipe = view[_FP8_RECIPE] if view[_FP8] else None
     needs = _capability_for(view, recipe)
     if has < needs:
-        what = "fp4" if view[_FP4] else f"fp8 recipe {recipe}"
+        what = f"fp8 recipe {recipe}"
+        if view[_FP4]:
+            what = "fp4"
         works = ", ".join(name for name, capability in _SINCE.items() if capability >= needs)
         message = f"{what} needs compute capability {_version(needs)}, and {gpu} has {_version(has)}"
         yield Finding(path(RECIPE), message, f"a GPU of: {works}")
@@ -310,7 +312,9 @@ def _capability_for(view: View, fp8_recipe: str | None) -> int:
         return _MXFP8_SINCE
     if fp8_recipe == "blockwise":
         return _BLOCKWISE_SINCE
-    return _FP8_SINCE if fp8_recipe else 0
+    if fp8_recipe:
+        return _FP8_SINCE
+    return 0
 
 
 def _recomputes_with_delayed_scaling(view: View) -> bool:

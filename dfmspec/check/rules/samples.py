@@ -93,9 +93,11 @@ def _counted_differently(view: View) -> Iterator[Finding]:
 
 def _memory(view: View) -> Iterator[Finding]:
     found = _scan(view)
-    samples = sum(found.counts.values()) if found else 0
+    if not found:
+        return
     # Only a local run has this host's memory.
-    if not samples or found is None or view["launcher.kind"] != "local":
+    samples = sum(found.counts.values())
+    if not samples or view["launcher.kind"] != "local":
         return
 
     # What all loader processes hold.
@@ -120,8 +122,10 @@ def _memory(view: View) -> Iterator[Finding]:
 
 def _incomplete(view: View) -> Iterator[Finding]:
     found = _scan(view)
-    faulty = [sample for sample in found.samples if sample.missing] if found else []
-    if found and faulty:
+    if not found:
+        return
+    faulty = [sample for sample in found.samples if sample.missing]
+    if faulty:
         missing = set(chain.from_iterable(sample.missing for sample in faulty))
         parts = ", ".join(sorted(f".{part}" for part in missing))
         hint = "prepare the dataset again; a sample is .pth, .pickle and .json under one name"
@@ -130,8 +134,10 @@ def _incomplete(view: View) -> Iterator[Finding]:
 
 def _unreadable(view: View) -> Iterator[Finding]:
     found = _scan(view)
-    faulty = [sample for sample in found.samples if sample.fault] if found else []
-    if found and faulty:
+    if not found:
+        return
+    faulty = [sample for sample in found.samples if sample.fault]
+    if faulty:
         hint = "remove them, and ask where they come from if they want to run code"
         yield _about(faulty, len(found.samples), f"cannot be used: {faulty[0].fault}", hint)
 
@@ -273,18 +279,20 @@ def _half_empty(view: View) -> Iterator[Finding]:
     else:
         longest = max(tokens)
         hint = f"a {LENGTH} that samples fill: they have up to {longest} tokens"
-    length_alone = view.is_users(LENGTH) and not view.is_users(_PACKING)
+    at = _PACKING
+    if view.is_users(LENGTH) and not view.is_users(_PACKING):
+        at = LENGTH
     message = (
         f"packs of {length} tokens, chosen from {buffer} samples such as those that were read, "
         f"are to {lost:.0%} padding"
     )
-    yield Finding(path(LENGTH if length_alone else _PACKING), message, hint)
+    yield Finding(path(at), message, hint)
 
 
 def _buffer_that_fills(tokens: Sequence[int], buffer: int, length: int) -> int | None:
     """The least doubling of the buffer with which packs are full enough, up to 32 times."""
     for doublings in range(1, 6):
-        size = buffer * 2**doublings
+        size: int = buffer * 2**doublings
         if size <= _LARGEST_BUFFER and _padding(tokens, size, length) <= _MOST_PADDING:
             return size
     return None
@@ -302,12 +310,16 @@ def _dropped(view: View) -> Iterator[Finding]:
     cp = view[CP]
     tp = view[TP]
     # DFM's task encoder asks this of the latent before it is cut into patches.
-    need = tp if cp == 1 else 2 * tp * cp
+    if cp == 1:
+        need = tp
+        words = f"TP {tp}"
+    else:
+        need = 2 * tp * cp
+        words = f"2 x TP {tp} x CP {cp} = {need}"
     samples = _whole(found)
     faulty = [sample for sample in samples if math.prod(sample.size) % need]
     if faulty:
         size = math.prod(faulty[0].size)
-        words = f"TP {tp}" if cp == 1 else f"2 x TP {tp} x CP {cp} = {need}"
         what = f"have T x H x W = {size}, no multiple of {words}, and are left out"
         yield _about(faulty, len(samples), what, "other sizes of pictures, or of TP and CP")
 

@@ -87,7 +87,7 @@ def _padding_shared(view: View) -> Iterator[Finding]:
 
 def _mismatched(view: View) -> bool:
     is_packed = view[PACKING] is not None
-    takes_packs = view[_FORMAT] == "thd"
+    takes_packs: bool = view[_FORMAT] == "thd"
     return is_packed != takes_packs
 
 
@@ -131,7 +131,10 @@ def _communication(view: View) -> Iterator[Finding]:
         return
     # A list, with a word for each layer, is judged where there is an exchange.
     if cp > 1 and not isinstance(value, str):
-        what = f"a list of {len(value)}" if isinstance(value, list) else str(value)
+        what = str(value)
+        if isinstance(value, list):
+            count = len(value)
+            what = f"a list of {count}"
         layers = view[LAYERS]
         message = (
             f"{_EXCHANGE} is {what} for {layers} layers: "
@@ -146,8 +149,8 @@ def _communication(view: View) -> Iterator[Finding]:
 
 def _all_to_all(view: View) -> Iterator[Finding]:
     value = view[_EXCHANGE]
-    words = value if isinstance(value, list) else [value]
-    if view[CP] > 1 and any("a2a" in str(word) for word in words):
+    # One word for all layers, or a list with a word for each.
+    if view[CP] > 1 and "a2a" in str(value):
         message = (
             f"{_EXCHANGE} {shown(value)} with CP {view[CP]}: "
             "WAN's sequences are packs (thd), and all-to-all does not take packs"
