@@ -23,21 +23,32 @@ MOST_SKIPPED = 0
 """A skipped test proves nothing: whoever adds one raises this number, and says why."""
 
 TINY = [
-    "cluster.device=cpu", "recipe=dit_tiny", "model.num_layers=2", "model.hidden_size=64", "model.adaln_lora_rank=16",
-    "train.eval_iters=0", "dataset.packing_buffer_size=8",
-]  # fmt: skip
+    "cluster.device=cpu",
+    "recipe=dit_tiny",
+    "model.num_layers=2",
+    "model.hidden_size=64",
+    "model.adaln_lora_rank=16",
+    "train.eval_iters=0",
+    "dataset.packing_buffer_size=8",
+]
 """The smallest model, laid over whatever a test runs."""
 
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child process: this checkout, one thread a rank."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"} | extra
+    return (
+        os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+        | extra
+    )
 
 
 def dfmspec(*args: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "dfmspec", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="session")
@@ -76,5 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     skipped = len(reporter.stats.get("skipped", []))
     if skipped > MOST_SKIPPED:
-        reporter.write_line(f"{skipped} tests were skipped, and {MOST_SKIPPED} may be (MOST_SKIPPED in tests/conftest.py)", red=True)
+        reporter.write_line(
+            f"{skipped} tests were skipped, and {MOST_SKIPPED} may be (MOST_SKIPPED in tests/conftest.py)", red=True
+        )
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

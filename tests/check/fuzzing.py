@@ -27,10 +27,61 @@ from dfmspec.read.resolve import resolve_spec
 from dfmspec.targets import TARGETS, catalogue
 
 KEYS = sorted({key for target in TARGETS for key, _ in catalogue(target).defaults()})
-WORDS = ["true", "null", "none", "", "~", "1e-4", "010", "1:30", "yes", "0x1f", ".inf", "-1", "0", "2.0", "a b", "${RUN_DIR}/x", "${a.b}", "/data/x", "../x",
-         "full", "selective", "bf16_mixed", "bf16_with_mxfp8_mixed", "torch.float32", "🦋", "\u2028", "\\", "'", '"', "# x", "~nouser/x", "x" * 5000, "a\0b", "dfmspec: ignore[PAR101] x", "WSD"]  # fmt: skip
-EXTRA = ["target", "recipe", "extends", "config_file", "name", "model", "train", "mixed_precision", "comm_overlap", "launcher.env", "checkpoint.checkpoint_dir",
-         "checkpoint.load_checkpoint", "typo", "model.typo", "<<", ""]  # fmt: skip
+WORDS = [
+    "true",
+    "null",
+    "none",
+    "",
+    "~",
+    "1e-4",
+    "010",
+    "1:30",
+    "yes",
+    "0x1f",
+    ".inf",
+    "-1",
+    "0",
+    "2.0",
+    "a b",
+    "${RUN_DIR}/x",
+    "${a.b}",
+    "/data/x",
+    "../x",
+    "full",
+    "selective",
+    "bf16_mixed",
+    "bf16_with_mxfp8_mixed",
+    "torch.float32",
+    "🦋",
+    "\u2028",
+    "\\",
+    "'",
+    '"',
+    "# x",
+    "~nouser/x",
+    "x" * 5000,
+    "a\0b",
+    "dfmspec: ignore[PAR101] x",
+    "WSD",
+]
+EXTRA = [
+    "target",
+    "recipe",
+    "extends",
+    "config_file",
+    "name",
+    "model",
+    "train",
+    "mixed_precision",
+    "comm_overlap",
+    "launcher.env",
+    "checkpoint.checkpoint_dir",
+    "checkpoint.load_checkpoint",
+    "typo",
+    "model.typo",
+    "<<",
+    "",
+]
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
@@ -46,7 +97,10 @@ def value(rng: random.Random, depth: int = 0) -> Any:
         return rng.choice([0.5, 1e-4, -0.0, float("nan"), float("inf"), 1e300, 3.0])
     if kind < 10:
         return [value(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return {str(rng.choice([*WORDS, rng.choice(KEYS).rpartition(".")[2]])): value(rng, depth + 1) for _ in range(rng.randrange(4))}
+    return {
+        str(rng.choice([*WORDS, rng.choice(KEYS).rpartition(".")[2]])): value(rng, depth + 1)
+        for _ in range(rng.randrange(4))
+    }
 
 
 def tree(rng: random.Random) -> str:
@@ -81,7 +135,17 @@ def damaged(rng: random.Random) -> bytes:
 
 def override(rng: random.Random) -> str:
     """An override, or something like one."""
-    key = rng.choice([rng.choice(KEYS), rng.choice(EXTRA), "~" + rng.choice(KEYS), "++" + rng.choice(KEYS), "a..b", "=", "model.num_layers.x"])
+    key = rng.choice(
+        [
+            rng.choice(KEYS),
+            rng.choice(EXTRA),
+            "~" + rng.choice(KEYS),
+            "++" + rng.choice(KEYS),
+            "a..b",
+            "=",
+            "model.num_layers.x",
+        ]
+    )
     text = rng.choice([rng.choice(WORDS), json.dumps(value(rng)), str(value(rng)), "[1, 2", "{a: 1}", "{a", "&x *x"])
     return rng.choice([f"{key}={text}", key, f"{key}=", f"{key} = {text}", text])
 
@@ -110,7 +174,9 @@ def run(count: int, seed: int, progress: Callable[[int], None] = lambda done: No
         try:
             codes += through_everything(text, overrides)
             if number % 10 == 0:
-                import_command(split_command("torchrun pretrain_dit_model.py " + " ".join(override(rng) for _ in range(4))))
+                import_command(
+                    split_command("torchrun pretrain_dit_model.py " + " ".join(override(rng) for _ in range(4)))
+                )
         except DfmspecError:
             codes["usage error"] += 1
         except Exception as error:

@@ -25,7 +25,8 @@ def test_every_command_has_help_that_says_what_it_does(command: str) -> None:
     result = dfmspec(*command.split(), "--help")
 
     assert result.returncode == 0
-    assert "Usage:" in result.stdout and len(result.stdout.splitlines()) > 8
+    assert "Usage:" in result.stdout
+    assert len(result.stdout.splitlines()) > 8
 
 
 def test_our_own_specs_are_silent() -> None:
@@ -39,9 +40,12 @@ def test_the_how_tos_yaml_for_dfm_is_told_what_upstream_would_do() -> None:
     found = {finding["code"]: finding for finding in json.loads(result.stdout)["findings"]}
 
     assert result.returncode == 1
-    assert found["CKP101"]["severity"] == "hint" and found["CKP101"]["line"] == 21
-    assert found["BAT102"]["severity"] == "error" and found["BAT102"]["line"] == 10
-    assert found["OPT103"]["severity"] == "warning" and found["OPT103"]["line"] == 16
+    assert found["CKP101"]["severity"] == "hint"
+    assert found["CKP101"]["line"] == 21
+    assert found["BAT102"]["severity"] == "error"
+    assert found["BAT102"]["line"] == 10
+    assert found["OPT103"]["severity"] == "warning"
+    assert found["OPT103"]["line"] == 16
 
 
 def test_the_how_tos_yaml_is_accepted_for_our_trainer() -> None:
@@ -75,12 +79,25 @@ def test_github_annotations_are_escaped(tmp_path: Path) -> None:
     assert "file=" + str(path).replace(",", "%2C") in dfmspec("validate", path, "--format", "github").stdout
 
 
-@pytest.mark.parametrize("words", [["validate"], ["validate", "nowhere.yaml"], ["plan", str(HOWTO), "novalue="], ["validate", str(HOWTO), "--format", "xml"], ["validate", str(HOWTO), "--check", "all"], ["schema", "nothing"], ["nonsense"], ["plan", str(HOWTO), "--node", "9", "--format", "sh"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate"],
+        ["validate", "nowhere.yaml"],
+        ["plan", str(HOWTO), "novalue="],
+        ["validate", str(HOWTO), "--format", "xml"],
+        ["validate", str(HOWTO), "--check", "all"],
+        ["schema", "nothing"],
+        ["nonsense"],
+        ["plan", str(HOWTO), "--node", "9", "--format", "sh"],
+    ],
+)
 def test_wrong_usage_exits_with_2_or_findings_and_without_a_traceback(words: list[str]) -> None:
     result = dfmspec(*words)
 
     assert result.returncode in (1, 2)
-    assert result.stderr and "Traceback" not in result.stderr
+    assert result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["experiment", "megatron_core", "dfm", "manifest"])
@@ -99,7 +116,15 @@ def test_the_editors_schema_agrees_on_our_specs() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.sampled_from(["model", "train", "extends", "num_layers", "checkpoint", "load_checkpoint"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=8)
+            | st.sampled_from(["model", "train", "extends", "num_layers", "checkpoint", "load_checkpoint"]),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=12,
 )
 
@@ -113,9 +138,29 @@ def test_any_bytes_give_a_document_whose_places_lie_in_the_text(raw: bytes) -> N
     assert all(1 <= span.line <= lines and span.column >= 1 for span in document.values.values())
 
 
-@given(JSON, st.lists(st.sampled_from(["model.num_layers=3", "target=dfm", "a=b", "model=3", "model.x.y=1", "train.train_iters=[1", "recipe=1", "checkpoint.load_checkpoint=3", "model.tensor_model_parallel_size=0"]), max_size=3))
+@given(
+    JSON,
+    st.lists(
+        st.sampled_from(
+            [
+                "model.num_layers=3",
+                "target=dfm",
+                "a=b",
+                "model=3",
+                "model.x.y=1",
+                "train.train_iters=[1",
+                "recipe=1",
+                "checkpoint.load_checkpoint=3",
+                "model.tensor_model_parallel_size=0",
+            ]
+        ),
+        max_size=3,
+    ),
+)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_tree_and_overrides_give_findings_and_never_an_exception(tmp_path: Path, tree: object, overrides: list[str]) -> None:
+def test_any_tree_and_overrides_give_findings_and_never_an_exception(
+    tmp_path: Path, tree: object, overrides: list[str]
+) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump(tree))
     resolved = resolve_spec(load_spec(path, overrides))

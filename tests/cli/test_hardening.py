@@ -25,7 +25,9 @@ BAD = "cluster: {nproc_per_node: 8}\nmodel:\n  tensor_model_parallel_size: 3\n"
 
 def test_the_working_directory_is_never_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    (tmp_path / "spec.yaml").write_text("data: {source: mock}\nrecipe: dit_tiny\ncluster: {nproc_per_node: 1, device: cpu}\n")
+    (tmp_path / "spec.yaml").write_text(
+        "data: {source: mock}\nrecipe: dit_tiny\ncluster: {nproc_per_node: 1, device: cpu}\n"
+    )
     (tmp_path / "empty").mkdir()
     script = Path(sys.executable).parent / "dfmspec"
     for words in (["validate", "spec.yaml", "--check", "spec,deep"], ["data", "inspect", "empty"]):
@@ -39,24 +41,41 @@ def test_the_action_reads_words_over_several_lines_and_runs_nothing_of_the_check
     (tmp_path / "a.yaml").write_text("data: {source: mock}\n")
     (tmp_path / "b.yaml").write_text(BAD)
     (tmp_path / "pip.py").write_text("raise SystemExit('the checkout ran')\n")
-    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "SPECS": "a.yaml\nb.yaml\n", "ARGUMENTS": "", "CHECK": "spec", "SARIF": ""}
-    done = subprocess.run(["bash", "-e", "-c", steps[-1]["run"]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "SPECS": "a.yaml\nb.yaml\n",
+        "ARGUMENTS": "",
+        "CHECK": "spec",
+        "SARIF": "",
+    }
+    done = subprocess.run(
+        ["bash", "-e", "-c", steps[-1]["run"]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
 
-    assert done.returncode == 1 and "::error file=b.yaml" in done.stdout, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "::error file=b.yaml" in done.stdout, done.stderr
     assert steps[1]["run"].startswith("python -P -m pip")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a: " + "[" * 40000 + "]" * 40000, "- " * 60000, 'launcher: {env: {"+1": 3}}', 'launcher: {env: {"²": x, "00": 3}}', "checkpoint: {load_checkpoint: iter_²}",
-     "name: 'a\\n::stop-commands::x'", "model: {num_layers: !!python/name:os.system x}"],
+    [
+        "a: " + "[" * 40000 + "]" * 40000,
+        "- " * 60000,
+        'launcher: {env: {"+1": 3}}',
+        'launcher: {env: {"²": x, "00": 3}}',
+        "checkpoint: {load_checkpoint: iter_²}",
+        "name: 'a\\n::stop-commands::x'",
+        "model: {num_layers: !!python/name:os.system x}",
+    ],
     ids=["brackets", "dashes", "plus-one", "superscript", "iter", "control", "tag"],
-)  # fmt: skip
+)
 def test_no_file_ends_the_program(tmp_path: Path, text: str) -> None:
     (tmp_path / "spec.yaml").write_text(text)
     result = dfmspec("validate", "spec.yaml", "--check", "spec", "--format", "concise", cwd=tmp_path)
 
-    assert result.returncode in (0, 1) and "internal error" not in result.stderr
+    assert result.returncode in (0, 1)
+    assert "internal error" not in result.stderr
     assert not any(line.startswith("::") or "\x1b" in line for line in result.stdout.splitlines())
 
 
@@ -76,30 +95,44 @@ def test_a_file_that_cannot_be_read_hides_no_findings_of_the_others(tmp_path: Pa
     (tmp_path / "gone.yaml").symlink_to("nowhere")
     result = dfmspec("validate", "missing.yaml", "bad.yaml", "x" * 300 + ".yaml", "--format", "concise", cwd=tmp_path)
 
-    assert result.returncode == 2 and "PAR101" in result.stdout and "missing.yaml cannot be read" in result.stderr
+    assert result.returncode == 2
+    assert "PAR101" in result.stdout
+    assert "missing.yaml cannot be read" in result.stderr
     assert "PAR101" in dfmspec("validate", tmp_path, "--format", "concise").stdout
 
 
 @pytest.mark.parametrize(
     "text",
-    ["dataset: {path: ~nobody_of_that_name/x}", "run: {resume: ~nobody_of_that_name/y}", f"dataset: {{path: {'x' * 5000}}}",
-     f"target: dfm\ncheckpoint: {{save: {'x' * 5000}}}", 'dataset: {path: "a\\0b"}', f"run: {{resume: {'x' * 5000}}}"],
-)  # fmt: skip
+    [
+        "dataset: {path: ~nobody_of_that_name/x}",
+        "run: {resume: ~nobody_of_that_name/y}",
+        f"dataset: {{path: {'x' * 5000}}}",
+        f"target: dfm\ncheckpoint: {{save: {'x' * 5000}}}",
+        'dataset: {path: "a\\0b"}',
+        f"run: {{resume: {'x' * 5000}}}",
+    ],
+)
 def test_a_path_that_cannot_be_looked_at_is_one_finding_and_hides_no_other_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     (tmp_path / "b.yaml").write_text(BAD)
     result = dfmspec("validate", "a.yaml", "b.yaml", "--check", "spec,paths,data", "--format", "concise", cwd=tmp_path)
 
-    assert result.returncode == 1 and result.stderr == "" and "b.yaml:3:3: error" in result.stdout
-    assert re.search(r"^a.yaml:\d:\d+: error: .*(RUN122|RUN103|DAT102)", result.stdout, re.MULTILINE) and result.stdout.count("cannot be looked at:") <= 1
+    assert result.returncode == 1
+    assert result.stderr == ""
+    assert "b.yaml:3:3: error" in result.stdout
+    assert re.search(r"^a.yaml:\d:\d+: error: .*(RUN122|RUN103|DAT102)", result.stdout, re.MULTILINE)
+    assert result.stdout.count("cannot be looked at:") <= 1
     assert "internal error" not in dfmspec("plan", "a.yaml", cwd=tmp_path).stderr
 
 
 def test_quiet_changes_what_is_shown_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text("data: {source: mock}\ntrain: {train_iters: 5}\nscheduler: {lr_decay_iters: 9}\n")
-    result = dfmspec("validate", "w.yaml", "-q", "--fail-on", "warning", "--report", "json=out.json", "--check", "spec", cwd=tmp_path)
+    result = dfmspec(
+        "validate", "w.yaml", "-q", "--fail-on", "warning", "--report", "json=out.json", "--check", "spec", cwd=tmp_path
+    )
 
-    assert result.returncode == 1 and result.stdout == ""
+    assert result.returncode == 1
+    assert result.stdout == ""
     assert any(finding["code"] == "SPC301" for finding in json.loads((tmp_path / "out.json").read_text())["findings"])
 
 
@@ -109,18 +142,26 @@ def test_a_report_never_overwrites_a_spec_and_never_hides_the_findings(tmp_path:
     onto_itself = dfmspec("validate", spec, "--report", f"sarif={spec}")
     onto_a_folder = dfmspec("validate", spec, "--report", f"json={tmp_path}", "--format", "concise")
 
-    assert onto_itself.returncode == 2 and spec.read_text() == BAD
+    assert onto_itself.returncode == 2
+    assert spec.read_text() == BAD
     assert "PAR101" in onto_a_folder.stdout
-    assert "\x1b" not in (dfmspec("validate", spec, "--report", f"full={tmp_path / 'r.txt'}", FORCE_COLOR="1") and (tmp_path / "r.txt").read_text())
+    assert "\x1b" not in (
+        dfmspec("validate", spec, "--report", f"full={tmp_path / 'r.txt'}", FORCE_COLOR="1")
+        and (tmp_path / "r.txt").read_text()
+    )
 
 
 def test_a_shared_base_is_reported_once_and_whole_files_suppress_their_own_absences(tmp_path: Path) -> None:
     (tmp_path / "base.yml.txt").write_text("model: {typo: 1}\n")
     for number in range(5):
-        (tmp_path / f"{number}.yaml").write_text("extends: base.yml.txt\n# dfmspec: ignore-file[DAT101, RUN101] a template\n")
+        (tmp_path / f"{number}.yaml").write_text(
+            "extends: base.yml.txt\n# dfmspec: ignore-file[DAT101, RUN101] a template\n"
+        )
     result = dfmspec("validate", tmp_path, "--check", "spec", "--format", "concise")
 
-    assert result.stdout.count("SPC201") == 1 and "DAT101" not in result.stdout and "SPC401" not in result.stdout
+    assert result.stdout.count("SPC201") == 1
+    assert "DAT101" not in result.stdout
+    assert "SPC401" not in result.stdout
 
 
 def test_fix_keeps_marks_endings_and_letters_in_any_locale(tmp_path: Path) -> None:
@@ -146,63 +187,124 @@ def test_fix_does_not_write_an_override_into_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "kept", "left_out"),
     [
-        ("WANDB_API_KEY=abc NCCL_DEBUG=INFO torchrun pretrain_dit_model.py", {"launcher": {"env": {"NCCL_DEBUG": "INFO"}}}, "WANDB_API_KEY"),
-        ("export A=1 && env B=2 torchrun --nproc_per_node=`n` pretrain_dit_model.py > log 2>&1", {"launcher": {"env": {"A": 1, "B": 2}}}, "nproc_per_node"),
-        ("torchrun --nproc_per_node=gpu pretrain_dit_model.py --dataset-path $DATA train.train_iters=$N", {}, "dataset.path=$DATA"),
-        ("torchrun pretrain_dit_model.py mixed_precision=bf16_mixed mixed_precision.grad_reduce_in_fp32=true",
-         {"mixed_precision": {"recipe": "bf16_mixed", "grad_reduce_in_fp32": True}}, ""),
-        ("torchrun pretrain_dit_model.py " + " ".join(f"model.num_layers={n}" for n in range(30, 60)), {"model": {"num_layers": 59}}, ""),
+        (
+            "WANDB_API_KEY=abc NCCL_DEBUG=INFO torchrun pretrain_dit_model.py",
+            {"launcher": {"env": {"NCCL_DEBUG": "INFO"}}},
+            "WANDB_API_KEY",
+        ),
+        (
+            "export A=1 && env B=2 torchrun --nproc_per_node=`n` pretrain_dit_model.py > log 2>&1",
+            {"launcher": {"env": {"A": 1, "B": 2}}},
+            "nproc_per_node",
+        ),
+        (
+            "torchrun --nproc_per_node=gpu pretrain_dit_model.py --dataset-path $DATA train.train_iters=$N",
+            {},
+            "dataset.path=$DATA",
+        ),
+        (
+            "torchrun pretrain_dit_model.py mixed_precision=bf16_mixed mixed_precision.grad_reduce_in_fp32=true",
+            {"mixed_precision": {"recipe": "bf16_mixed", "grad_reduce_in_fp32": True}},
+            "",
+        ),
+        (
+            "torchrun pretrain_dit_model.py " + " ".join(f"model.num_layers={n}" for n in range(30, 60)),
+            {"model": {"num_layers": 59}},
+            "",
+        ),
         ("torchrun pretrain_dit_model.py '+a=1\nmodel: {num_layers: 1}'", {}, "+a=1"),
     ],
-)  # fmt: skip
+)
 def test_import_leaves_out_what_it_cannot_know_and_says_so(words: str, kept: dict, left_out: str) -> None:
     result = dfmspec("import", words)
     data = yaml.safe_load(result.stdout)
     if "launcher" in data:
-        data["launcher"]["env"] = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in data["launcher"]["env"].items()}
+        data["launcher"]["env"] = {
+            name: yaml.safe_load(value) if isinstance(value, str) else value
+            for name, value in data["launcher"]["env"].items()
+        }
 
     assert result.returncode == 0, result.stderr
-    assert data == {"target": "dfm"} | kept and left_out in result.stderr and "abc" not in result.stdout
+    assert data == {"target": "dfm"} | kept
+    assert left_out in result.stderr
+    assert "abc" not in result.stdout
 
 
 @pytest.mark.parametrize(
     ("command", "data", "left_out"),
     [
-        ("torchrun examples/megatron/recipes/wan/pretrain_wan.py --training-mode pretrain --mock", {"target": "dfm_wan", "data": {"source": "mock"}}, []),
+        (
+            "torchrun examples/megatron/recipes/wan/pretrain_wan.py --training-mode pretrain --mock",
+            {"target": "dfm_wan", "data": {"source": "mock"}},
+            [],
+        ),
         ("torchrun pretrain_wan.py", {"target": "dfm_wan"}, []),
         ("torchrun pretrain_wan.py --training-mode=finetune", {"target": "dfm_wan"}, ["--training-mode=finetune"]),
-        ("torchrun pretrain_flux.py --guidance-scale 4 --flow-shift 2 --use-loss-weighting train.train_iters=9",
-         {"target": "dfm_flux", "model": {"guidance_scale": 4}, "train": {"train_iters": 9}}, ["--flow-shift 2", "--use-loss-weighting", "flux_pretrain_override_example"]),
-        ("torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint head:29400 --rdzv_id=7 --max-restarts 3 pretrain_dit_model.py",
-         {"target": "dfm", "cluster": {"nnodes": 2, "master_addr": "head", "master_port": 29400}, "launcher": {"rendezvous": "c10d"}}, ["--max-restarts 3", "--rdzv-id 7"]),
-        ("torchrun --rdzv-backend etcd --rdzv-endpoint $HEAD:1234 pretrain_dit_model.py", {"target": "dfm", "cluster": {"master_port": 1234}}, ["etcd", "$HEAD"]),
+        (
+            "torchrun pretrain_flux.py --guidance-scale 4 --flow-shift 2 --use-loss-weighting train.train_iters=9",
+            {"target": "dfm_flux", "model": {"guidance_scale": 4}, "train": {"train_iters": 9}},
+            ["--flow-shift 2", "--use-loss-weighting", "flux_pretrain_override_example"],
+        ),
+        (
+            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint head:29400 --rdzv_id=7 --max-restarts 3 pretrain_dit_model.py",
+            {
+                "target": "dfm",
+                "cluster": {"nnodes": 2, "master_addr": "head", "master_port": 29400},
+                "launcher": {"rendezvous": "c10d"},
+            },
+            ["--max-restarts 3", "--rdzv-id 7"],
+        ),
+        (
+            "torchrun --rdzv-backend etcd --rdzv-endpoint $HEAD:1234 pretrain_dit_model.py",
+            {"target": "dfm", "cluster": {"master_port": 1234}},
+            ["etcd", "$HEAD"],
+        ),
     ],
-)  # fmt: skip
-def test_import_takes_the_target_from_the_script_and_loses_no_word_in_silence(command: str, data: dict, left_out: list[str]) -> None:
+)
+def test_import_takes_the_target_from_the_script_and_loses_no_word_in_silence(
+    command: str, data: dict, left_out: list[str]
+) -> None:
     result = dfmspec("import", command)
 
-    assert result.returncode == 0 and yaml.safe_load(result.stdout) == data, result.stderr
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout) == data, result.stderr
     assert all(word in result.stderr for word in left_out), result.stderr
     assert left_out or result.stderr == ""
 
 
 @pytest.mark.parametrize(
-    "words", [["torchrun inference_dit_model.py"], ["torchrun train.py"], ["torchrun pretrain_wan.py", "--target", "dfm"], ["torchrun inference_wan.py", "--target", "dfm_wan"]]
-)  # fmt: skip
+    "words",
+    [
+        ["torchrun inference_dit_model.py"],
+        ["torchrun train.py"],
+        ["torchrun pretrain_wan.py", "--target", "dfm"],
+        ["torchrun inference_wan.py", "--target", "dfm_wan"],
+    ],
+)
 def test_a_script_that_does_not_train_what_is_asked_is_refused(words: list[str]) -> None:
     assert dfmspec("import", *words).returncode == 2
-    assert yaml.safe_load(dfmspec("import", "torchrun my_copy.py --mock", "--target", "megatron_core").stdout)["target"] == "megatron_core"
+    assert (
+        yaml.safe_load(dfmspec("import", "torchrun my_copy.py --mock", "--target", "megatron_core").stdout)["target"]
+        == "megatron_core"
+    )
 
 
 def test_a_shell_script_with_one_command_is_imported(tmp_path: Path) -> None:
     file = tmp_path / "run.sh"
-    file.write_text("#!/bin/bash\n# torchrun old.py\nset -e\nexport NCCL_DEBUG=INFO\npython -m pip list\ntorchrun --nproc-per-node 8 \\\n  pretrain_wan.py --mock \\\n  train.train_iters=5\n")
+    file.write_text(
+        "#!/bin/bash\n# torchrun old.py\nset -e\nexport NCCL_DEBUG=INFO\npython -m pip list\ntorchrun --nproc-per-node 8 \\\n  pretrain_wan.py --mock \\\n  train.train_iters=5\n"
+    )
 
     assert yaml.safe_load(dfmspec("import", file).stdout) == {
-        "target": "dfm_wan", "cluster": {"nproc_per_node": 8}, "data": {"source": "mock"}, "train": {"train_iters": 5}, "launcher": {"env": {"NCCL_DEBUG": "INFO"}},
-    }  # fmt: skip
+        "target": "dfm_wan",
+        "cluster": {"nproc_per_node": 8},
+        "data": {"source": "mock"},
+        "train": {"train_iters": 5},
+        "launcher": {"env": {"NCCL_DEBUG": "INFO"}},
+    }
     file.write_text("echo hello\n")
-    assert dfmspec("import", file).returncode == 2 and "0 commands" in dfmspec("import", file).stderr
+    assert dfmspec("import", file).returncode == 2
+    assert "0 commands" in dfmspec("import", file).stderr
 
 
 def test_an_unquoted_command_and_a_missing_file_are_understood(tmp_path: Path) -> None:
@@ -235,7 +337,8 @@ def test_a_bomb_is_not_unpacked_and_every_shard_is_looked_at(tmp_path: Path) -> 
     (folder / "099.tar").write_bytes(b"garbage" * 100)
 
     found = scan(tmp_path)
-    assert len(found.samples) == 99 and len(found.broken) == 1
+    assert len(found.samples) == 99
+    assert len(found.broken) == 1
 
 
 def test_tensors_of_every_way_to_save_them_are_read() -> None:
@@ -247,10 +350,15 @@ def test_tensors_of_every_way_to_save_them_are_read() -> None:
     torch.save(values, old, _use_new_zipfile_serialization=False)
     parameter = io.BytesIO()
     torch.save(torch.nn.Parameter(values), parameter)
-    arrays = [pickle.dumps(values.numpy().astype(order), protocol=protocol) for order in ("<f4", ">f4") for protocol in (2, 4, 5)]
+    arrays = [
+        pickle.dumps(values.numpy().astype(order), protocol=protocol)
+        for order in ("<f4", ">f4")
+        for protocol in (2, 4, 5)
+    ]
     for data in (old.getvalue(), parameter.getvalue(), pickle.dumps(values), pickle.dumps(values.bfloat16()), *arrays):
         found = read_tensor(data, ".pth")
-        assert found.shape == (16, 1, 8, 8) and found.mean_square == pytest.approx(float((values.double() ** 2).mean()), rel=2e-2)
+        assert found.shape == (16, 1, 8, 8)
+        assert found.mean_square == pytest.approx(float((values.double() ** 2).mean()), rel=2e-2)
     expanded = io.BytesIO()
     torch.save(torch.ones(1, 4).expand(3, 4), expanded)
     assert read_tensor(expanded.getvalue(), ".pth").shape == (3, 4)

@@ -24,32 +24,52 @@ from tests.conftest import HOWTO, dfmspec, environment
 def test_a_rule_has_a_page_and_a_wrong_code_gets_a_suggestion() -> None:
     page = dfmspec("rule", "par101").stdout
 
-    assert page.startswith("# PAR101 world-size-not-divisible") and "## Fires on" in page and "## Silent on" in page
+    assert page.startswith("# PAR101 world-size-not-divisible")
+    assert "## Fires on" in page
+    assert "## Silent on" in page
     assert dfmspec("rule", "world-size-not-divisible").stdout == page
     assert len(dfmspec("rule").stdout.splitlines()) == len(RULES)
-    assert {entry["code"] for entry in json.loads(dfmspec("rule", "--format", "json").stdout)} == {rule.code for rule in RULES}
+    assert {entry["code"] for entry in json.loads(dfmspec("rule", "--format", "json").stdout)} == {
+        rule.code for rule in RULES
+    }
     wrong = dfmspec("rule", "PAR100")
-    assert wrong.returncode == 2 and "did you mean PAR1" in wrong.stderr
+    assert wrong.returncode == 2
+    assert "did you mean PAR1" in wrong.stderr
 
 
 def test_a_key_is_explained_for_each_target_that_has_it() -> None:
-    both, short, wrong = dfmspec("explain", "scheduler.lr_decay_iters"), dfmspec("explain", "lr"), dfmspec("explain", "model.num_layer")
+    both, short, wrong = (
+        dfmspec("explain", "scheduler.lr_decay_iters"),
+        dfmspec("explain", "lr"),
+        dfmspec("explain", "model.num_layer"),
+    )
 
     assert {"OPT101", "OPT105"} <= set(short.stdout.splitlines()[1].partition(": ")[2].split(", "))
-    assert "target megatron_core" in both.stdout and "upstream's own value: 10000" in both.stdout and "looked at by: SPC301" in both.stdout
+    assert "target megatron_core" in both.stdout
+    assert "upstream's own value: 10000" in both.stdout
+    assert "looked at by: SPC301" in both.stdout
     assert short.stdout.startswith("optimizer.lr\n")
-    assert wrong.returncode == 2 and "did you mean model.num_layers" in wrong.stderr
+    assert wrong.returncode == 2
+    assert "did you mean model.num_layers" in wrong.stderr
 
 
-@pytest.mark.parametrize(("target", "recipe"), [(target, recipe) for target in TARGETS for recipe in recipes_of(target)])
+@pytest.mark.parametrize(
+    ("target", "recipe"), [(target, recipe) for target in TARGETS for recipe in recipes_of(target)]
+)
 @pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (1, 8), (16, 4), (3, 5)])
 @pytest.mark.parametrize("dataset", [None, "/data/it's mine: #1"])
-def test_what_init_writes_is_valid_as_it_stands(target: str, recipe: str, nodes: int, gpus: int, dataset: str | None) -> None:
+def test_what_init_writes_is_valid_as_it_stands(
+    target: str, recipe: str, nodes: int, gpus: int, dataset: str | None
+) -> None:
     text = spec_text("spec.yaml", recipe, target, nodes, gpus, dataset, cpu=False)
     resolved = resolve_spec(load_spec("spec.yaml", text=text))
 
-    assert [finding.code for finding in check_spec(resolved, levels=("spec",)) if finding.severity > Severity.HINT] == []
-    assert resolved["cluster.nnodes"] == nodes and resolved["recipe"] == recipe and (dataset is None or resolved["dataset.path"] == dataset)
+    assert [
+        finding.code for finding in check_spec(resolved, levels=("spec",)) if finding.severity > Severity.HINT
+    ] == []
+    assert resolved["cluster.nnodes"] == nodes
+    assert resolved["recipe"] == recipe
+    assert dataset is None or resolved["dataset.path"] == dataset
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
@@ -58,7 +78,9 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     text = file.read_text()
     again = dfmspec("init", file)
 
-    assert again.returncode == 2 and "exists" in again.stderr and file.read_text() == text
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert file.read_text() == text
 
 
 def test_a_torchrun_line_becomes_a_spec_and_dead_words_are_listed(tmp_path: Path) -> None:
@@ -72,48 +94,88 @@ def test_a_torchrun_line_becomes_a_spec_and_dead_words_are_listed(tmp_path: Path
     resolved = resolve_spec(load_spec(out))
 
     assert result.returncode == 0, result.stderr
-    assert (resolved["cluster.nproc_per_node"], resolved["cluster.nnodes"], resolved["dataset.path"]) == (4, 2, "/data/b")
-    assert (resolved["train.train_iters"], resolved["model.tensor_model_parallel_size"], resolved["launcher.env"]) == (800, 4, {"NCCL_ALGO": "Ring"})
+    assert (resolved["cluster.nproc_per_node"], resolved["cluster.nnodes"], resolved["dataset.path"]) == (
+        4,
+        2,
+        "/data/b",
+    )
+    assert (resolved["train.train_iters"], resolved["model.tensor_model_parallel_size"], resolved["launcher.env"]) == (
+        800,
+        4,
+        {"NCCL_ALGO": "Ring"},
+    )
     for dead in ("train.typo", "model.attention_backend", "+x.y=1", "~train", "--no-such"):
-        assert dead in result.stderr and dead in out.read_text()
+        assert dead in result.stderr
+        assert dead in out.read_text()
     assert dfmspec("import", command, "-o", out).returncode == 2  # nothing is overwritten
 
 
 def test_the_how_tos_file_is_imported_and_checked_like_the_original() -> None:
     text = dfmspec("import", HOWTO).stdout
-    codes = [{f.code for f in check_spec(resolve_spec(load_spec("x.yaml", words, text=source)), levels=("spec",))}
-             for source, words in ((text, ["cluster.nproc_per_node=2"]), (HOWTO.read_text(), ["cluster.nproc_per_node=2", "target=dfm"]))]  # fmt: skip
+    codes = [
+        {f.code for f in check_spec(resolve_spec(load_spec("x.yaml", words, text=source)), levels=("spec",))}
+        for source, words in (
+            (text, ["cluster.nproc_per_node=2"]),
+            (HOWTO.read_text(), ["cluster.nproc_per_node=2", "target=dfm"]),
+        )
+    ]
 
     assert codes[0] == codes[1]
 
 
-ODD = "model: {num_layers: 010, sequence_parallel: n, ffn_hidden_size: 1_000}\ntrain: {train_iters: 1:30, manual_gc: on}\noptimizer: {lr: 1e-4}\nddp: {bucket_size: \"???\"}\n"
+ODD = 'model: {num_layers: 010, sequence_parallel: n, ffn_hidden_size: 1_000}\ntrain: {train_iters: 1:30, manual_gc: on}\noptimizer: {lr: 1e-4}\nddp: {bucket_size: "???"}\n'
 
 
 def test_an_imported_value_is_the_one_that_upstream_reads(tmp_path: Path) -> None:
     """From a file, and from a command line, whose grammar is another."""
     (tmp_path / "odd.yaml").write_text(ODD)
     (tmp_path / "spec.yaml").write_text(dfmspec("import", tmp_path / "odd.yaml").stdout)
-    words = ["model.num_layers=010", "model.sequence_parallel=n", "model.ffn_hidden_size=1_000", "train.train_iters=1:30", "train.manual_gc=True", "optimizer.lr=1e-4"]
+    words = [
+        "model.num_layers=010",
+        "model.sequence_parallel=n",
+        "model.ffn_hidden_size=1_000",
+        "train.train_iters=1:30",
+        "train.manual_gc=True",
+        "optimizer.lr=1e-4",
+    ]
     imported = import_command(["torchrun", "pretrain_dit_model.py", *words]).values
     file, line = load_spec(tmp_path / "spec.yaml"), read(None, words, world_size=1)
 
     assert import_file(tmp_path / "odd.yaml").values == {
-        "model.num_layers": 8, "model.sequence_parallel": "n", "model.ffn_hidden_size": 1000, "train.train_iters": 90, "train.manual_gc": True, "optimizer.lr": 1e-4,
-    }  # fmt: skip
-    assert all(read(ODD, [], world_size=1)[key] == file.values[key] for key in ("model.num_layers", "model.ffn_hidden_size", "train.train_iters", "train.manual_gc"))
-    assert imported == {key: line[key] for key in imported} and len(imported) == len(words)
+        "model.num_layers": 8,
+        "model.sequence_parallel": "n",
+        "model.ffn_hidden_size": 1000,
+        "train.train_iters": 90,
+        "train.manual_gc": True,
+        "optimizer.lr": 1e-4,
+    }
+    assert all(
+        read(ODD, [], world_size=1)[key] == file.values[key]
+        for key in ("model.num_layers", "model.ffn_hidden_size", "train.train_iters", "train.manual_gc")
+    )
+    assert imported == {key: line[key] for key in imported}
+    assert len(imported) == len(words)
 
 
-@pytest.mark.parametrize("words", [["import", "ls -l"], ["import", "torchrun 'pretrain_dit_model.py"], ["import", "torchrun pretrain_dit_model.py --config-file /no/such.yaml"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import", "ls -l"],
+        ["import", "torchrun 'pretrain_dit_model.py"],
+        ["import", "torchrun pretrain_dit_model.py --config-file /no/such.yaml"],
+    ],
+)
 def test_what_is_no_training_command_is_a_usage_error(words: list[str]) -> None:
     result = dfmspec(*words)
 
-    assert result.returncode == 2 and result.stderr.startswith("error:") and "Traceback" not in result.stderr
+    assert result.returncode == 2
+    assert result.stderr.startswith("error:")
+    assert "Traceback" not in result.stderr
 
 
 def test_the_shell_completes_sections_keys_and_codes() -> None:
-    assert "model." in complete_override("mod") and "model.num_layers=" in complete_override("model.num_la")
+    assert "model." in complete_override("mod")
+    assert "model.num_layers=" in complete_override("model.num_la")
     assert complete_key("train.global_b") == ["train.global_batch_size"]
     assert ("PAR101", "world-size-not-divisible") in complete_code("par1")
     script = Path(sys.executable).parent / "dfmspec"

@@ -40,19 +40,30 @@ def codes(result: subprocess.CompletedProcess[str]) -> set[str]:
 
 def test_every_form_is_well_formed_and_names_the_place(bad: Path, tmp_path: Path) -> None:
     forms = {name: tmp_path / f"out.{name}" for name in REPORTERS}
-    result = dfmspec("validate", str(bad), "--check", "spec", *(word for name, file in forms.items() for word in ("--report", f"{name}={file}")), cwd=tmp_path)
+    result = dfmspec(
+        "validate",
+        str(bad),
+        "--check",
+        "spec",
+        *(word for name, file in forms.items() for word in ("--report", f"{name}={file}")),
+        cwd=tmp_path,
+    )
     text = {name: file.read_text() for name, file in forms.items()}
 
-    assert result.returncode == 1 and text["full"].strip() == result.stdout.strip()
+    assert result.returncode == 1
+    assert text["full"].strip() == result.stdout.strip()
     assert f"{bad}:4:3: error: " in text["concise"]
-    assert {entry["code"] for entry in json.loads(text["json"])["findings"]} == {json.loads(line)["code"] for line in text["jsonl"].splitlines()}
+    assert {entry["code"] for entry in json.loads(text["json"])["findings"]} == {
+        json.loads(line)["code"] for line in text["jsonl"].splitlines()
+    }
     assert f"file={bad.relative_to(tmp_path)},line=4,col=3" in text["github"]
     assert all(len(issue["fingerprint"]) == 64 for issue in json.loads(text["gitlab"]))
     assert Xml.fromstring(text["junit"].split("\n", 1)[1]).find(".//failure") is not None
     assert json.loads(text["rdjson"])["diagnostics"][0]["location"]["range"]["start"]["line"] >= 1
     assert "| error | PAR101" in text["markdown"]
     sarif = Sarif.model_validate(json.loads(text["sarif"]))
-    assert sarif.version == "2.1.0" and {found.rule_id for found in sarif.runs[0].results or []} >= {"PAR101", "SPC301"}
+    assert sarif.version == "2.1.0"
+    assert {found.rule_id for found in sarif.runs[0].results or []} >= {"PAR101", "SPC301"}
 
 
 def test_the_full_form_shows_the_line_a_caret_and_the_layer(bad: Path) -> None:
@@ -60,7 +71,8 @@ def test_the_full_form_shows_the_line_a_caret_and_the_layer(bad: Path) -> None:
     other = dfmspec("validate", str(bad), "cluster.nproc_per_node=6", "recipe=dit_s", "--check", "spec").stdout
 
     assert "  4 |   tensor_model_parallel_size: 3\n    |   ^^^^^^^^^^^^^^^^^^^^^^^^^^" in own
-    assert "<command line>: error: unknown key model.num_heads" in own and "did you mean model.num_attention_heads?" in own
+    assert "<command line>: error: unknown key model.num_heads" in own
+    assert "did you mean model.num_attention_heads?" in own
     assert "PAR102" not in other
 
 
@@ -71,8 +83,15 @@ def test_colours_are_for_terminals_only_and_no_color_wins(bad: Path) -> None:
 
 
 def test_select_and_ignore_take_beginnings_of_codes(bad: Path) -> None:
-    assert codes(dfmspec("validate", str(bad), "--check", "spec", "--format", "concise", "--select", "PAR,spc301")) == {"PAR101", "PAR102", "PAR114", "SPC301"}
-    assert "PAR101" not in codes(dfmspec("validate", str(bad), "--check", "spec", "--format", "concise", "--ignore", "PAR"))
+    assert codes(dfmspec("validate", str(bad), "--check", "spec", "--format", "concise", "--select", "PAR,spc301")) == {
+        "PAR101",
+        "PAR102",
+        "PAR114",
+        "SPC301",
+    }
+    assert "PAR101" not in codes(
+        dfmspec("validate", str(bad), "--check", "spec", "--format", "concise", "--ignore", "PAR")
+    )
     assert dfmspec("validate", str(bad), "--select", "XYZ").returncode == 2
 
 
@@ -81,7 +100,8 @@ def test_what_select_and_ignore_do_not_reach_is_said(tmp_path: Path) -> None:
     file.write_text("data: {source: mock}\nmodel: {num_layers: many}  # dfmspec: ignore[SPC202] why not\n")
     for words in (["--ignore", "SPC202"], ["--select", "PAR"]):
         result = dfmspec("validate", str(file), "--check", "spec", "--format", "concise", *words)
-        assert "SPC202" in codes(result) and "SPC202 are errors of reading" in result.stderr
+        assert "SPC202" in codes(result)
+        assert "SPC202 are errors of reading" in result.stderr
     assert "it is an error of reading" in dfmspec("validate", str(file), "--check", "spec").stdout
     assert dfmspec("validate", str(file), "--check", "spec").stderr == ""
 
@@ -106,11 +126,14 @@ def test_a_comment_suppresses_on_its_line_above_a_block_or_in_the_file_and_must_
     )
     result = dfmspec("validate", str(file), "--check", "spec", "--format", "concise")
 
-    assert codes(result) == {"SPC401", "SPC402"} and result.returncode == 0
-    assert ":7:" in result.stdout and ":8:" in result.stdout
+    assert codes(result) == {"SPC401", "SPC402"}
+    assert result.returncode == 0
+    assert ":7:" in result.stdout
+    assert ":8:" in result.stdout
     sarif = json.loads(dfmspec("validate", str(file), "--check", "spec", "--format", "sarif").stdout)
     kept = [found for found in sarif["runs"][0]["results"] if "suppressions" in found]
-    assert {found["ruleId"] for found in kept} == {"PAR101", "PAR102", "PAR114"} and kept[0]["suppressions"][0]["kind"] == "inSource"
+    assert {found["ruleId"] for found in kept} == {"PAR101", "PAR102", "PAR114"}
+    assert kept[0]["suppressions"][0]["kind"] == "inSource"
 
 
 def test_a_structural_error_cannot_be_suppressed(tmp_path: Path) -> None:
@@ -127,7 +150,8 @@ def test_a_baseline_accepts_what_is_there_and_nothing_new(bad: Path, tmp_path: P
     bad.write_text("# a line more\n" + BAD + "optimizer: {lr: 1.0e-5, min_lr: 1.0e-4}\n")
     result = dfmspec("validate", str(bad), "--check", "spec", "--baseline", str(baseline), "--format", "concise")
 
-    assert result.returncode == 1 and codes(result) == {"OPT101"}
+    assert result.returncode == 1
+    assert codes(result) == {"OPT101"}
 
 
 def test_folders_globs_stdin_and_several_processes_give_the_same_findings(tmp_path: Path) -> None:
@@ -140,12 +164,22 @@ def test_folders_globs_stdin_and_several_processes_give_the_same_findings(tmp_pa
     words = ("--check", "spec", "--format", "jsonl")
     whole = dfmspec("validate", "specs", *words, cwd=tmp_path).stdout
 
-    assert whole == dfmspec("validate", "specs/*.yaml", *words, cwd=tmp_path).stdout == dfmspec("validate", "specs", "-j", "2", *words, cwd=tmp_path).stdout
-    assert "nonsense" not in whole and len({json.loads(line)["file"] for line in whole.splitlines()}) == 40
-    from_stdin = subprocess.run(
-        [sys.executable, "-m", "dfmspec", "validate", "-", "--format", "concise", "--check", "spec"], input=BAD, capture_output=True, text=True, check=False
+    assert (
+        whole
+        == dfmspec("validate", "specs/*.yaml", *words, cwd=tmp_path).stdout
+        == dfmspec("validate", "specs", "-j", "2", *words, cwd=tmp_path).stdout
     )
-    assert "<stdin>:4:3: error:" in from_stdin.stdout and from_stdin.returncode == 1
+    assert "nonsense" not in whole
+    assert len({json.loads(line)["file"] for line in whole.splitlines()}) == 40
+    from_stdin = subprocess.run(
+        [sys.executable, "-m", "dfmspec", "validate", "-", "--format", "concise", "--check", "spec"],
+        input=BAD,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "<stdin>:4:3: error:" in from_stdin.stdout
+    assert from_stdin.returncode == 1
 
 
 def test_under_github_actions_a_summary_is_written(bad: Path, tmp_path: Path) -> None:
@@ -156,11 +190,20 @@ def test_under_github_actions_a_summary_is_written(bad: Path, tmp_path: Path) ->
 
 
 def test_the_problem_matcher_matches_the_concise_form(bad: Path) -> None:
-    matcher = json.loads((ROOT / "examples" / "ci" / "problem-matcher.json").read_text())["problemMatcher"][0]["pattern"][0]
-    lines = [line for line in dfmspec("validate", str(bad), "--check", "spec", "--format", "concise").stdout.splitlines() if ":4:3:" in line]
+    matcher = json.loads((ROOT / "examples" / "ci" / "problem-matcher.json").read_text())["problemMatcher"][0][
+        "pattern"
+    ][0]
+    lines = [
+        line
+        for line in dfmspec("validate", str(bad), "--check", "spec", "--format", "concise").stdout.splitlines()
+        if ":4:3:" in line
+    ]
     match = re.match(matcher["regexp"], lines[0])
 
-    assert match and match[matcher["line"]] == "4" and match[matcher["code"]] == "PAR101" and match[matcher["severity"]] == "error"
+    assert match
+    assert match[matcher["line"]] == "4"
+    assert match[matcher["code"]] == "PAR101"
+    assert match[matcher["severity"]] == "error"
 
 
 def test_the_action_runs_what_it_says(bad: Path, tmp_path: Path) -> None:
@@ -175,18 +218,41 @@ def test_the_action_runs_what_it_says(bad: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "dfmspec").write_text(f'#!/bin/sh\nexec {sys.executable} -m dfmspec "$@"\n')
     (folder / "dfmspec").chmod(0o755)
-    env = {"PATH": f"{folder}:/usr/bin:/bin", "SPECS": "specs", "ARGUMENTS": "--select PAR", "CHECK": "spec", "SARIF": "out.sarif", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", step["run"]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    env = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "SPECS": "specs",
+        "ARGUMENTS": "--select PAR",
+        "CHECK": "spec",
+        "SARIF": "out.sarif",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    assert done.returncode == 1 and "::error file=specs/bad.yaml,line=4" in done.stdout, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "::error file=specs/bad.yaml,line=4" in done.stdout, done.stderr
     assert json.loads((tmp_path / "out.sarif").read_text())["version"] == "2.1.0"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "corpus" / "valid").glob("*.yaml")) + sorted((ROOT / "specs").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    sorted((ROOT / "tests" / "corpus" / "valid").glob("*.yaml")) + sorted((ROOT / "specs").glob("*.yaml")),
+    ids=lambda file: file.stem,
+)
 def test_a_valid_spec_raises_no_alarm(file: Path) -> None:
     from dfmspec.check.rules import check_spec
     from dfmspec.diagnostics import Severity
     from dfmspec.read.load import load_spec
     from dfmspec.read.resolve import resolve_spec
 
-    assert [finding for finding in check_spec(resolve_spec(load_spec(file)), levels=("spec",)) if finding.severity > Severity.HINT] == []
+    assert [
+        finding
+        for finding in check_spec(resolve_spec(load_spec(file)), levels=("spec",))
+        if finding.severity > Severity.HINT
+    ] == []

@@ -15,5 +15,9 @@ def _rotated(devices: list[str], worker: str) -> list[str]:
 torch.set_num_threads(1)  # thousands of small sums take longer the more threads share them
 if count := torch.cuda.device_count():
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers in every process of every test takes longer than their few kernels
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_rotated(visible.split(","), os.environ.get("PYTEST_XDIST_WORKER", "")))
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = (
+        "1"  # a pool of compilers in every process of every test takes longer than their few kernels
+    )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
+        _rotated(visible.split(","), os.environ.get("PYTEST_XDIST_WORKER", ""))
+    )

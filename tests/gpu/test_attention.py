@@ -24,7 +24,12 @@ LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[tuple[int, int]]) -> torch.Tensor:
     """Segment by segment, in fp64."""
-    pieces = zip(q.split([a for a, _ in lengths]), k.split([b for _, b in lengths]), v.split([b for _, b in lengths]), strict=True)
+    pieces = zip(
+        q.split([a for a, _ in lengths]),
+        k.split([b for _, b in lengths]),
+        v.split([b for _, b in lengths]),
+        strict=True,
+    )
     outputs = []
     for mine, keys, values in pieces:
         scores = torch.einsum("qhd,khd->hqk", mine, keys) / q.size(-1) ** 0.5
@@ -36,11 +41,18 @@ def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[tuple
 @pytest.mark.parametrize("head", [64, 72, 128])
 @pytest.mark.parametrize(
     ("implementation", "backend", "dtype"),
-    [("transformer_engine", "fused", torch.bfloat16), ("transformer_engine", "flash", torch.bfloat16), ("local", "fused", torch.bfloat16), ("local", "fused", torch.float32)],
+    [
+        ("transformer_engine", "fused", torch.bfloat16),
+        ("transformer_engine", "flash", torch.bfloat16),
+        ("local", "fused", torch.bfloat16),
+        ("local", "fused", torch.float32),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_back_end_agrees_with_plain_attention(implementation: str, backend: str, dtype: torch.dtype, head: int, pack: str, deterministic: bool) -> None:
+def test_a_back_end_agrees_with_plain_attention(
+    implementation: str, backend: str, dtype: torch.dtype, head: int, pack: str, deterministic: bool
+) -> None:
     if backend == "flash" and not usable(FLASH_ATTENTION):
         pytest.skip("needs FlashAttention 4 on Hopper")
     from megatron.core.transformer.enums import AttnBackend
@@ -61,13 +73,21 @@ def test_a_back_end_agrees_with_plain_attention(implementation: str, backend: st
     cu = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in zip(*lengths, strict=True)]
     bounds = [1 << (max(each) - 1).bit_length() for each in zip(*lengths, strict=True)]
     pairs = Pairs(*cu, tuple(lengths), len(lengths) if len(set(lengths)) == 1 else 0, *bounds, (0, totals[1]))
-    attention = PackedAttention(SimpleNamespace(transformer_impl=implementation, params_dtype=dtype, attention_backend=AttnBackend[backend], deterministic_mode=deterministic))
+    attention = PackedAttention(
+        SimpleNamespace(
+            transformer_impl=implementation,
+            params_dtype=dtype,
+            attention_backend=AttnBackend[backend],
+            deterministic_mode=deterministic,
+        )
+    )
     leaves = [x.to("cuda", dtype).requires_grad_() for x in inputs]
     got = attention(*leaves, pairs)
     grads = torch.autograd.grad(got, leaves, grad.to("cuda", dtype))
 
     for mine, theirs in zip((got, *grads), (expected, *expected_grads), strict=True):
-        assert mine.isfinite().all() and (mine.cpu().double() - theirs).norm() <= LIMITS[dtype] * theirs.norm()
+        assert mine.isfinite().all()
+        assert (mine.cpu().double() - theirs).norm() <= LIMITS[dtype] * theirs.norm()
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
@@ -84,7 +104,9 @@ def test_heads_are_cut_and_normed(parts: int, normed: int, dtype: torch.dtype, m
 
     exact = [t.to(dtype).double().requires_grad_() for t in (x, *weights)]
     pieces = exact[0].view(tokens, count, parts, width).unbind(2)
-    expected = [F.rms_norm(piece, (width,), weight, 1e-6) for piece, weight in zip(pieces, exact[1:], strict=False)] + list(pieces[normed:])
+    expected = [
+        F.rms_norm(piece, (width,), weight, 1e-6) for piece, weight in zip(pieces, exact[1:], strict=False)
+    ] + list(pieces[normed:])
     expected_grads = torch.autograd.grad(expected, exact, [g.to(dtype).double() for g in grads])
 
     leaves = [t.to("cuda", dtype).requires_grad_() for t in (x, *weights)]
@@ -109,11 +131,19 @@ def test_casts_to_fp8_are_torchs(shape: tuple[int, int], e5m2: bool) -> None:
     for how in ({}, {"gelu": True}, {"through_gelu_of": h}):
         kept = torch.bfloat16 if "through_gelu_of" in how else torch.float32  # that gradient is rounded once before
         got = fp8.quantized(x, kind, **how)
-        expected = fp8.quantized(x.to("cpu", kept), kind, **{key: value.cpu() if key == "through_gelu_of" else value for key, value in how.items()})
+        expected = fp8.quantized(
+            x.to("cpu", kept),
+            kind,
+            **{key: value.cpu() if key == "through_gelu_of" else value for key, value in how.items()},
+        )
 
-        assert torch.allclose(got.scale_inv.cpu(), expected.scale_inv, rtol=1e-3 if how else 1e-5)  # the processor's own tanh
+        assert torch.allclose(
+            got.scale_inv.cpu(), expected.scale_inv, rtol=1e-3 if how else 1e-5
+        )  # the processor's own tanh
         values = [each.rows.float().cpu() * each.scale_inv.cpu() for each in (got, expected)]
-        assert (values[0] - values[1]).norm() <= (1e-2 if how else 1e-3) * values[1].norm()  # a value on the edge may round the other way
+        assert (values[0] - values[1]).norm() <= (1e-2 if how else 1e-3) * values[
+            1
+        ].norm()  # a value on the edge may round the other way
         assert torch.equal(got.columns.float(), got.rows.float().t())
 
 
@@ -123,7 +153,12 @@ def test_a_cast_makes_nan_of_what_is_beyond_the_amax_that_it_is_given() -> None:
 
     x = torch.randn(200, 144, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
     amax = x.abs().max().float()
-    found, given, halved = fp8.quantized(x, E4M3), fp8.quantized(x, E4M3, amax=amax), fp8.quantized(x, E4M3, amax=amax / 2)
+    found, given, halved = (
+        fp8.quantized(x, E4M3),
+        fp8.quantized(x, E4M3, amax=amax),
+        fp8.quantized(x, E4M3, amax=amax / 2),
+    )
 
     assert all(torch.equal(mine.float(), theirs.float()) for mine, theirs in zip(given, found, strict=True))
-    assert torch.equal(halved.rows.float().isnan(), x.abs() > amax / 2) and torch.equal(halved.columns.float().isnan(), (x.abs() > amax / 2).t())
+    assert torch.equal(halved.rows.float().isnan(), x.abs() > amax / 2)
+    assert torch.equal(halved.columns.float().isnan(), (x.abs() > amax / 2).t())

@@ -29,7 +29,9 @@ PRECISIONS = {"fp32": parity.FP32, "bf16": parity.BF16}
 def made(layout: str, precision: str, last: int) -> dict[str, Any]:
     """With as many layers and packs as the largest layout here needs."""
     layers, packs = 8 if GPUS > 2 else 4, 8 if GPUS > 4 else 4
-    experiment = parity.gpu_experiment(parity.CUTS[layout], bf16=precision == "bf16", iterations=LAST, layers=layers, packs=packs)
+    experiment = parity.gpu_experiment(
+        parity.CUTS[layout], bf16=precision == "bf16", iterations=LAST, layers=layers, packs=packs
+    )
     return experiment | {"train": experiment["train"] | {"train_iters": last}}
 
 
@@ -39,7 +41,10 @@ def reference(shared: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]
     checkpoint = start / f"iter_{START:07d}"
 
     def train(one: Path) -> None:
-        jobs = [parity.Job("one", start, made("one", precision, START), save=True), parity.Job("one", one, made("one", precision, LAST), start=checkpoint)]
+        jobs = [
+            parity.Job("one", start, made("one", precision, START), save=True),
+            parity.Job("one", one, made("one", precision, LAST), start=checkpoint),
+        ]
         said = parity.run_all(jobs)
         assert not said, said
 
@@ -57,7 +62,18 @@ def runs(shared: Path) -> Callable[[str, str], list[dict[str, Any]]]:
     def of_ranks(count: int, precision: str) -> Callable[[str], list[dict[str, Any]]]:
         checkpoint, _ = reference(shared, precision)
         chosen = [layout for layout in LAYOUTS if parity.ranks(layout) == count]
-        return parity.together([parity.Job(layout, shared / f"{layout}_{precision}", made(layout, precision, LAST), start=checkpoint, graphs=True) for layout in chosen])
+        return parity.together(
+            [
+                parity.Job(
+                    layout,
+                    shared / f"{layout}_{precision}",
+                    made(layout, precision, LAST),
+                    start=checkpoint,
+                    graphs=True,
+                )
+                for layout in chosen
+            ]
+        )
 
     return lambda layout, precision: of_ranks(parity.ranks(layout), precision)(layout)
 
@@ -71,9 +87,15 @@ def say(name: str, difference: parity.Difference) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "precision"),
-    [pytest.param(layout, precision, marks=pytest.mark.xdist_group(precision)) for precision in PRECISIONS for layout in LAYOUTS],
+    [
+        pytest.param(layout, precision, marks=pytest.mark.xdist_group(precision))
+        for precision in PRECISIONS
+        for layout in LAYOUTS
+    ],
 )
-def test_a_layout_agrees_with_one_gpu(layout: str, precision: str, shared: Path, runs: Callable[[str, str], list[dict[str, Any]]]) -> None:
+def test_a_layout_agrees_with_one_gpu(
+    layout: str, precision: str, shared: Path, runs: Callable[[str, str], list[dict[str, Any]]]
+) -> None:
     _, one = reference(shared, precision)
     difference = parity.compare(one, runs(layout, precision))
     say(f"{layout} {precision}", difference)

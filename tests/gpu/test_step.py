@@ -15,7 +15,12 @@ from tests.trainer import parity
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("one process")]
 
 
-BACKENDS = ["fused", pytest.param("flash", marks=pytest.mark.skipif(not usable(FLASH_ATTENTION), reason="needs FlashAttention 4 on Hopper"))]
+BACKENDS = [
+    "fused",
+    pytest.param(
+        "flash", marks=pytest.mark.skipif(not usable(FLASH_ATTENTION), reason="needs FlashAttention 4 on Hopper")
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,12 @@ def build() -> Iterator[Any]:
     setup.initialize_distributed(Experiment.model_validate(parity.gpu_experiment({}, bf16=True, iterations=8)))
 
     def make(
-        bf16: bool = True, length: int = 344, resolution: int = 128, fp8: str | None = None, ddp: dict[str, Any] | None = None, **model: Any
+        bf16: bool = True,
+        length: int = 344,
+        resolution: int = 128,
+        fp8: str | None = None,
+        ddp: dict[str, Any] | None = None,
+        **model: Any,
     ) -> tuple[Any, Any]:
         made = parity.gpu_experiment(model, bf16=bf16, iterations=8)
         made["mixed_precision"]["fp8"] = fp8
@@ -46,7 +56,9 @@ def build() -> Iterator[Any]:
     torch.distributed.destroy_process_group()
 
 
-def run(trainer: Any, packs: Any, iterations: int = 5) -> tuple[list[tuple[float, float, float]], dict[str, torch.Tensor]]:
+def run(
+    trainer: Any, packs: Any, iterations: int = 5
+) -> tuple[list[tuple[float, float, float]], dict[str, torch.Tensor]]:
     from dfmspec.trainer import step
     from dfmspec.trainer.data.microbatch import microbatches
 
@@ -89,9 +101,10 @@ def test_gradients_that_are_summed_in_bf16_are_those_of_their_iteration(build: A
 
 
 @pytest.mark.parametrize(
-    ("length", "resolution"), [(64, 128), (320, 128), (344, 128), (1024, 256), (4096, 512), (2300, 512)],
+    ("length", "resolution"),
+    [(64, 128), (320, 128), (344, 128), (1024, 256), (4096, 512), (2300, 512)],
     ids=["one short", "short", "short, with padding", "medium", "long", "long, with padding"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_graphs_change_nothing(length: int, resolution: int, backend: str, build: Any) -> None:
     from dfmspec.trainer import step
@@ -102,13 +115,18 @@ def test_graphs_change_nothing(length: int, resolution: int, backend: str, build
     graphed.graphs = step.graphed(graphed)
     got = run(graphed, packs)
 
-    assert {how for _, how in graphed.graphs._graphs} == {(True,), (False,)}  # the first microbatch's gradients replace, the others' are added
+    assert {how for _, how in graphed.graphs._graphs} == {
+        (True,),
+        (False,),
+    }  # the first microbatch's gradients replace, the others' are added
     assert_close(expected, got, 2e-3)
 
 
 @pytest.mark.parametrize("options", [{"bf16": False}, {"deterministic_mode": True}, {}], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(options: dict[str, Any], backend: str, build: Any) -> None:
+def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(
+    options: dict[str, Any], backend: str, build: Any
+) -> None:
     """Two packs of the same sizes whose segments end elsewhere, in turns: torch's attention, which stands in for cuDNN's in fp32 and where bits
     must repeat, cuts by numbers of the host."""
     from dfmspec.trainer import step
@@ -135,7 +153,14 @@ def mixed_packs() -> Iterator[tuple[Any, ...]]:
         for height, width, text in kind:
             shape, number = (16, 1, 2 * height, 2 * width), next(ordinal)
             drawn = draw(shape, seed=1, split="train", stream=0, ordinal=number, p_mean=0.0, p_std=1.0, dropout=0.2)
-            samples.append(DrawnSample(str(number), torch.randn(shape, generator=generator), torch.randn(text, 64, generator=generator), drawn))
+            samples.append(
+                DrawnSample(
+                    str(number),
+                    torch.randn(shape, generator=generator),
+                    torch.randn(text, 64, generator=generator),
+                    drawn,
+                )
+            )
         yield tuple(samples)
 
 

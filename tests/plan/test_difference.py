@@ -13,7 +13,9 @@ from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from tests.conftest import dfmspec
 
-SPEC = "name: run\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 1000}\n"
+SPEC = (
+    "name: run\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 1000}\n"
+)
 
 
 @pytest.fixture
@@ -25,13 +27,22 @@ def spec(tmp_path: Path) -> Path:
 
 def test_differences_are_grouped_by_what_they_change(spec: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
-    other.write_text(SPEC + "optimizer: {lr: 2.0e-4}\nlogger: {log_interval: 5}\nmodel: {tensor_model_parallel_size: 2}\n")
+    other.write_text(
+        SPEC + "optimizer: {lr: 2.0e-4}\nlogger: {log_interval: 5}\nmodel: {tensor_model_parallel_size: 2}\n"
+    )
     lines = dfmspec("plan", other, "--diff", spec).stdout.splitlines()
     groups = {line.rstrip(":"): i for i, line in enumerate(lines) if not line.startswith(" ")}
     numbers, places, talk = groups.values()
 
-    assert next(iter(groups)) == "changes the numbers" and len(groups) == 3
-    assert numbers < lines.index("  optimizer.lr: 9e-05 -> 0.0002") < places < lines.index("  model.tensor_model_parallel_size: 1 -> 2") < talk
+    assert next(iter(groups)) == "changes the numbers"
+    assert len(groups) == 3
+    assert (
+        numbers
+        < lines.index("  optimizer.lr: 9e-05 -> 0.0002")
+        < places
+        < lines.index("  model.tensor_model_parallel_size: 1 -> 2")
+        < talk
+    )
     assert lines.index("  logger.log_interval: 10 -> 5") > talk
     assert dfmspec("plan", spec, "--diff", spec).stdout == "no difference\n"
 
@@ -42,7 +53,9 @@ def test_variables_and_the_launcher_are_told_one_by_one(spec: Path, tmp_path: Pa
     lines = dfmspec("plan", other, "--diff", spec).stdout.splitlines()
 
     assert lines[0] == "does not change the numbers:"
-    assert '  env.NCCL_DEBUG: "(absent)" -> "INFO"' in lines and '  launcher.kind: "local" -> "slurm"' in lines and len(lines) == 4
+    assert '  env.NCCL_DEBUG: "(absent)" -> "INFO"' in lines
+    assert '  launcher.kind: "local" -> "slurm"' in lines
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
@@ -61,7 +74,9 @@ def test_variables_and_the_launcher_are_told_one_by_one(spec: Path, tmp_path: Pa
         ("dist.distributed_timeout_minutes=20", "megatron_core", "dist.distributed_timeout_minutes", TALK),
     ],
 )
-def test_no_key_that_changes_the_numbers_is_said_not_to(word: str, target: str, key: str, group: str, spec: Path) -> None:
+def test_no_key_that_changes_the_numbers_is_said_not_to(
+    word: str, target: str, key: str, group: str, spec: Path
+) -> None:
     one, other = (make_plan(resolve_spec(load_spec(spec, [f"target={target}", *words]))) for words in ((), (word,)))
 
     assert {found.key: found.group for found in differences(one, other)}[key] == group
@@ -69,10 +84,20 @@ def test_no_key_that_changes_the_numbers_is_said_not_to(word: str, target: str, 
 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
-    [("plan.json", '"name": "run"', '"name": "walk"'), ("plan.json", '"resume": "auto"', '"resume": "never"'), ("plan.json", "{", "["), ("plan.json", "\n", "\r\n"),
-     ("plan.json", '"spec_dir": null', '"spec_dir": ".."'), ("node0.sh", "\n", "\r\n"), ("config.yaml", "1000", "1001"), ("node0.sh", "exec", "echo")],
-)  # fmt: skip
-def test_an_edited_bundle_is_stale_however_it_was_edited(file: str, old: str, new: str, spec: Path, tmp_path: Path) -> None:
+    [
+        ("plan.json", '"name": "run"', '"name": "walk"'),
+        ("plan.json", '"resume": "auto"', '"resume": "never"'),
+        ("plan.json", "{", "["),
+        ("plan.json", "\n", "\r\n"),
+        ("plan.json", '"spec_dir": null', '"spec_dir": ".."'),
+        ("node0.sh", "\n", "\r\n"),
+        ("config.yaml", "1000", "1001"),
+        ("node0.sh", "exec", "echo"),
+    ],
+)
+def test_an_edited_bundle_is_stale_however_it_was_edited(
+    file: str, old: str, new: str, spec: Path, tmp_path: Path
+) -> None:
     golden = tmp_path / "golden"
     assert dfmspec("plan", spec, "-o", golden).returncode == 0
     text = (golden / file).read_text()
@@ -81,7 +106,8 @@ def test_an_edited_bundle_is_stale_however_it_was_edited(file: str, old: str, ne
 
     for words in (["plan", spec, "--check", golden], ["run", golden]):
         done = dfmspec(*words, cwd=tmp_path)
-        assert done.returncode == 3 and "Traceback" not in done.stderr, (words, done.stderr)
+        assert done.returncode == 3, (words, done.stderr)
+        assert "Traceback" not in done.stderr, (words, done.stderr)
 
 
 def test_a_plan_without_guards_is_not_run(spec: Path, tmp_path: Path) -> None:
@@ -91,13 +117,16 @@ def test_a_plan_without_guards_is_not_run(spec: Path, tmp_path: Path) -> None:
     (golden / "plan.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
     done = dfmspec("run", golden, cwd=tmp_path)
 
-    assert done.returncode == 3 and "no guard" in done.stderr
+    assert done.returncode == 3
+    assert "no guard" in done.stderr
 
 
 def test_a_folder_that_is_no_bundle_is_said_to_be_none(spec: Path, tmp_path: Path) -> None:
     for words in (["plan", spec, "--check", tmp_path], ["plan", spec, "--diff", tmp_path], ["run", tmp_path]):
         done = dfmspec(*words)
-        assert done.returncode == 2 and "no bundle" in done.stderr and "spec.yaml differ" not in done.stderr
+        assert done.returncode == 2
+        assert "no bundle" in done.stderr
+        assert "spec.yaml differ" not in done.stderr
 
 
 def test_a_golden_plan_is_checked_and_a_stale_one_is_shown(spec: Path, tmp_path: Path) -> None:
@@ -108,5 +137,7 @@ def test_a_golden_plan_is_checked_and_a_stale_one_is_shown(spec: Path, tmp_path:
     spec.write_text(SPEC.replace("1000", "2000"))
     stale = dfmspec("plan", spec, "--check", golden)
 
-    assert stale.returncode == 3 and "train.train_iters: 1000 -> 2000" in stale.stdout and "is stale: config.yaml, node0.sh, plan.json" in stale.stderr
+    assert stale.returncode == 3
+    assert "train.train_iters: 1000 -> 2000" in stale.stdout
+    assert "is stale: config.yaml, node0.sh, plan.json" in stale.stderr
     assert dfmspec("plan", spec, "--check", tmp_path / "nowhere").returncode == 2

@@ -53,7 +53,12 @@ def test_anything_else_goes_through_a_config_file() -> None:
 
 @pytest.mark.parametrize(("sizes", "expected"), [(("TP", 2, "PP", 1), "DP: 4"), (("TP", 4, "PP", 2), "DP: 1")])
 def test_the_how_tos_examples_of_dp(sizes: tuple, expected: str) -> None:
-    words = ["data.source=mock", "cluster.nproc_per_node=8", f"model.tensor_model_parallel_size={sizes[1]}", f"model.pipeline_model_parallel_size={sizes[3]}"]
+    words = [
+        "data.source=mock",
+        "cluster.nproc_per_node=8",
+        f"model.tensor_model_parallel_size={sizes[1]}",
+        f"model.pipeline_model_parallel_size={sizes[3]}",
+    ]
     result = dfmspec("plan", HOWTO, *words)
 
     assert result.returncode == 0, result.stderr
@@ -62,12 +67,17 @@ def test_the_how_tos_examples_of_dp(sizes: tuple, expected: str) -> None:
 
 def test_the_same_bytes_in_any_directory_and_hash_seed(tmp_path: Path) -> None:
     spec = shutil.copy(ROOT / "specs" / "butterfly_tiny_cpu.yaml", tmp_path / "butterfly_tiny_cpu.yaml")
-    outputs = {dfmspec("plan", spec, "--format", "json", cwd=cwd, PYTHONHASHSEED=seed, LC_ALL="C").stdout for cwd in (ROOT, tmp_path) for seed in ("0", "7")}
+    outputs = {
+        dfmspec("plan", spec, "--format", "json", cwd=cwd, PYTHONHASHSEED=seed, LC_ALL="C").stdout
+        for cwd in (ROOT, tmp_path)
+        for seed in ("0", "7")
+    }
 
     plans = [json.loads(output) for output in outputs]
     for each in plans:
         each.pop("guards")  # the dataset beside one of the directories may be there or not
-    assert all(each == plans[0] for each in plans) and plans[0]["plan_id"].startswith("sha256:")
+    assert all(each == plans[0] for each in plans)
+    assert plans[0]["plan_id"].startswith("sha256:")
 
 
 def test_the_config_reads_the_same_in_yaml_1_1_and_is_its_own_fixed_point(tmp_path: Path) -> None:
@@ -84,7 +94,8 @@ def test_target_dfm_gets_every_twin_and_none_of_our_sections() -> None:
 
     assert config["dataset"]["global_batch_size"] == config["train"]["global_batch_size"] == 64
     assert config["scheduler"]["start_weight_decay"] == config["scheduler"]["end_weight_decay"] == 0.01
-    assert config["optimizer"]["min_lr"] == 1e-5 and config["model"]["qk_layernorm"] is True
+    assert config["optimizer"]["min_lr"] == 1e-5
+    assert config["model"]["qk_layernorm"] is True
     assert not {"cluster", "run", "launcher", "data", "diffusion"} & config.keys()
 
 
@@ -95,7 +106,9 @@ def test_any_text_survives_the_config_file(name: str, tmp_path: Path) -> None:
     assert yaml.safe_load(text) == {"dataset": {"path": f"/data/{name}"}}
 
 
-HOSTILE = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=30).filter(lambda text: text.strip() == text and not text.startswith("-"))
+HOSTILE = st.text(
+    st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=30
+).filter(lambda text: text.strip() == text and not text.startswith("-"))
 
 
 @given(HOSTILE)
@@ -128,19 +141,39 @@ def test_why_tells_where_a_value_comes_from() -> None:
 
 def test_variables_that_a_mode_needs_are_set_or_removed_by_rule(tmp_path: Path) -> None:
     """What node 0 of target dfm hands to torchrun, from a shell that has another setting."""
-    (tmp_path / "torchrun").write_text('#!/bin/sh\necho "${NCCL_ALGO:-} ${NVTE_ALLOW_NONDETERMINISTIC_ALGO:-} ${CUDA_DEVICE_MAX_CONNECTIONS-unset} $PYTHONPATH"\n')
+    (tmp_path / "torchrun").write_text(
+        '#!/bin/sh\necho "${NCCL_ALGO:-} ${NVTE_ALLOW_NONDETERMINISTIC_ALGO:-} ${CUDA_DEVICE_MAX_CONNECTIONS-unset} $PYTHONPATH"\n'
+    )
     (tmp_path / "torchrun").chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONPATH": "/mine", "DFM_ROOT": "/dfm"}
+    env = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTHONPATH": "/mine",
+        "DFM_ROOT": "/dfm",
+    }
     base = ["target=dfm", "data.source=mock", "cluster.nproc_per_node=8", "train.train_iters=10", "train.eval_iters=0"]
     said = []
-    for number, words in enumerate((["model.deterministic_mode=true"], ["ddp.use_megatron_fsdp=true", "checkpoint.ckpt_format=fsdp_dtensor"],
-                                    ["model.deterministic_mode=true", "launcher.env={NCCL_ALGO: Tree}"])):  # fmt: skip
+    for number, words in enumerate(
+        (
+            ["model.deterministic_mode=true"],
+            ["ddp.use_megatron_fsdp=true", "checkpoint.ckpt_format=fsdp_dtensor"],
+            ["model.deterministic_mode=true", "launcher.env={NCCL_ALGO: Tree}"],
+        )
+    ):
         resolved = resolve_spec(load_spec(None, [*base, *words]))
         assert not [finding for finding in check_spec(resolved, levels=("spec",)) if finding.severity is Severity.ERROR]
         made = make_plan(resolved)
         (tmp_path / f"{number}.sh").write_text(node_script(made, 0))
-        said.append(subprocess.run(["bash", f"{number}.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip())
-        assert "CUDA_DEVICE_MAX_CONNECTIONS" in described(resolved, made) if number == 1 else "model.deterministic_mode" in described(resolved, made)
+        said.append(
+            subprocess.run(
+                ["bash", f"{number}.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
+        assert (
+            "CUDA_DEVICE_MAX_CONNECTIONS" in described(resolved, made)
+            if number == 1
+            else "model.deterministic_mode" in described(resolved, made)
+        )
 
     assert said == ["Ring 0 1 /dfm:/mine", "unset /dfm:/mine", "Tree 0 1 /dfm:/mine"]
 
@@ -175,39 +208,70 @@ def test_work_and_memory_grow_no_faster_than_the_nodes(tmp_path: Path) -> None:
     peak = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     for words in (["-o", tmp_path / "out"], ["--ranks"]):
         command = [sys.executable, "-c", peak, sys.executable, "-m", "dfmspec", "plan", tmp_path / "4096.yaml", *words]
-        kilobytes = int(subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=True).stdout)
+        kilobytes = int(
+            subprocess.run(
+                list(map(str, command)), env=environment(), capture_output=True, text=True, check=True
+            ).stdout
+        )
         assert kilobytes < 500_000
 
     assert many < 4.2 * few
-    assert len(files) == 4 and sum(file.stat().st_size for file in files) < 200_000
+    assert len(files) == 4
+    assert sum(file.stat().st_size for file in files) < 200_000
 
 
 @pytest.mark.parametrize(
     "words",
-    [("--why", "optimizer.lr", "-o", "out"), ("--ranks", "-o", "out"), ("--check", "out", "-o", "out"), ("--diff", "spec.yaml", "-o", "out"), ("--why", ""),
-     ("--ranks", "--why", "name"), ("--why", "name", "--format", "json"), ("--ranks", "--format", "yaml"), ("-o", "out", "--format", "json"),
-     ("--node", "0", "--format", "json"), ("--node", "0", "-o", "out"), ("--node", "2")],
-)  # fmt: skip
+    [
+        ("--why", "optimizer.lr", "-o", "out"),
+        ("--ranks", "-o", "out"),
+        ("--check", "out", "-o", "out"),
+        ("--diff", "spec.yaml", "-o", "out"),
+        ("--why", ""),
+        ("--ranks", "--why", "name"),
+        ("--why", "name", "--format", "json"),
+        ("--ranks", "--format", "yaml"),
+        ("-o", "out", "--format", "json"),
+        ("--node", "0", "--format", "json"),
+        ("--node", "0", "-o", "out"),
+        ("--node", "2"),
+    ],
+)
 def test_what_cannot_be_answered_together_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2, nnodes: 2}\n")
     done = dfmspec("plan", "spec.yaml", *words, cwd=tmp_path)
 
-    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("word", [b'launcher.env={X: "a\xff"}', b'launcher.setup=["\xff"]', b"dataset.path=/data/\xff", b'launcher.env={X: "\\ud800"}', b'name="\\ud800"'])
+@pytest.mark.parametrize(
+    "word",
+    [
+        b'launcher.env={X: "a\xff"}',
+        b'launcher.setup=["\xff"]',
+        b"dataset.path=/data/\xff",
+        b'launcher.env={X: "\\ud800"}',
+        b'name="\\ud800"',
+    ],
+)
 def test_bytes_that_are_no_text_end_no_program(word: bytes, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2}\n")
     for words in ((), ("-o", "out"), ("--format", "json")):
         command = [sys.executable, "-m", "dfmspec", "plan", "spec.yaml", word, *words]
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, check=False)
-        assert done.returncode in (0, 1) and b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode in (0, 1), done.stderr
+        assert b"Traceback" not in done.stderr, done.stderr
 
 
 def test_one_node_is_its_script(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2, nnodes: 2}\n")
 
-    assert dfmspec("plan", "spec.yaml", "--node", "1", cwd=tmp_path).stdout == dfmspec("plan", "spec.yaml", "--node", "1", "--format", "sh", cwd=tmp_path).stdout
+    assert (
+        dfmspec("plan", "spec.yaml", "--node", "1", cwd=tmp_path).stdout
+        == dfmspec("plan", "spec.yaml", "--node", "1", "--format", "sh", cwd=tmp_path).stdout
+    )
 
 
 def test_a_plan_as_json_can_be_compared(tmp_path: Path) -> None:
@@ -216,15 +280,31 @@ def test_a_plan_as_json_can_be_compared(tmp_path: Path) -> None:
     assert dfmspec("plan", "spec.yaml", "-o", "p1", cwd=tmp_path).returncode == 0
 
     for other in ("before.json", "p1/plan.json", "p1"):
-        assert dfmspec("plan", "spec.yaml", "optimizer.lr=1e-5", "--diff", other, cwd=tmp_path).stdout.count("optimizer.lr: 9e-05 -> 1e-05") == 1
+        assert (
+            dfmspec("plan", "spec.yaml", "optimizer.lr=1e-5", "--diff", other, cwd=tmp_path).stdout.count(
+                "optimizer.lr: 9e-05 -> 1e-05"
+            )
+            == 1
+        )
     assert dfmspec("plan", "spec.yaml", "--diff", "nowhere.json", cwd=tmp_path).returncode == 2
 
 
-@pytest.mark.parametrize(("target", "kind"), [("megatron_core", "ssh"), ("dfm", "ssh"), ("dfm", "slurm"), ("dfm", "local")])
+@pytest.mark.parametrize(
+    ("target", "kind"), [("megatron_core", "ssh"), ("dfm", "ssh"), ("dfm", "slurm"), ("dfm", "local")]
+)
 def test_a_plan_says_how_it_can_be_started(target: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("data: {source: mock}\ncluster: {nproc_per_node: 2, nnodes: 2}\n")
     hosts = ["launcher.hosts=[a, b]"] if kind == "ssh" else []
-    said = dfmspec("plan", "spec.yaml", f"target={target}", f"launcher.kind={kind}", *hosts, "train.train_iters=10", "train.eval_iters=0", cwd=tmp_path).stdout
+    said = dfmspec(
+        "plan",
+        "spec.yaml",
+        f"target={target}",
+        f"launcher.kind={kind}",
+        *hosts,
+        "train.train_iters=10",
+        "train.eval_iters=0",
+        cwd=tmp_path,
+    ).stdout
 
     assert f"# launcher {kind}: " in said
     assert ("dfmspec run" in said) == (target == "megatron_core")
@@ -232,17 +312,27 @@ def test_a_plan_says_how_it_can_be_started(target: str, kind: str, tmp_path: Pat
 
 def test_many_hosts_are_not_listed_one_by_one(tmp_path: Path) -> None:
     hosts = ", ".join(f"node{i}" for i in range(4096))
-    (tmp_path / "spec.yaml").write_text(f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: 4096}}\nlauncher: {{kind: ssh, hosts: [{hosts}]}}\n")
+    (tmp_path / "spec.yaml").write_text(
+        f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: 4096}}\nlauncher: {{kind: ssh, hosts: [{hosts}]}}\n"
+    )
     said = dfmspec("plan", "spec.yaml", cwd=tmp_path).stdout
 
-    assert 'launcher.hosts = ["node0", "node1", ... 4096 in all ..., "node4095"]' in said and max(map(len, said.splitlines())) < 300
+    assert 'launcher.hosts = ["node0", "node1", ... 4096 in all ..., "node4095"]' in said
+    assert max(map(len, said.splitlines())) < 300
 
 
 def test_why_tells_every_layer_that_sets_a_value_lowest_first() -> None:
-    words = [HOWTO, "cluster.nproc_per_node=2", "data.source=mock", "train.global_batch_size=32", "train.global_batch_size=16"]
+    words = [
+        HOWTO,
+        "cluster.nproc_per_node=2",
+        "data.source=mock",
+        "train.global_batch_size=32",
+        "train.global_batch_size=16",
+    ]
     said = dfmspec("plan", *words, "--why", "train.global_batch_size").stdout.splitlines()
 
-    assert said[0].startswith("train.global_batch_size = 16  override") and said[1].startswith("  layers: 64 (spec: ")
+    assert said[0].startswith("train.global_batch_size = 16  override")
+    assert said[1].startswith("  layers: 64 (spec: ")
     assert [layer.split(" ")[0] for layer in said[1].removeprefix("  layers: ").split(" < ")] == ["64", "32", "16"]
 
 
@@ -256,16 +346,30 @@ def test_why_knows_the_how_tos_names_and_near_spellings() -> None:
 @pytest.mark.parametrize(
     ("words", "key", "ours", "upstream"),
     [
-        (("mixed_precision.recipe=bf16_with_fp8_delayed_scaling_mixed", "cluster.gpu=h100"), "model.fp8", "null", '"hybrid": mixed_precision.fp8'),
+        (
+            ("mixed_precision.recipe=bf16_with_fp8_delayed_scaling_mixed", "cluster.gpu=h100"),
+            "model.fp8",
+            "null",
+            '"hybrid": mixed_precision.fp8',
+        ),
         ((), "model.num_layers_at_start_in_bf16", "1", "0: mixed_precision.num_layers_at_start_in_bf16"),
         (("comm_overlap.tp_comm_overlap=false",), "ddp.overlap_grad_reduce", "true", None),
         (("rng.te_rng_tracker=true",), "model.use_te_rng_tracker", "true", None),
         ((), "dist.use_megatron_fsdp", "false", None),
-        (("target=dfm_flux", "recipe=flux_schnell", "model.tensor_model_parallel_size=4"), "model.expert_tensor_parallel_size", "null", "4: it fills in"),
+        (
+            ("target=dfm_flux", "recipe=flux_schnell", "model.tensor_model_parallel_size=4"),
+            "model.expert_tensor_parallel_size",
+            "null",
+            "4: it fills in",
+        ),
     ],
 )
-def test_why_tells_what_upstream_makes_of_a_value(words: tuple, key: str, ours: str, upstream: str | None, tmp_path: Path) -> None:
-    (tmp_path / "spec.yaml").write_text("target: dfm\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 100, eval_iters: 0}\n")
+def test_why_tells_what_upstream_makes_of_a_value(
+    words: tuple, key: str, ours: str, upstream: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        "target: dfm\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 100, eval_iters: 0}\n"
+    )
     done = dfmspec("plan", "spec.yaml", *words, "--why", key, cwd=tmp_path)
 
     assert done.stdout.startswith(f"{key} = {ours}  "), done.stderr
@@ -276,12 +380,31 @@ def test_a_plan_that_upstream_would_not_keep_is_not_made(monkeypatch: pytest.Mon
     from dfmspec.targets.dfm import dit as dfm
 
     made = dfm.config
-    monkeypatch.setattr(dfm, "config", lambda values: made(values) | {"ddp": {"use_megatron_fsdp": True, "no_such_key": 1}, "dist": {"use_megatron_fsdp": False}})
+    monkeypatch.setattr(
+        dfm,
+        "config",
+        lambda values: (
+            made(values) | {"ddp": {"use_megatron_fsdp": True, "no_such_key": 1}, "dist": {"use_megatron_fsdp": False}}
+        ),
+    )
     with pytest.raises(InvalidSpec, match=r"ddp.no_such_key is dropped; .*dist.use_megatron_fsdp false becomes true"):
         plan(HOWTO, "target=dfm", "cluster.nproc_per_node=2", "train.micro_batch_size=1")
 
 
-ALLOWED = {"dfmspec", "typer", "shellingham", "annotated_doc", "yaml", "jsonschema_rs", "_distutils_hack", "sitecustomize", "__main__", "__mp_main__", "org", "cython_runtime"}
+ALLOWED = {
+    "dfmspec",
+    "typer",
+    "shellingham",
+    "annotated_doc",
+    "yaml",
+    "jsonschema_rs",
+    "_distutils_hack",
+    "sitecustomize",
+    "__main__",
+    "__mp_main__",
+    "org",
+    "cython_runtime",
+}
 """What the start-up of the command line may load beside Python's own library; each has been measured."""
 HEAVY = {"asyncio", "multiprocessing", "tarfile", "concurrent", "http", "unittest", "sqlite3", "xml"}
 """Of Python's own library: what only some commands need."""
@@ -294,7 +417,13 @@ def test_what_validate_and_plan_import_stays_light() -> None:
         "except SystemExit:\n    print('\\n'.join(set(sys.modules) - before), file=sys.stderr)"
     )
     for command in ("validate", "plan"):
-        result = subprocess.run([sys.executable, "-c", code, command, "specs/butterfly_tiny_cpu.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, "-c", code, command, "specs/butterfly_tiny_cpu.yaml"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         loaded = {name.partition(".")[0] for name in result.stderr.splitlines()}
         own = {name for name in loaded if name in sys.stdlib_module_names or name.startswith("_")}
 
@@ -310,7 +439,8 @@ def test_thousands_of_nodes_share_one_script_and_any_of_theirs_can_be_printed(tm
     made = read_bundle(tmp_path / "plan")
     files = {file.name for file in (tmp_path / "plan").iterdir()}
 
-    assert files == {"plan.json", "config.yaml", "node.sh", "examples"} and sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 50_000
+    assert files == {"plan.json", "config.yaml", "node.sh", "examples"}
+    assert sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 50_000
     assert made.argv(4095)[made.argv(4095).index("--node-rank") + 1] == "4095"
     assert "--node-rank 4095" in dfmspec("plan", spec, "--format", "sh", "--node", "4095").stdout
     assert len(dfmspec("plan", spec).stdout.splitlines()) < 40
@@ -323,9 +453,15 @@ def test_the_shared_script_takes_its_rank_and_says_what_is_missing(tmp_path: Pat
     (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "6000"}
-    ran = subprocess.run(["bash", str(tmp_path / "plan" / "node.sh"), "7"], env=env, capture_output=True, text=True, check=True)
-    without = subprocess.run(["bash", str(tmp_path / "plan" / "node.sh")], env=env, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        ["bash", str(tmp_path / "plan" / "node.sh"), "7"], env=env, capture_output=True, text=True, check=True
+    )
+    without = subprocess.run(
+        ["bash", str(tmp_path / "plan" / "node.sh")], env=env, capture_output=True, text=True, check=False
+    )
 
     words = ran.stdout.splitlines()
-    assert words[words.index("--node-rank") + 1] == "7" and words[words.index("--master-addr") + 1] == "10.0.0.1"
-    assert without.returncode != 0 and "give the rank of this node, 0 to 39" in without.stderr
+    assert words[words.index("--node-rank") + 1] == "7"
+    assert words[words.index("--master-addr") + 1] == "10.0.0.1"
+    assert without.returncode != 0
+    assert "give the rank of this node, 0 to 39" in without.stderr

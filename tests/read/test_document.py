@@ -23,12 +23,24 @@ def test_every_key_and_value_has_its_place() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("on", "on"), ("010", 10), ("1:30", "1:30"), ("0x1F", 31), ("null", None), ("true", True), ("'1'", "1"), (".5", 0.5), ("1_000", "1_000")],
+    [
+        ("1e-4", 1e-4),
+        ("on", "on"),
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("0x1F", 31),
+        ("null", None),
+        ("true", True),
+        ("'1'", "1"),
+        (".5", 0.5),
+        ("1_000", "1_000"),
+    ],
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     read = parse_document(f"a: {text}".encode(), "spec.yaml").data["a"]
 
-    assert read == value and type(read) is type(value)
+    assert read == value
+    assert type(read) is type(value)
 
 
 @pytest.mark.parametrize("text", ["on", "yes", "n", "010", "1:30", "1_000", "12:30:45"])
@@ -45,12 +57,27 @@ def test_a_duplicate_key_names_the_first() -> None:
     document = parse_document(b"train:\n  lr: 1\n  lr: 2\n", "spec.yaml")
 
     (problem,) = document.problems
-    assert problem.code == "SPC102" and "first is at line 2" in problem.message and problem.span.line == 3
+    assert problem.code == "SPC102"
+    assert "first is at line 2" in problem.message
+    assert problem.span.line == 3
 
 
 @pytest.mark.parametrize(
     "raw",
-    [b"a: [1, 2", b"a: b: c", b"\x89PNG\r\n\x1a\n\x00", b"a: \xff", b"- 1\n- 2\n", b"just text", b"a:\n\t- b", b"<<<<<<< HEAD\na: 1\n", b"a: !!python/object:os.system {}", b"a: &x [*x]", b"{" * 500, b"? [a]\n: 1"],
+    [
+        b"a: [1, 2",
+        b"a: b: c",
+        b"\x89PNG\r\n\x1a\n\x00",
+        b"a: \xff",
+        b"- 1\n- 2\n",
+        b"just text",
+        b"a:\n\t- b",
+        b"<<<<<<< HEAD\na: 1\n",
+        b"a: !!python/object:os.system {}",
+        b"a: &x [*x]",
+        b"{" * 500,
+        b"? [a]\n: 1",
+    ],
 )
 def test_a_broken_file_is_a_finding_and_never_an_exception(raw: bytes) -> None:
     document = parse_document(raw, "spec.yaml")
@@ -63,17 +90,22 @@ def test_a_broken_file_is_a_finding_and_never_an_exception(raw: bytes) -> None:
 def test_a_file_without_content_is_a_spec_of_defaults(raw: bytes) -> None:
     document = parse_document(raw, "spec.yaml")
 
-    assert document.data == {} and not document.problems
+    assert document.data == {}
+    assert not document.problems
 
 
 def test_a_merge_key_gives_what_is_not_set_and_each_value_keeps_its_place() -> None:
     document = parse_document(b"base: &b {x: 1, y: 2}\nuser:\n  <<: *b\n  y: 3\n", "spec.yaml")
 
-    assert document.data["user"] == {"x": 1, "y": 3} and not document.problems
-    assert document.keys["user", "y"].line == 4 and document.keys["user", "x"].line == 1
+    assert document.data["user"] == {"x": 1, "y": 3}
+    assert not document.problems
+    assert document.keys["user", "y"].line == 4
+    assert document.keys["user", "x"].line == 1
 
 
 def test_aliases_of_aliases_end() -> None:
-    bomb = b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d, *a%d, *a%d]\n" % (i, i, *[i - 1] * 4) for i in range(1, 20))
+    bomb = b"a0: &a0 [x, x]\n" + b"".join(
+        b"a%d: &a%d [*a%d, *a%d, *a%d, *a%d]\n" % (i, i, *[i - 1] * 4) for i in range(1, 20)
+    )
 
     assert any("through aliases" in problem.message for problem in parse_document(bomb, "spec.yaml").problems)

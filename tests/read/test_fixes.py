@@ -44,10 +44,13 @@ def test_names_quoted_numbers_and_stale_copies_are_mended_in_place(tmp_path: Pat
     file.write_text(BEFORE)
     file.chmod(0o640)
     shown = dfmspec("fix", "--diff", str(file))
-    assert shown.returncode == 1 and "+  global_batch_size: 8" in shown.stdout and file.read_text() == BEFORE
+    assert shown.returncode == 1
+    assert "+  global_batch_size: 8" in shown.stdout
+    assert file.read_text() == BEFORE
 
     assert dfmspec("fix", str(file)).returncode == 0
-    assert file.read_text() == AFTER and file.stat().st_mode & 0o777 == 0o640
+    assert file.read_text() == AFTER
+    assert file.stat().st_mode & 0o777 == 0o640
     assert dfmspec("fix", "--diff", str(file)).stdout == ""  # nothing is left to do
 
 
@@ -80,12 +83,17 @@ def test_crlf_and_a_missing_last_newline_stay(tmp_path: Path) -> None:
 _NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=6)
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _NAMES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3), max_leaves=8,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(_NAMES, st.dictionaries(_NAMES, _VALUES, min_size=1, max_size=4), min_size=1, max_size=4), st.data(), st.booleans())
+@given(
+    st.dictionaries(_NAMES, st.dictionaries(_NAMES, _VALUES, min_size=1, max_size=4), min_size=1, max_size=4),
+    st.data(),
+    st.booleans(),
+)
 def test_an_edit_changes_its_entry_and_nothing_else(data: dict, draw: st.DataObject, flow: bool) -> None:
     text = yaml.safe_dump(data, default_flow_style=flow, allow_unicode=True)
     document = parse_document(text.encode(), "spec.yaml")
@@ -93,7 +101,14 @@ def test_an_edit_changes_its_entry_and_nothing_else(data: dict, draw: st.DataObj
     if not isinstance(document.data[section], dict) or not document.data[section]:
         return
     name = draw.draw(st.sampled_from(sorted(document.data[section])))
-    edit = draw.draw(st.sampled_from([Edit("set", (section, name), draw.draw(st.none() | st.booleans() | st.integers() | _NAMES)), Edit("rename", (section, name), "renamed")]))
+    edit = draw.draw(
+        st.sampled_from(
+            [
+                Edit("set", (section, name), draw.draw(st.none() | st.booleans() | st.integers() | _NAMES)),
+                Edit("rename", (section, name), "renamed"),
+            ]
+        )
+    )
     finding = Diagnostic(Span("spec.yaml"), "XXX101", "x", Severity.ERROR, "m", fix=(edit,))
     after, mended = fixed(document, [finding])
     result = parse_document(after.encode(), "spec.yaml").data
@@ -121,4 +136,8 @@ def test_a_text_is_written_so_that_every_reader_has_it_back(text: str) -> None:
 
 @pytest.mark.parametrize("value", [1e-4, 1e22, 0.1, 1, True, None, -0.0])
 def test_a_number_is_written_so_that_every_reader_has_it_back(value: object) -> None:
-    assert parse_document(f"v: {scalar(value)}".encode(), "x").data == {"v": value} == yaml.safe_load(f"v: {scalar(value)}")
+    assert (
+        parse_document(f"v: {scalar(value)}".encode(), "x").data
+        == {"v": value}
+        == yaml.safe_load(f"v: {scalar(value)}")
+    )

@@ -24,17 +24,27 @@ def problems(path: Path | None, *overrides: str) -> dict[str, str]:
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
     write(tmp_path, "base.yaml", "optimizer: {lr: 1.0e-3}\ntrain: {train_iters: 7}\nrng: {seed: 1}\n")
     write(tmp_path, "old.yaml", "train: {train_iters: 8}\nrng: {seed: 2}\n")
-    spec = load_spec(write(tmp_path, "s.yaml", "extends: [base.yaml]\nconfig_file: old.yaml\nrng: {seed: 3}\nrecipe: dit_s\n"), ["rng.seed=4"])
+    spec = load_spec(
+        write(tmp_path, "s.yaml", "extends: [base.yaml]\nconfig_file: old.yaml\nrng: {seed: 3}\nrecipe: dit_s\n"),
+        ["rng.seed=4"],
+    )
 
     assert (spec.values["optimizer.lr"], spec.values["train.train_iters"], spec.values["rng.seed"]) == (1e-3, 8, 4)
     assert spec.values["model.num_layers"] == 12
-    layers = [spec.origins[key].layer for key in ("optimizer.lr", "train.train_iters", "rng.seed", "model.num_layers", "train.eval_iters")]
+    layers = [
+        spec.origins[key].layer
+        for key in ("optimizer.lr", "train.train_iters", "rng.seed", "model.num_layers", "train.eval_iters")
+    ]
     assert layers == ["extends", "config file", "override", "recipe dit_s", "default"]
     assert str(spec.origins["train.train_iters"].span).endswith("old.yaml:1:9")
 
 
 def test_derived_values_follow_their_sources() -> None:
-    resolved = resolve_spec(load_spec(None, ["model.hidden_size=512", "model.num_attention_heads=8", "train.train_iters=100", "optimizer.lr=3e-4"]))
+    resolved = resolve_spec(
+        load_spec(
+            None, ["model.hidden_size=512", "model.num_attention_heads=8", "train.train_iters=100", "optimizer.lr=3e-4"]
+        )
+    )
 
     assert resolved["model.ffn_hidden_size"] == 2048
     assert resolved["model.kv_channels"] == 64
@@ -74,17 +84,27 @@ def test_what_is_not_legal_is_said_with_a_way_out(override: str, code: str, word
 
 @pytest.mark.parametrize(
     ("override", "key", "value"),
-    [("checkpoint.save='/data/x'", "checkpoint.save", "/data/x"), ('checkpoint.save="a b"', "checkpoint.save", "a b"), ("checkpoint.save=''", "checkpoint.save", ""),
-     (r"checkpoint.save='it\'s'", "checkpoint.save", "it's"), ("name='null'", "name", "null"), ("checkpoint.save='a'b'", "checkpoint.save", "'a'b'"),
-     ("recipe='dit_s'", "recipe", "dit_s"), ("checkpoint.load_checkpoint='/c/iter_5'", "checkpoint.ckpt_step", 5)],
-)  # fmt: skip
+    [
+        ("checkpoint.save='/data/x'", "checkpoint.save", "/data/x"),
+        ('checkpoint.save="a b"', "checkpoint.save", "a b"),
+        ("checkpoint.save=''", "checkpoint.save", ""),
+        (r"checkpoint.save='it\'s'", "checkpoint.save", "it's"),
+        ("name='null'", "name", "null"),
+        ("checkpoint.save='a'b'", "checkpoint.save", "'a'b'"),
+        ("recipe='dit_s'", "recipe", "dit_s"),
+        ("checkpoint.load_checkpoint='/c/iter_5'", "checkpoint.ckpt_step", 5),
+    ],
+)
 def test_quotes_of_an_override_are_hydras_and_not_part_of_the_text(override: str, key: str, value: object) -> None:
     assert load_spec(None, [override]).values[key] == value
 
 
 def test_a_quoted_number_is_text_as_it_is_upstream() -> None:
     assert list(problems(None, "train.train_iters='10'")) == ["SPC202"]
-    assert load_spec(None, ["target='dfm'", "mixed_precision='bf16-mixed'"]).values["mixed_precision.recipe"] == "bf16_mixed"
+    assert (
+        load_spec(None, ["target='dfm'", "mixed_precision='bf16-mixed'"]).values["mixed_precision.recipe"]
+        == "bf16_mixed"
+    )
 
 
 def test_all_findings_come_in_one_pass(tmp_path: Path) -> None:
@@ -104,7 +124,13 @@ def test_the_how_tos_names_are_taken_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("a/iter_5000/", ("a", 5000)), ("/a/iter_0005000", ("/a", 5000)), ("iter_3", (".", 3)), ("a/b", ("a/b", None)), ("a/iter_x", ("a/iter_x", None))],
+    [
+        ("a/iter_5000/", ("a", 5000)),
+        ("/a/iter_0005000", ("/a", 5000)),
+        ("iter_3", (".", 3)),
+        ("a/b", ("a/b", None)),
+        ("a/iter_x", ("a/iter_x", None)),
+    ],
 )
 def test_an_iteration_folder_is_split_from_its_parent(path: str, expected: tuple[str, int | None]) -> None:
     assert split_iteration(path) == expected

@@ -25,7 +25,9 @@ def checkpoint(folder: Path, iteration: int, *, whole: bool = True) -> Path:
     return path
 
 
-def start(value: str | int, load: Path, save: Path | None = None, step: int | None = None) -> tuple[Path | None, list[str]]:
+def start(
+    value: str | int, load: Path, save: Path | None = None, step: int | None = None
+) -> tuple[Path | None, list[str]]:
     """Where it starts, and what was told on the way."""
     told: list[str] = []
     found = start_of(Resume.parse(value), load=load, save=save or load, step=step, report=told.append)

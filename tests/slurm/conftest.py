@@ -60,8 +60,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     conf = folder / "slurm.conf"
     conf.write_text(CONF.format(folder=folder, host=socket.gethostname().split(".")[0], ports=_free_ports(3)))
     env = os.environ | {"SLURM_CONF": str(conf)}
-    munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key", f"--pid-file={folder}/munged.pid",
-              f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"]  # fmt: skip
+    munged = [
+        "munged",
+        "--foreground",
+        "--force",
+        f"--socket={folder}/munge.socket",
+        f"--key-file={folder}/munge.key",
+        f"--pid-file={folder}/munged.pid",
+        f"--log-file={folder}/munged.log",
+        f"--seed-file={folder}/munged.seed",
+    ]
     started = []
     try:
         for command in (munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]):
@@ -97,7 +105,9 @@ def _cancel_all(env: dict[str, str]) -> None:
 def _wait_for_nodes(env: dict[str, str], folder: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        said = subprocess.run(["sinfo", "--noheader", "--format=%T %D"], env=env, capture_output=True, text=True, check=False).stdout.strip()
+        said = subprocess.run(
+            ["sinfo", "--noheader", "--format=%T %D"], env=env, capture_output=True, text=True, check=False
+        ).stdout.strip()
         if said == "idle 2":
             return
         time.sleep(0.5)

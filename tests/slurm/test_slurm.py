@@ -17,7 +17,14 @@ import pytest
 from tests.conftest import TINY, dfmspec, environment
 
 pytestmark = pytest.mark.slurm
-JOB = ["launcher.kind=slurm", "cluster.nnodes=2", "cluster.nproc_per_node=1", *TINY, "train.global_batch_size=2", "logger.log_interval=1"]
+JOB = [
+    "launcher.kind=slurm",
+    "cluster.nnodes=2",
+    "cluster.nproc_per_node=1",
+    *TINY,
+    "train.global_batch_size=2",
+    "logger.log_interval=1",
+]
 LONG = [*JOB, "train.train_iters=100000", "checkpoint.save_interval=5"]
 
 
@@ -25,7 +32,9 @@ LONG = [*JOB, "train.train_iters=100000", "checkpoint.save_interval=5"]
 def spec(cluster: Path, dataset: Path, tmp_path: Path) -> Path:
     file = tmp_path / "with space" / "spec.yaml"
     file.parent.mkdir()
-    file.write_text(f"name: job\ndataset: {{path: {dataset}, task_encoder_seq_length: 256}}\nrun: {{output_dir: {tmp_path}/run's}}\n")
+    file.write_text(
+        f"name: job\ndataset: {{path: {dataset}, task_encoder_seq_length: 256}}\nrun: {{output_dir: {tmp_path}/run's}}\n"
+    )
     return file
 
 
@@ -37,7 +46,13 @@ def started(spec: Path, tmp_path: Path) -> Iterator[Any]:
     def start(*words: str, until: int = 3, says: str = "attempt") -> tuple[subprocess.Popen[str], Path]:
         said = tmp_path / f"supervisor{len(processes)}.log"
         log = said.open("w")
-        process = subprocess.Popen([sys.executable, "-m", "dfmspec", "run", str(spec), *words], env=environment(), stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dfmspec", "run", str(spec), *words],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
         processes.append(process)
         deadline = time.monotonic() + 150
         while time.monotonic() < deadline and process.poll() is None:
@@ -69,11 +84,16 @@ def test_a_run_of_two_nodes_is_submitted_watched_and_finished(spec: Path) -> Non
     manifest = manifest_of(run_dir)
     (attempt,) = manifest["attempts"]
 
-    assert manifest["verdict"] == "succeeded" and attempt["to_iteration"] == 4
-    assert [node["exit_code"] for node in attempt["nodes"]] == [0, 0] and all(node["host"] for node in attempt["nodes"])
-    assert "Slurm job" in done.stderr and "Iteration 4/4" in done.stderr
+    assert manifest["verdict"] == "succeeded"
+    assert attempt["to_iteration"] == 4
+    assert [node["exit_code"] for node in attempt["nodes"]] == [0, 0]
+    assert all(node["host"] for node in attempt["nodes"])
+    assert "Slurm job" in done.stderr
+    assert "Iteration 4/4" in done.stderr
     assert {path.parent.name for path in run_dir.glob("attempts/1/node*/rank*/stdout")} == {"rank0", "rank1"}
-    assert dfmspec("run", spec, *JOB, "train.train_iters=4", "launcher.time_limit=20:00").returncode == 0  # the same plan: nothing to do
+    assert (
+        dfmspec("run", spec, *JOB, "train.train_iters=4", "launcher.time_limit=20:00").returncode == 0
+    )  # the same plan: nothing to do
 
 
 def test_with_c10d_the_nodes_agree_on_their_ranks(spec: Path) -> None:
@@ -89,7 +109,10 @@ def test_a_cancelled_job_fails_with_slurms_word(started: Any) -> None:
     manifest = manifest_of(run_dir)
 
     assert process.returncode in (1, 75)
-    assert manifest["verdict"] in ("failed", "stopped")  # the ranks may have saved within the time that Slurm leaves them
+    assert manifest["verdict"] in (
+        "failed",
+        "stopped",
+    )  # the ranks may have saved within the time that Slurm leaves them
     assert "CANCELLED" in manifest["reason"] or manifest["verdict"] == "stopped"
 
 
@@ -101,7 +124,8 @@ def test_before_its_time_limit_a_run_saves_and_is_queued_again(started: Any) -> 
     manifest = manifest_of(run_dir)
     first, second = manifest["attempts"]
 
-    assert process.returncode == 0 and manifest["verdict"] == "succeeded"
+    assert process.returncode == 0
+    assert manifest["verdict"] == "succeeded"
     assert (first["outcome"], second["outcome"]) == ("stopped", "finished")
     assert 3 <= first["to_iteration"] == second["from_iteration"] < second["to_iteration"] == 60
     assert (run_dir / "attempts" / "2" / "node1" / "rank1" / "stdout").exists()
@@ -111,14 +135,20 @@ def test_a_requeue_by_the_operator_goes_on_from_the_last_checkpoint(started: Any
     process, run_dir = started(*LONG, until=7)
     subprocess.run(["scontrol", "requeue", job_of(run_dir)], check=True)
     deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and "Resumed from" not in _text(run_dir / "attempts" / "2" / "node0" / "rank0" / "stdout"):
+    while time.monotonic() < deadline and "Resumed from" not in _text(
+        run_dir / "attempts" / "2" / "node0" / "rank0" / "stdout"
+    ):
         time.sleep(0.5)
-    resumed = re.search(r"Resumed from iteration (\d+)", _text(run_dir / "attempts" / "2" / "node0" / "rank0" / "stdout"))
+    resumed = re.search(
+        r"Resumed from iteration (\d+)", _text(run_dir / "attempts" / "2" / "node0" / "rank0" / "stdout")
+    )
     process.send_signal(signal.SIGINT)
     process.wait(timeout=150)
 
-    assert resumed and int(resumed[1]) >= 5
-    assert process.returncode == 75 and [attempt["number"] for attempt in manifest_of(run_dir)["attempts"]] == [1, 2]
+    assert resumed
+    assert int(resumed[1]) >= 5
+    assert process.returncode == 75
+    assert [attempt["number"] for attempt in manifest_of(run_dir)["attempts"]] == [1, 2]
 
 
 def test_a_supervisor_that_dies_leaves_the_job_and_the_next_one_finds_it(started: Any) -> None:
@@ -131,8 +161,11 @@ def test_a_supervisor_that_dies_leaves_the_job_and_the_next_one_finds_it(started
     process.wait(timeout=150)
     (attempt,) = manifest_of(run_dir)["attempts"]
 
-    assert process.returncode == 75 and attempt["outcome"] == "stopped" and attempt["signal"] == signal.SIGTERM
-    assert job_of(run_dir) == job and len(list(run_dir.glob("attempts/*"))) == 1
+    assert process.returncode == 75
+    assert attempt["outcome"] == "stopped"
+    assert attempt["signal"] == signal.SIGTERM
+    assert job_of(run_dir) == job
+    assert len(list(run_dir.glob("attempts/*"))) == 1
 
 
 def test_a_detached_run_is_watched_later(spec: Path, tmp_path: Path) -> None:
@@ -141,7 +174,8 @@ def test_a_detached_run_is_watched_later(spec: Path, tmp_path: Path) -> None:
     assert manifest_of(Path(detached.stdout.strip()))["verdict"] == "running"
     watched = dfmspec("run", spec, *JOB, "train.train_iters=4")
 
-    assert watched.returncode == 0 and watched.stdout == detached.stdout
+    assert watched.returncode == 0
+    assert watched.stdout == detached.stdout
     assert len(manifest_of(Path(watched.stdout.strip()))["attempts"]) == 1
 
 
@@ -152,14 +186,19 @@ def test_what_slurm_did_while_nobody_watched_is_written_down(spec: Path) -> None
     subprocess.run(["scancel", "--signal=USR1", "--batch", job_of(run_dir)], check=True)
     _wait_for('"finished"', run_dir / "events.jsonl")
     _wait_for("0", run_dir / "attempts" / "2" / "node1" / "exit_code")
-    while subprocess.run(["squeue", "--noheader", f"--jobs={job_of(run_dir)}"], capture_output=True, check=False).stdout:
+    while subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job_of(run_dir)}"], capture_output=True, check=False
+    ).stdout:
         time.sleep(0.5)
     done = dfmspec("run", spec, *words)
     manifest = manifest_of(run_dir)
     first, second = manifest["attempts"]
 
-    assert done.returncode == 0 and manifest["verdict"] == "succeeded" and "is submitted" not in done.stderr
-    assert (first["outcome"], second["outcome"]) == ("stopped", "finished") and first["to_iteration"] == second["from_iteration"]
+    assert done.returncode == 0
+    assert manifest["verdict"] == "succeeded"
+    assert "is submitted" not in done.stderr
+    assert (first["outcome"], second["outcome"]) == ("stopped", "finished")
+    assert first["to_iteration"] == second["from_iteration"]
     assert [node["exit_code"] for attempt in (first, second) for node in attempt["nodes"]] == [0] * 4
     assert first["started"] < first["ended"] <= second["started"] < second["ended"]
 
@@ -171,23 +210,34 @@ def test_a_bundle_stands_alone_and_refuses_another_allocation(spec: Path, tmp_pa
 
     def submit(*options: str) -> tuple[int, str]:
         log = tmp_path / f"{len(options)}.log"
-        done = subprocess.run(["sbatch", "--wait", f"--output={log}", *options, str(bundle / "job.sbatch")], cwd=tmp_path, env=env, capture_output=True, check=False)
+        done = subprocess.run(
+            ["sbatch", "--wait", f"--output={log}", *options, str(bundle / "job.sbatch")],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            check=False,
+        )
         return done.returncode, log.read_text()
 
     assert submit()[0] == 0
     (events,) = tmp_path.glob("run's/job/*/events.jsonl")
-    assert submit("--comment=again", "--quiet")[0] == 0 and (events.parent / "attempts" / "2").is_dir()
+    assert submit("--comment=again", "--quiet")[0] == 0
+    assert (events.parent / "attempts" / "2").is_dir()
     assert '"finished"' in events.read_text()
     code, said = submit("--nodes=1")
-    assert code == 4 and "the plan is for 2 nodes, and the job has 1" in said
+    assert code == 4
+    assert "the plan is for 2 nodes, and the job has 1" in said
 
 
 def test_slurm_is_asked_beforehand(spec: Path) -> None:
     taken = dfmspec("plan", spec, *JOB, "--check", "scheduler")
     refused = dfmspec("plan", spec, *JOB, "cluster.nnodes=3", "train.global_batch_size=3", "--check", "scheduler")
 
-    assert taken.returncode == 0 and "to start at" in taken.stdout
-    assert refused.returncode == 4 and "Slurm refuses the job" in refused.stderr and "Traceback" not in refused.stderr
+    assert taken.returncode == 0
+    assert "to start at" in taken.stdout
+    assert refused.returncode == 4
+    assert "Slurm refuses the job" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def _wait_for(words: str, path: Path) -> None:

@@ -71,7 +71,13 @@ def asked_by_plans() -> set[str]:
     """What a plan, its launchers and its supervisor ask for."""
     found: set[str] = set()
     for kind in LAUNCHERS:
-        words = [f"launcher.kind={kind}", "cluster.nnodes=2", "data.source=mock", "launcher.image=image", "launcher.hosts=[a, b]"]
+        words = [
+            f"launcher.kind={kind}",
+            "cluster.nnodes=2",
+            "data.source=mock",
+            "launcher.image=image",
+            "launcher.hosts=[a, b]",
+        ]
         resolved = resolve_spec(load_spec(None, words))
         environment_of(Recorded(resolved.values, "", found))
         layout_of(Recorded(resolved.values, "", found))
@@ -90,7 +96,9 @@ def test_every_key_is_asked_for(key: str, asked: set[str]) -> None:
 
 
 def test_generated_files_are_up_to_date() -> None:
-    result = subprocess.run([sys.executable, "tools/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "tools/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
     assert result.returncode == 0, result.stdout
 
@@ -107,9 +115,12 @@ def test_a_recipe_is_legal_and_its_name_is_in_the_catalogue(target: str, name: s
     resolved = resolve_spec(load_spec(None, [f"target={target}", f"recipe={name}"]))
     data = yaml.safe_load(recipe_text(name))
 
-    assert not resolved.spec.problems and resolved["recipe"] == name
+    assert not resolved.spec.problems
+    assert resolved["recipe"] == name
     given = {f"{section}.{key}": value for section, fields in data.items() for key, value in fields.items()}
-    assert {key: resolved.values.get(key, value) for key, value in given.items()} == given  # a recipe may have keys that a target lacks
+    assert {
+        key: resolved.values.get(key, value) for key, value in given.items()
+    } == given  # a recipe may have keys that a target lacks
     if target == "megatron_core":
         Experiment.model_validate(data)
 

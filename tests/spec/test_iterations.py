@@ -15,7 +15,8 @@ def test_a_name_is_read_as_it_is_written(iteration: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["iter_0000500.tmp-1a2b3c4d", "iter_0000500.damaged-1a2b3c4d", "iter_", "iter_5x", "iter_-5", "iter_٥", "step_5"]
+    "name",
+    ["iter_0000500.tmp-1a2b3c4d", "iter_0000500.damaged-1a2b3c4d", "iter_", "iter_5x", "iter_-5", "iter_٥", "step_5"],
 )
 def test_any_other_name_is_no_checkpoint(name: str) -> None:
     assert iteration_in(name) is None
@@ -31,7 +32,12 @@ def test_numbers_sort_as_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("ckpts/iter_5000/", ("ckpts", 5000)), ("iter_7", (".", 7)), ("ckpts", ("ckpts", None)), ("a/iter_5.tmp-1", ("a/iter_5.tmp-1", None))],
+    [
+        ("ckpts/iter_5000/", ("ckpts", 5000)),
+        ("iter_7", (".", 7)),
+        ("ckpts", ("ckpts", None)),
+        ("a/iter_5.tmp-1", ("a/iter_5.tmp-1", None)),
+    ],
 )
 def test_a_path_is_split_at_its_iteration(path: str, expected: tuple[str, int | None]) -> None:
     assert split_iteration(path) == expected

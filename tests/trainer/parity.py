@@ -31,20 +31,45 @@ class Limits:
 
 FP32, BF16 = Limits(1e-6, 1e-5, 1e-5), Limits(2e-3, 5e-3, 5e-2)
 
-_TP2, _SP, _PP2, _CP2 = {"tensor_model_parallel_size": 2}, {"sequence_parallel": True}, {"pipeline_model_parallel_size": 2}, {"context_parallel_size": 2}
+_TP2, _SP, _PP2, _CP2 = (
+    {"tensor_model_parallel_size": 2},
+    {"sequence_parallel": True},
+    {"pipeline_model_parallel_size": 2},
+    {"context_parallel_size": 2},
+)
 _VPP2, _TP4_SP = {"virtual_pipeline_model_parallel_size": 2}, {"tensor_model_parallel_size": 4} | _SP
 _PP4_VPP2 = {"pipeline_model_parallel_size": 4} | _VPP2
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "one": {}, "tp2": _TP2, "tp2_sp": _TP2 | _SP, "pp2": _PP2, "pp2_vpp2": _PP2 | _VPP2, "dp2": {}, "cp2": _CP2,
-    "pp2_dp2": _PP2, "tp2_sp_cp2": _TP2 | _SP | _CP2, "tp2_sp_pp2": _TP2 | _SP | _PP2,
-}  # fmt: skip
+    "one": {},
+    "tp2": _TP2,
+    "tp2_sp": _TP2 | _SP,
+    "pp2": _PP2,
+    "pp2_vpp2": _PP2 | _VPP2,
+    "dp2": {},
+    "cp2": _CP2,
+    "pp2_dp2": _PP2,
+    "tp2_sp_cp2": _TP2 | _SP | _CP2,
+    "tp2_sp_pp2": _TP2 | _SP | _PP2,
+}
 LARGE = {
-    "dp4": {}, "tp2_sp_dp2": _TP2 | _SP, "tp4_sp": _TP4_SP, "pp2_vpp2_dp2": _PP2 | _VPP2, "pp4_vpp2": _PP4_VPP2, "dp8": {},
-    "tp2_pp2_dp2": _TP2 | _PP2, "tp2_sp_cp2_dp2": _TP2 | _SP | _CP2, "tp4_sp_dp2": _TP4_SP, "pp4_vpp2_dp2": _PP4_VPP2,
-}  # fmt: skip
+    "dp4": {},
+    "tp2_sp_dp2": _TP2 | _SP,
+    "tp4_sp": _TP4_SP,
+    "pp2_vpp2_dp2": _PP2 | _VPP2,
+    "pp4_vpp2": _PP4_VPP2,
+    "dp8": {},
+    "tp2_pp2_dp2": _TP2 | _PP2,
+    "tp2_sp_cp2_dp2": _TP2 | _SP | _CP2,
+    "tp4_sp_dp2": _TP4_SP,
+    "pp4_vpp2_dp2": _PP4_VPP2,
+}
 """Those of four and eight ranks, some of which need eight layers."""
 CUTS = LAYOUTS | LARGE
-FAULTS = [("tp2_sp", "missing_sequence_parallel_flag"), ("tp2", "unreduced_qk_norm"), ("tp2_sp", "summing_final_gather")]
+FAULTS = [
+    ("tp2_sp", "missing_sequence_parallel_flag"),
+    ("tp2", "unreduced_qk_norm"),
+    ("tp2_sp", "summing_final_gather"),
+]
 """A layout, and a fault of the upstream's that shows in it."""
 
 
@@ -60,22 +85,39 @@ def experiment(layout: dict[str, Any], **train: Any) -> dict[str, Any]:
         "data": {"source": "mock", "num_streams": 2},
         "dataset": {"task_encoder_seq_length": 88},
         "model": {
-            "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 256, "kv_channels": 16,
-            "num_query_groups": 4, "adaln_lora_rank": 16, "seq_length": 88, "crossattn_emb_size": 32,
-            "transformer_impl": "local", **layout,
+            "num_layers": 4,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "ffn_hidden_size": 256,
+            "kv_channels": 16,
+            "num_query_groups": 4,
+            "adaln_lora_rank": 16,
+            "seq_length": 88,
+            "crossattn_emb_size": 32,
+            "transformer_impl": "local",
+            **layout,
         },
         "train": {"global_batch_size": 4, "train_iters": 4, **train},
         "optimizer": {"lr": 2e-3, "min_lr": 2e-4},
         "scheduler": {"lr_decay_iters": 4, "lr_warmup_iters": 1, "start_weight_decay": 0.03, "end_weight_decay": 0.03},
         "ddp": {"use_distributed_optimizer": True},
         "mixed_precision": {"bf16": False},
-    }  # fmt: skip
+    }
 
 
-def gpu_experiment(layout: dict[str, Any], *, bf16: bool, iterations: int, layers: int = 4, packs: int = 8) -> dict[str, Any]:
+def gpu_experiment(
+    layout: dict[str, Any], *, bf16: bool, iterations: int, layers: int = 4, packs: int = 8
+) -> dict[str, Any]:
     """The same on GPUs: heads of 72 channels as DiT-XL has, Transformer Engine, more iterations at a lower rate."""
     small = experiment(layout, train_iters=iterations)
-    heads = {"hidden_size": 288, "num_attention_heads": 4, "ffn_hidden_size": 1152, "kv_channels": 72, "seq_length": 344, "crossattn_emb_size": 64}
+    heads = {
+        "hidden_size": 288,
+        "num_attention_heads": 4,
+        "ffn_hidden_size": 1152,
+        "kv_channels": 72,
+        "seq_length": 344,
+        "crossattn_emb_size": 64,
+    }
     return small | {
         "cluster": {"device": "cuda"},
         "data": {"source": "mock", "num_streams": 8, "resolution": 128},
@@ -113,8 +155,23 @@ class Job:
 
 def torchrun(script: Path, *args: str, processes: int, seconds: int = 300) -> tuple[int, str]:
     """Run a script on `processes` ranks of this machine, on a free port: exit code, and what it wrote to stderr."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-    process = subprocess.Popen([*command, *args], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(script),
+    ]
+    process = subprocess.Popen(
+        [*command, *args],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     code, _, said = finish(process, seconds)
     return code, said
 
@@ -145,7 +202,9 @@ def run_all(jobs: list[Job]) -> dict[Path, str]:
     return said
 
 
-def run(layout: str, folder: Path, fault: str = "", made: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
+def run(
+    layout: str, folder: Path, fault: str = "", made: dict[str, Any] | None = None, **options: Any
+) -> list[dict[str, Any]]:
     """The ranks' records of one layout: of `made`, or of the small experiment; `options` are those of a Job."""
     return together([Job(layout, folder, made or experiment(CUTS[layout]), fault, **options)])(layout)
 
@@ -193,7 +252,12 @@ class Difference:
 
     def agrees(self, limits: Limits = FP32) -> bool:
         """Within the limits, and with no copy that differs."""
-        return self.loss <= limits.loss and self.grad_norm <= limits.grad_norm and self.gradient <= limits.gradient and self.replicas == 0
+        return (
+            self.loss <= limits.loss
+            and self.grad_norm <= limits.grad_norm
+            and self.gradient <= limits.gradient
+            and self.replicas == 0
+        )
 
 
 def compare(reference: list[dict[str, Any]], other: list[dict[str, Any]]) -> Difference:

@@ -93,7 +93,9 @@ def work(job: dict[str, Any]) -> None:
     trainer.graphs = step.graphed(trainer) if job["graphs"] else None
 
     def named() -> list[tuple[str, torch.nn.Parameter]]:
-        return [(global_name(chunk, name), weight) for chunk in trainer.chunks for name, weight in chunk.named_parameters()]
+        return [
+            (global_name(chunk, name), weight) for chunk in trainer.chunks for name, weight in chunk.named_parameters()
+        ]
 
     record: dict[str, Any] = {"losses": [], "grad_norms": [], "gradients": []}
     first = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
@@ -101,19 +103,28 @@ def work(job: dict[str, Any]) -> None:
         for chunk in trainer.model:
             chunk.train()
             chunk.zero_grad_buffer()
-        record["losses"].append(float(step.forward_backward(trainer, microbatches(experiment, packs), force_all_reduce=True)[0]))
+        record["losses"].append(
+            float(step.forward_backward(trainer, microbatches(experiment, packs), force_all_reduce=True)[0])
+        )
         if first and (iteration <= done + 4 or iteration % 10 == 0):
             record["gradients"].append({name: weight.main_grad.to("cpu", copy=True) for name, weight in named()})
         trainer.ema.wait()
         record["grad_norms"].append(float(trainer.update()))
         trainer.scheduler.step(increment=1)
         trainer.ema.update(iteration)
-    record["cut"] = {name: weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None for name, weight in named()}
-    record["copies"] = [(name, weight.detach().to("cpu", copy=True)) for name, weight in named()]  # a name more than once with VPP
+    record["cut"] = {
+        name: weight.partition_dim if getattr(weight, "tensor_model_parallel", False) else None
+        for name, weight in named()
+    }
+    record["copies"] = [
+        (name, weight.detach().to("cpu", copy=True)) for name, weight in named()
+    ]  # a name more than once with VPP
     record["tensor_rank"] = parallel_state.get_tensor_model_parallel_rank()
     torch.save(record, folder / f"rank{torch.distributed.get_rank()}.pt")
     if job["save"]:
-        checkpoint.Writer(trainer, folder, job["experiment"], "").save(packs.states(), experiment.train.train_iters).result()
+        checkpoint.Writer(trainer, folder, job["experiment"], "").save(
+            packs.states(), experiment.train.train_iters
+        ).result()
     trainer.release_graphs()
     parallel_state.destroy_model_parallel()
     (folder / f"done{torch.distributed.get_rank()}").touch()

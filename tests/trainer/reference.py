@@ -19,17 +19,28 @@ def sinusoid(x: Tensor, width: int) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
     """[s, h, d], [k, h, d], [k, h, d] -> [s, h d]; q and k normed over each head."""
-    q, k = (x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * w[f"{name}.{n}_layernorm.weight"] for x, n in ((q, "q"), (k, "k")))
+    q, k = (
+        x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * w[f"{name}.{n}_layernorm.weight"]
+        for x, n in ((q, "q"), (k, "k"))
+    )
     scores = torch.einsum("qhd,khd->hqk", q, k) / q.size(-1) ** 0.5
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
 
 
-def dit(w: dict[str, Tensor], patches: Tensor, positions: Tensor, c_noise: Tensor, text: Tensor, layers: int, heads: int) -> Tensor:
+def dit(
+    w: dict[str, Tensor], patches: Tensor, positions: Tensor, c_noise: Tensor, text: Tensor, layers: int, heads: int
+) -> Tensor:
     """F of one sample: patches [s, P], positions [s, 3], c_noise [], text [l, E] -> [s, P]; fp64."""
     width = w["x_embedder.weight"].size(0)
     axes = zip(positions.double().unbind(-1), (width // 4, 3 * width // 8, 3 * width // 8), strict=True)
-    x = F.linear(patches, w["x_embedder.weight"], w["x_embedder.bias"]) + torch.cat([sinusoid(p, n) for p, n in axes], -1)
-    e = F.silu(F.linear(sinusoid(c_noise[None], width), w["noise_embedding.linear_1.weight"], w["noise_embedding.linear_1.bias"]))
+    x = F.linear(patches, w["x_embedder.weight"], w["x_embedder.bias"]) + torch.cat(
+        [sinusoid(p, n) for p, n in axes], -1
+    )
+    e = F.silu(
+        F.linear(
+            sinusoid(c_noise[None], width), w["noise_embedding.linear_1.weight"], w["noise_embedding.linear_1.bias"]
+        )
+    )
     e = F.silu(F.linear(e, w["noise_embedding.linear_2.weight"], w["noise_embedding.linear_2.bias"]))
     for i in range(layers):
         at = f"decoder.layers.{i}"
@@ -67,18 +78,45 @@ def main() -> None:
     wake([model])
     generator, samples = torch.Generator().manual_seed(1), []
     for i, (side, texts) in enumerate([(8, 5), (12, 9), (4, 1), (4, 3)]):
-        noise = draw((16, 1, side, side), seed=0, split="train", stream=0, ordinal=i, p_mean=0.0, p_std=1.0, dropout=0.0)
-        samples.append(DrawnSample(str(i), torch.randn(16, 1, side, side, generator=generator), torch.randn(texts, 32, generator=generator), noise))
+        noise = draw(
+            (16, 1, side, side), seed=0, split="train", stream=0, ordinal=i, p_mean=0.0, p_std=1.0, dropout=0.0
+        )
+        samples.append(
+            DrawnSample(
+                str(i),
+                torch.randn(16, 1, side, side, generator=generator),
+                torch.randn(texts, 32, generator=generator),
+                noise,
+            )
+        )
     batch = collate([tuple(samples)], experiment)
     output = model(batch).squeeze(1)
     used = int(batch.num_tokens)
     output[:used].square().sum().backward()
 
     w = {name: weight.detach().double().requires_grad_() for name, weight in model.named_parameters()}
-    pieces, texts = [], iter(batch.context.split([len(sample.context) for sample in samples] + [len(batch.context) - sum(len(s.context) for s in samples)]))
+    pieces, texts = (
+        [],
+        iter(
+            batch.context.split(
+                [len(sample.context) for sample in samples]
+                + [len(batch.context) - sum(len(s.context) for s in samples)]
+            )
+        ),
+    )
     for i in range(len(samples)):
         rows = batch.of_token == i
-        pieces.append(dit(w, batch.net_input[rows].double(), batch.positions[rows], batch.c_noise[i].double(), next(texts).double(), 4, 4))
+        pieces.append(
+            dit(
+                w,
+                batch.net_input[rows].double(),
+                batch.positions[rows],
+                batch.c_noise[i].double(),
+                next(texts).double(),
+                4,
+                4,
+            )
+        )
     expected = torch.cat(pieces)
     gradients = torch.autograd.grad(expected.square().sum(), list(w.values()))
 
@@ -86,7 +124,9 @@ def main() -> None:
         return float((mine.double() - theirs).norm() / theirs.norm())
 
     found = {"output": difference(output[:used].detach(), expected.detach())}
-    found |= {name: difference(model.get_parameter(name).grad, gradient) for name, gradient in zip(w, gradients, strict=True)}
+    found |= {
+        name: difference(model.get_parameter(name).grad, gradient) for name, gradient in zip(w, gradients, strict=True)
+    }
     print(json.dumps(found))
 
 

@@ -57,12 +57,17 @@ def test_a_latent_is_read_with_or_without_its_batch_axis(value: torch.Tensor) ->
     assert load_latent(saved(value)).dim() == 4
 
 
-@pytest.mark.parametrize("value", [torch.randn(12, 1024), torch.randn(1, 5, 1024).bfloat16(), np.ones((3, 4), dtype=np.float32)])
+@pytest.mark.parametrize(
+    "value", [torch.randn(12, 1024), torch.randn(1, 5, 1024).bfloat16(), np.ones((3, 4), dtype=np.float32)]
+)
 def test_a_text_embedding_is_read_from_plain_pickles_of_tensors_and_arrays(value: object) -> None:
     assert load_context(pickle.dumps(value)).dim() == 2
 
 
-@pytest.mark.parametrize("data", [pickle.dumps(Attack()), pickle.dumps({"a": Attack()}), pickle.dumps(eval), b"", b"\x80\x04", b"not a pickle"])
+@pytest.mark.parametrize(
+    "data",
+    [pickle.dumps(Attack()), pickle.dumps({"a": Attack()}), pickle.dumps(eval), b"", b"\x80\x04", b"not a pickle"],
+)
 def test_a_pickle_never_runs_code(data: bytes) -> None:
     with pytest.raises(DataError, match=r"wants to run|cannot be read"):
         load_context(data)
@@ -72,7 +77,9 @@ def test_a_pickle_never_runs_code(data: bytes) -> None:
     assert not Path("/tmp/dfmspec-was-here").exists()
 
 
-@pytest.mark.parametrize("value", [torch.randn(3, 3), torch.full((16, 1, 2, 2), torch.nan), "text", torch.randn(2, 16, 1, 2, 2)])
+@pytest.mark.parametrize(
+    "value", [torch.randn(3, 3), torch.full((16, 1, 2, 2), torch.nan), "text", torch.randn(2, 16, 1, 2, 2)]
+)
 def test_a_latent_that_cannot_be_used_says_why(value: object) -> None:
     with pytest.raises(DataError, match=r"axes|finite|not a tensor|shape|cannot be read"):
         load_latent(saved(value))
@@ -92,14 +99,21 @@ def test_noise_depends_on_its_counters_alone() -> None:
     common = {"seed": 1, "split": "train", "p_mean": 0.0, "p_std": 1.0, "dropout": 0.2}
     first = draw_noise((2, 1, 4, 4), stream=0, ordinal=5, **common)
     torch.manual_seed(99)
-    again, other = draw_noise((2, 1, 4, 4), stream=0, ordinal=5, **common), draw_noise((2, 1, 4, 4), stream=1, ordinal=5, **common)
+    again, other = (
+        draw_noise((2, 1, 4, 4), stream=0, ordinal=5, **common),
+        draw_noise((2, 1, 4, 4), stream=1, ordinal=5, **common),
+    )
 
-    assert torch.equal(first.noise, again.noise) and first.sigma == again.sigma
+    assert torch.equal(first.noise, again.noise)
+    assert first.sigma == again.sigma
     assert not torch.equal(first.noise, other.noise)
 
 
 def test_noise_has_the_distribution_that_the_spec_asks_for() -> None:
-    draws = [draw_noise((1, 1, 1, 1), seed=0, split="train", stream=0, ordinal=i, p_mean=-1.2, p_std=1.2, dropout=0.2) for i in range(4000)]
+    draws = [
+        draw_noise((1, 1, 1, 1), seed=0, split="train", stream=0, ordinal=i, p_mean=-1.2, p_std=1.2, dropout=0.2)
+        for i in range(4000)
+    ]
     logs = torch.tensor([one.sigma for one in draws]).log()
 
     assert float(logs.mean()) == pytest.approx(-1.2, abs=0.06)
@@ -148,7 +162,16 @@ def test_the_metadata_is_what_energons_own_command_writes(dataset: Path, tmp_pat
     for shard in dataset.glob("*.tar"):
         shutil.copy(shard, tmp_path)
     energon = str(Path(sys.executable).with_name("energon"))
-    command = [energon, "prepare", "--non-interactive", "--split-ratio", "6,1,1", "--sample-type", "CrudeWebdataset", str(tmp_path)]
+    command = [
+        energon,
+        "prepare",
+        "--non-interactive",
+        "--split-ratio",
+        "6,1,1",
+        "--sample-type",
+        "CrudeWebdataset",
+        str(tmp_path),
+    ]
     subprocess.run(command, capture_output=True, timeout=120, check=True)
 
     for name in (".info.json", "split.yaml", "dataset.yaml"):
@@ -159,12 +182,17 @@ def test_every_sample_comes_once_an_epoch_over_all_streams(dataset: Path) -> Non
     from dfmspec.trainer.data.streams import RankStreams
 
     config = experiment(
-        dataset, "data.num_streams=4", "dataset.task_encoder_seq_length=16", "dataset.shuffle_buffer_size=1", "dataset.packing_buffer_size=1"
+        dataset,
+        "data.num_streams=4",
+        "dataset.task_encoder_seq_length=16",
+        "dataset.shuffle_buffer_size=1",
+        "dataset.packing_buffer_size=1",
     )
     packs = RankStreams(config, "train", rank=0, size=1)
     keys = [sample.key for _ in range(96) for sample in next(packs)]
 
-    assert len(keys) == 96 and len(set(keys)) == 96
+    assert len(keys) == 96
+    assert len(set(keys)) == 96
 
 
 def test_the_order_belongs_to_streams_and_not_to_ranks(dataset: Path) -> None:
@@ -210,7 +238,9 @@ def test_a_hostile_sample_stops_the_reader_with_key_and_shard(workers: int, data
 
     copy = broken_copy(dataset, tmp_path, ".pickle", pickle.dumps(Attack()))
     config = experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}")
-    with pytest.raises(DataError, match=r"^sample .*butterfly-.* of .*rank0-.*\.tar: its pickle wants to run posix\.system"):
+    with pytest.raises(
+        DataError, match=r"^sample .*butterfly-.* of .*rank0-.*\.tar: its pickle wants to run posix\.system"
+    ):
         for _ in range(40):
             next(RankStreams(config, "train", rank=0, size=1))
 
@@ -223,24 +253,36 @@ def test_a_truncated_shard_stops_the_reader_with_a_way_out(workers: int, dataset
     shutil.copytree(dataset, copy)
     for shard in copy.glob("*.tar"):
         os.truncate(shard, 20_000)
-    packs = RankStreams(experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}"), "train", rank=0, size=1)
+    packs = RankStreams(
+        experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}"), "train", rank=0, size=1
+    )
 
-    with pytest.raises(DataError, match=r"split train of .*truncated cannot be read: .*unexpected end of data; dfmspec validate --check data"):
+    with pytest.raises(
+        DataError,
+        match=r"split train of .*truncated cannot be read: .*unexpected end of data; dfmspec validate --check data",
+    ):
         for _ in range(60):
             next(packs)
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=20), st.integers(0, 300), st.sampled_from([1, 2, 16, 32]))
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=20),
+    st.integers(0, 300),
+    st.sampled_from([1, 2, 16, 32]),
+)
 def test_padding_is_cut_like_the_longest_sample(lengths: list[tuple[int, int]], left: int, multiple: int) -> None:
     counts, texts = [list(each) for each in zip(*lengths, strict=True)]
     total = sum(counts) + left
     padded, keys, sigmas = _padded(counts, texts, [2.0] * len(counts), total, multiple)
 
     assert (padded[: len(counts)], keys[: len(counts)]) == (counts, texts)
-    assert sum(padded) == total and max(padded) == max(counts)
-    assert sum(keys) % multiple == 0 and sum(keys) <= 9 / 8 * (sum(texts) + len(padded)) + 2 * multiple
+    assert sum(padded) == total
+    assert max(padded) == max(counts)
+    assert sum(keys) % multiple == 0
+    assert sum(keys) <= 9 / 8 * (sum(texts) + len(padded)) + 2 * multiple
     assert all(key for count, key in list(zip(padded, keys, strict=True))[len(counts) :] if count)
-    assert len(padded) == len(keys) == len(sigmas) and sigmas == [2.0] * len(counts) + [1.0] * (len(padded) - len(counts))
+    assert len(padded) == len(keys) == len(sigmas)
+    assert sigmas == [2.0] * len(counts) + [1.0] * (len(padded) - len(counts))
 
 
 def test_data_inspect_reports_a_truncated_shard_and_a_hostile_pickle(dataset: Path, tmp_path: Path) -> None:
@@ -270,7 +312,9 @@ def test_data_inspect_is_content_with_what_data_prepare_made(dataset: Path) -> N
 def test_ctrl_c_leaves_nothing_half_made_and_no_traceback(count: int, until: str, tmp_path: Path) -> None:
     """While it draws, and while Energon's processes make the index."""
     command = [sys.executable, "-m", "dfmspec", "data", "prepare", str(tmp_path / "out"), "--num-samples", str(count)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not any(tmp_path.glob(f".out.*/{until}")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -278,7 +322,9 @@ def test_ctrl_c_leaves_nothing_half_made_and_no_traceback(count: int, until: str
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert [line for line in said.splitlines() if " of 1024 samples" not in line] == [f"Drawing and encoding {count} samples at 64 px into {tmp_path / 'out'}"]
+    assert [line for line in said.splitlines() if " of 1024 samples" not in line] == [
+        f"Drawing and encoding {count} samples at 64 px into {tmp_path / 'out'}"
+    ]
     assert not any(tmp_path.glob(".out.*"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
@@ -294,6 +340,7 @@ def test_data_prepare_takes_a_folder_of_pictures_and_never_overwrites(tmp_path: 
     again = dfmspec("data", "prepare", tmp_path / "out", "--images", pictures)
 
     assert made.returncode == 0, made.stderr
-    assert again.returncode == 1 and "exists; nothing was written" in again.stderr
+    assert again.returncode == 1
+    assert "exists; nothing was written" in again.stderr
     assert json.loads(dfmspec("data", "inspect", tmp_path / "out").stdout)["problems"] == []
     shutil.rmtree(tmp_path / "out")

@@ -29,7 +29,9 @@ def test_preconditioning_gives_unit_variance_in_and_out(sigma: float) -> None:
     variance = s**2 + SIGMA_DATA**2
 
     assert float(edm.c_in(s, SIGMA_DATA) ** 2 * variance) == pytest.approx(1.0)
-    target_variance = (SIGMA_DATA**2 * (1 - edm.c_skip(s, SIGMA_DATA)) ** 2 + (edm.c_skip(s, SIGMA_DATA) * s) ** 2) / edm.c_out(s, SIGMA_DATA) ** 2
+    target_variance = (
+        SIGMA_DATA**2 * (1 - edm.c_skip(s, SIGMA_DATA)) ** 2 + (edm.c_skip(s, SIGMA_DATA) * s) ** 2
+    ) / edm.c_out(s, SIGMA_DATA) ** 2
     assert float(target_variance) == pytest.approx(1.0)
 
 

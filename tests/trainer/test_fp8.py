@@ -27,7 +27,9 @@ DEVICES = [("cpu", torch.float32), pytest.param(("cuda", torch.bfloat16), marks=
 """Where, and in what the layers compute."""
 
 
-def exact_and_there(kind: tuple[str, torch.dtype], *inputs: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def exact_and_there(
+    kind: tuple[str, torch.dtype], *inputs: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Leaves of the same values in fp32, and where they are tried."""
     there = [x.to(*kind) for x in inputs]
     return [x.to("cpu", torch.float32).requires_grad_() for x in there], [x.requires_grad_() for x in there]
@@ -52,7 +54,9 @@ def test_a_gemm_and_its_gradients_are_near_the_exact_ones(kind: tuple[str, torch
 @pytest.mark.parametrize("kind", DEVICES, ids=str)
 def test_an_mlp_is_near_the_exact_one(kind: tuple[str, torch.dtype]) -> None:
     generator = torch.Generator().manual_seed(0)
-    exact, leaves = exact_and_there(kind, *(torch.randn(shape, generator=generator) for shape in ((64, 48), (96, 48), (32, 96))))
+    exact, leaves = exact_and_there(
+        kind, *(torch.randn(shape, generator=generator) for shape in ((64, 48), (96, 48), (32, 96)))
+    )
     grad = torch.randn(64, 32, generator=generator)
     expected, got = F.gelu(exact[0] @ exact[1].t(), approximate="tanh") @ exact[2].t(), mlp(*leaves)
     expected.backward(grad)
@@ -65,13 +69,17 @@ def test_an_mlp_is_near_the_exact_one(kind: tuple[str, torch.dtype]) -> None:
 def through(kind: str, along: bool, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
     """A GEMM whose input and whose output's gradient come with their amax, or without."""
     work = fp8.linear if kind == "linear" else fp8.mlp
-    return with_gradient_amax(work(with_amax(x.cos(), wanted=along), *weights, wants_gradient_amax=along)).square().sum()
+    return (
+        with_gradient_amax(work(with_amax(x.cos(), wanted=along), *weights, wants_gradient_amax=along)).square().sum()
+    )
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("where", DEVICES, ids=str)
-def test_an_amax_that_comes_along_is_the_one_that_would_be_found(where: tuple[str, torch.dtype], kind: str, compiled: bool) -> None:
+def test_an_amax_that_comes_along_is_the_one_that_would_be_found(
+    where: tuple[str, torch.dtype], kind: str, compiled: bool
+) -> None:
     """Forward with a matrix and backward with its gradient: the same bits."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).to(*where) for shape in ((64, 48), (96, 48), (32, 96))]
@@ -86,7 +94,9 @@ def test_an_amax_that_comes_along_is_the_one_that_would_be_found(where: tuple[st
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize(("forward", "backward"), [(0.5, 1.0), (1.0, 0.5), (1.0, 0.0)])
-def test_an_amax_of_something_else_does_not_pass_unseen(kind: str, forward: float, backward: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_amax_of_something_else_does_not_pass_unseen(
+    kind: str, forward: float, backward: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Zero is what autograd has for an amax that nobody gave a gradient."""
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((64, 48), (96, 48), (32, 96))]
@@ -117,7 +127,10 @@ def test_the_compiler_sees_through_it() -> None:
 def test_gradients_go_where_they_are_summed(device: str) -> None:
     """The same numbers as without a buffer, replaced once and added once."""
     generator = torch.Generator().manual_seed(0)
-    x, *inputs = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in ((64, 32), (48, 32), (96, 48), (32, 96)))
+    x, *inputs = (
+        torch.randn(shape, generator=generator).to(device, torch.bfloat16)
+        for shape in ((64, 32), (48, 32), (96, 48), (32, 96))
+    )
 
     def backward(weights: list[torch.Tensor]) -> None:
         mlp(linear(x, weights[0]), *weights[1:]).sum().backward()

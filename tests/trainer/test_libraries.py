@@ -33,7 +33,9 @@ cpu.install("meta")
 libraries.installed = lambda library: True
 print(libraries.usable(libraries.QUACK))
 """
-    result = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
 
     assert result.stdout == "False\n", result.stderr
 
@@ -44,7 +46,8 @@ def test_what_they_compile_is_kept_where_only_the_user_writes(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = libraries.kept_in(libraries.FLASH_ATTENTION)
 
-    assert folder == tmp_path / ".cache/dfmspec/flash-attn-4" and folder.stat().st_mode & 0o77 == 0
+    assert folder == tmp_path / ".cache/dfmspec/flash-attn-4"
+    assert folder.stat().st_mode & 0o77 == 0
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert libraries.kept_in(libraries.FLASH_ATTENTION) is None

@@ -10,9 +10,18 @@ from tests.conftest import ROOT, environment
 
 
 def test_the_dit_agrees_with_plain_pytorch_in_output_and_every_gradient() -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.trainer.reference"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.reference"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
 
-    assert len(found) > 40 and found.pop("output") < 1e-5
+    assert len(found) > 40
+    assert found.pop("output") < 1e-5
     assert max(found.values()) < 1e-4, max(found, key=found.__getitem__)

@@ -23,15 +23,21 @@ def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows
     x0, z = modulate(x, shift, scale, rows, 1e-6, wants_amax=True)
     x1, z1 = gated_modulate(x0, WithAmax(once, y_amax[0]), gate, shift, scale, rows, 1e-6, wants_amax=True)
     outputs = [z.values, x1, z1.values, gated(x1, WithAmax(again, y_amax[1]), gate, rows)]
-    weights = [torch.randn(out.shape, generator=torch.Generator().manual_seed(i)).to(out) for i, out in enumerate(outputs)]
+    weights = [
+        torch.randn(out.shape, generator=torch.Generator().manual_seed(i)).to(out) for i, out in enumerate(outputs)
+    ]
     total = sum((out * weight).sum(dtype=torch.float64) for out, weight in zip(outputs, weights, strict=True))
-    *gradients, d_once, d_again, amax_once, amax_again = torch.autograd.grad(total, [x, y, modulations, once, again, *y_amax])  # type: ignore[arg-type]
+    *gradients, d_once, d_again, amax_once, amax_again = torch.autograd.grad(
+        total, [x, y, modulations, once, again, *y_amax]
+    )  # type: ignore[arg-type]
     for values, amax in ((z.values, z.amax), (z1.values, z1.amax), (d_once, amax_once), (d_again, amax_again)):
         assert amax == amax_of(values)
     return outputs + gradients
 
 
-def made(lengths: list[int], width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rows]:
+def made(
+    lengths: list[int], width: int, dtype: torch.dtype, device: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Rows]:
     of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     rows = rows_of(of_token, len(lengths))
     rows = Rows(rows.of_token.to(device), rows.chunks.to(device), rows.starts.to(device))

@@ -41,12 +41,20 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
     output = plain(exact[0], exact[1:])
     gradients = torch.autograd.grad(output, exact, grad.double())
     there = [t.to(request.param).requires_grad_() for t in (x, *weights)]
-    return {"x": there[0], "weights": there[1:], "grad": grad.to(request.param), "output": output, "gradients": gradients}
+    return {
+        "x": there[0],
+        "weights": there[1:],
+        "grad": grad.to(request.param),
+        "output": output,
+        "gradients": gradients,
+    }
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_are_those_of_plain_gemms(case: dict[str, Any], compiled: bool) -> None:
-    work: Callable[..., torch.Tensor] = torch.compile(network, fullgraph=True, backend="aot_eager") if compiled else network
+    work: Callable[..., torch.Tensor] = (
+        torch.compile(network, fullgraph=True, backend="aot_eager") if compiled else network
+    )
     output = work(case["x"], case["weights"])
     gradients = torch.autograd.grad(output, [case["x"], *case["weights"]], case["grad"])
 
@@ -57,10 +65,16 @@ def test_gradients_are_those_of_plain_gemms(case: dict[str, Any], compiled: bool
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_are_summed_in_fp32_where_they_belong(case: dict[str, Any], compiled: bool) -> None:
     """Twice: the first takes the place of what was there, the second is added."""
-    work: Callable[..., torch.Tensor] = torch.compile(network, fullgraph=True, backend="aot_eager") if compiled else network
+    work: Callable[..., torch.Tensor] = (
+        torch.compile(network, fullgraph=True, backend="aot_eager") if compiled else network
+    )
     incoming = Incoming()
     for weight in case["weights"]:
-        weight.incoming, weight.main_grad, weight.grad_added_to_main_grad = incoming, torch.full(weight.shape, 7.0, device=weight.device), False
+        weight.incoming, weight.main_grad, weight.grad_added_to_main_grad = (
+            incoming,
+            torch.full(weight.shape, 7.0, device=weight.device),
+            False,
+        )
     for times, incoming.replace in ((1, True), (2, False)):
         work(case["x"], case["weights"]).backward(case["grad"])
         for weight, expected in zip(case["weights"], case["gradients"][1:], strict=True):

@@ -51,15 +51,22 @@ def states(run_dir: Path) -> dict[tuple[int, str], str]:
     found = {}
     for path in checkpoints.committed(run_dir / "checkpoints"):
         files = json.loads((path / "manifest.json").read_text())["files"]
-        found |= {(checkpoints.iteration_of(path), name): facts["crc32"] for name, facts in files.items() if name.endswith(".distcp")}
+        found |= {
+            (checkpoints.iteration_of(path), name): facts["crc32"]
+            for name, facts in files.items()
+            if name.endswith(".distcp")
+        }
     return found
 
 
 def assert_continues(run_dir: Path, whole: Path, *, exact: bool = True) -> None:
     """The losses and norms are those of `whole`; if `exact`, so is every bit of the checkpoints that both have."""
     if exact:
-        mine, theirs = states(run_dir), states(whole)
-        assert (both := mine.keys() & theirs.keys()) and {key: mine[key] for key in both} == {key: theirs[key] for key in both}
+        mine = states(run_dir)
+        theirs = states(whole)
+        both = mine.keys() & theirs.keys()
+        assert both
+        assert {key: mine[key] for key in both} == {key: theirs[key] for key in both}
     expected, actual = losses(whole), losses(run_dir)
     assert actual
     for iteration, values in actual.items():
@@ -67,13 +74,19 @@ def assert_continues(run_dir: Path, whole: Path, *, exact: bool = True) -> None:
         if exact:
             assert (loss, norm) == (expected_loss, expected_norm)
         else:
-            assert loss == pytest.approx(expected_loss, rel=1e-6) and norm == pytest.approx(expected_norm, rel=1e-5)
+            assert loss == pytest.approx(expected_loss, rel=1e-6)
+            assert norm == pytest.approx(expected_norm, rel=1e-5)
 
 
 def test_the_directories_are_the_how_tos(whole: Path) -> None:
     folder = whole / "checkpoints"
 
-    assert sorted(path.name for path in folder.iterdir()) == ["iter_0000002", "iter_0000004", "iter_0000006", checkpoints.TRACKER]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "iter_0000002",
+        "iter_0000004",
+        "iter_0000006",
+        checkpoints.TRACKER,
+    ]
     assert (folder / checkpoints.TRACKER).read_text() == "6\n"
     assert all(checkpoints.problem(path) is None for path in checkpoints.committed(folder))
 
@@ -86,7 +99,9 @@ def test_each_iteration_has_the_time_that_it_took(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [2, 4])
-def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(
+    last: int, whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     run_dir = cut(whole, tmp_path / "run", last)
     assert f"Resumed from iteration {last}" in train(run_dir, *setting)
 
@@ -95,10 +110,14 @@ def test_a_resumed_run_is_bitwise_the_run_that_was_not_stopped(last: int, whole:
 
 
 @pytest.mark.parametrize("distributed", ["true", "false"])
-def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(distributed: str, whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(
+    distributed: str, whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     run_dir, optimizer = cut(whole, tmp_path / "run", 0), f"optimizer.use_distributed_optimizer={distributed}"
     train(run_dir, *setting, optimizer, "checkpoint.async_save=true", "checkpoint.save_interval=1", processes=2)
-    assert [path.name for path in checkpoints.committed(run_dir / "checkpoints")] == [f"iter_000000{i}" for i in range(6, 0, -1)]
+    assert [path.name for path in checkpoints.committed(run_dir / "checkpoints")] == [
+        f"iter_000000{i}" for i in range(6, 0, -1)
+    ]
 
     resumed = cut(run_dir, tmp_path / "resumed", 3)
     train(resumed, *setting, optimizer, "checkpoint.async_save=true", processes=2)
@@ -127,8 +146,18 @@ def test_loader_processes_do_not_change_the_data(whole: Path, setting: list[str]
     assert_continues(run_dir, whole)
 
 
-@pytest.mark.parametrize("layout", [[], ["model.tensor_model_parallel_size=2"], ["model.pipeline_model_parallel_size=2"], ["model.context_parallel_size=2"]])
-def test_a_run_continues_in_another_layout_with_the_same_data(layout: list[str], whole: Path, setting: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        [],
+        ["model.tensor_model_parallel_size=2"],
+        ["model.pipeline_model_parallel_size=2"],
+        ["model.context_parallel_size=2"],
+    ],
+)
+def test_a_run_continues_in_another_layout_with_the_same_data(
+    layout: list[str], whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     """DP 1 to DP 2, TP 2, PP 2 and CP 2: the losses agree, which they do not when one sample is repeated or skipped."""
     run_dir = cut(whole, tmp_path / "run", 2)
     train(run_dir, *setting, *layout, processes=2)
@@ -158,7 +187,8 @@ def test_a_resumed_run_has_the_rate_that_it_is_given(whole: Path, setting: list[
 def test_another_network_is_refused(whole: Path, setting: list[str], tmp_path: Path) -> None:
     said = train(cut(whole, tmp_path / "run", 2), *setting, "model.num_layers=1", "model.adaln_lora_rank=8", expect=1)
 
-    assert "is of another network: model.num_layers is 2, not 1, model.adaln_lora_rank is 16, not 8" in said and "Traceback" not in said
+    assert "is of another network: model.num_layers is 2, not 1, model.adaln_lora_rank is 16, not 8" in said
+    assert "Traceback" not in said
 
 
 def test_another_number_of_streams_is_refused(whole: Path, setting: list[str], tmp_path: Path) -> None:
@@ -169,7 +199,9 @@ def test_another_number_of_streams_is_refused(whole: Path, setting: list[str], t
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
-def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_loudly(
+    damage: str, whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     run_dir = cut(whole, tmp_path / "run", 4)
     shard = next((run_dir / "checkpoints" / "iter_0000004").glob("*.distcp"))
     data = shard.read_bytes()
@@ -179,7 +211,8 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(damage: str, whole: Path, se
         shard.write_bytes(data[:1000] if damage == "truncated" else data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
     said = train(run_dir, *setting)
 
-    assert "iter_0000004 is passed over" in said and "Resumed from iteration 2" in said
+    assert "iter_0000004 is passed over" in said
+    assert "Resumed from iteration 2" in said
     assert_continues(run_dir, whole)
 
 
@@ -195,13 +228,16 @@ def test_nothing_whole_is_an_error_and_never_a_fresh_start(whole: Path, setting:
     (run_dir / "checkpoints" / "iter_0000002" / "common.pt").unlink()
     said = train(run_dir, *setting, expect=1)
 
-    assert "none of the 1 checkpoints" in said and "run.resume=never" in said
+    assert "none of the 1 checkpoints" in said
+    assert "run.resume=never" in said
 
 
 def test_sigterm_finishes_the_iteration_and_saves(setting: list[str], whole: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    process = start(run_dir, *SHORT, *setting, "checkpoint.save_interval=100", processes=0, DFMSPEC_RUN_DIR=str(run_dir))
+    process = start(
+        run_dir, *SHORT, *setting, "checkpoint.save_interval=100", processes=0, DFMSPEC_RUN_DIR=str(run_dir)
+    )
     while not losses(run_dir):
         time.sleep(0.01)
         assert process.poll() is None, process.communicate()
@@ -218,7 +254,9 @@ def test_sigterm_finishes_the_iteration_and_saves(setting: list[str], whole: Pat
 
 
 @pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.long)])
-def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_sigkill_at_any_moment_loses_nothing_committed(
+    seed: int, whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     """Killed while saving or between, as often as it takes: every loss is that of the run that was not stopped."""
     run_dir, rng = tmp_path / "run", random.Random(seed)
     run_dir.mkdir()
@@ -237,7 +275,9 @@ def test_sigkill_at_any_moment_loses_nothing_committed(seed: int, whole: Path, s
     assert_continues(run_dir, whole)
 
 
-def test_a_damaged_checkpoint_is_kept_aside_when_its_iteration_is_saved_again(whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_kept_aside_when_its_iteration_is_saved_again(
+    whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     run_dir = cut(whole, tmp_path / "run", 4)
     (run_dir / "checkpoints" / "iter_0000004" / "common.pt").write_bytes(b"x")
     train(run_dir, *setting)
@@ -247,45 +287,66 @@ def test_a_damaged_checkpoint_is_kept_aside_when_its_iteration_is_saved_again(wh
     assert len(list(folder.glob("iter_0000004.damaged-*"))) == 1
 
 
-def test_a_run_never_starts_before_checkpoints_that_it_would_contradict(whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_a_run_never_starts_before_checkpoints_that_it_would_contradict(
+    whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     run_dir = cut(whole, tmp_path / "run", 6)
     said = train(run_dir, *setting, "checkpoint.ckpt_step=2", expect=1)
     assert "has a checkpoint of iteration 6, after the 2 to start from; give checkpoint.save another folder" in said
 
-    train(run_dir, *setting, "checkpoint.ckpt_step=2", f"checkpoint.load={run_dir}/checkpoints", f"checkpoint.save={tmp_path}/other")
+    train(
+        run_dir,
+        *setting,
+        "checkpoint.ckpt_step=2",
+        f"checkpoint.load={run_dir}/checkpoints",
+        f"checkpoint.save={tmp_path}/other",
+    )
     assert_continues(run_dir, whole)
     assert [path.name for path in checkpoints.committed(tmp_path / "other")] == ["iter_0000006", "iter_0000004"]
 
 
-def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(
+    whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     """Files may not grow past 100 kB: every save fails, training goes on, the third failure in a row ends it."""
     run_dir = cut(whole, tmp_path / "run", 2)
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", limit, ENTRY, *SHORT, *setting, "checkpoint.save_interval=1"]
     env = environment(DFMSPEC_RUN_DIR=str(run_dir))
-    result = subprocess.run(command, cwd=place(run_dir), env=env, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(
+        command, cwd=place(run_dir), env=env, capture_output=True, text=True, timeout=240, check=False
+    )
     folder = run_dir / "checkpoints"
 
     assert result.returncode == 4
-    assert result.stdout.count("[WARNING] Checkpoint of iteration") == 3 and "is the disk full?" in result.stdout
+    assert result.stdout.count("[WARNING] Checkpoint of iteration") == 3
+    assert "is the disk full?" in result.stdout
     assert sorted(losses(run_dir)) == [3, 4, 5]
-    assert [path.name for path in checkpoints.committed(folder)] == ["iter_0000002"] and not list(folder.glob("*.tmp-*"))
+    assert [path.name for path in checkpoints.committed(folder)] == ["iter_0000002"]
+    assert not list(folder.glob("*.tmp-*"))
     assert "Traceback" not in result.stderr
 
 
 def test_checkpoints_are_pruned_but_never_below_two(setting: list[str], tmp_path: Path) -> None:
     train(tmp_path / "run", *setting, "checkpoint.save_interval=1", "checkpoint.most_recent_k=1")
 
-    assert [path.name for path in checkpoints.committed(tmp_path / "run" / "checkpoints")] == ["iter_0000006", "iter_0000005"]
+    assert [path.name for path in checkpoints.committed(tmp_path / "run" / "checkpoints")] == [
+        "iter_0000006",
+        "iter_0000005",
+    ]
 
 
-def test_damaged_checkpoints_take_no_place_among_those_that_are_kept(whole: Path, setting: list[str], tmp_path: Path) -> None:
+def test_damaged_checkpoints_take_no_place_among_those_that_are_kept(
+    whole: Path, setting: list[str], tmp_path: Path
+) -> None:
     run_dir = cut(whole, tmp_path / "run", 6)
     for iteration in (4, 6):
         (run_dir / "checkpoints" / f"iter_000000{iteration}" / "common.pt").write_bytes(b"x")
     train(run_dir, *setting, "checkpoint.save_interval=1", "checkpoint.most_recent_k=2", "train.train_iters=3")
 
-    whole_ones = [path.name for path in checkpoints.committed(run_dir / "checkpoints") if checkpoints.problem(path) is None]
+    whole_ones = [
+        path.name for path in checkpoints.committed(run_dir / "checkpoints") if checkpoints.problem(path) is None
+    ]
     assert whole_ones == ["iter_0000003", "iter_0000002"]
 
 
@@ -304,7 +365,13 @@ def crc32s(paths, real=checkpoint.crc32s):
 checkpoint.crc32s = crc32s
 runpy.run_path({ENTRY!r}, run_name="__main__")
 """)
-    words = [*SHORT, *setting, "train.train_iters=4", "model.tensor_model_parallel_size=2", "dist.distributed_timeout_minutes=1"]
+    words = [
+        *SHORT,
+        *setting,
+        "train.train_iters=4",
+        "model.tensor_model_parallel_size=2",
+        "dist.distributed_timeout_minutes=1",
+    ]
     code, out, err = finish(start(tmp_path, *words, processes=2, script=str(script), DFMSPEC_RUN_DIR=str(tmp_path)))
 
     assert code == 0, err[-2000:]
@@ -339,10 +406,27 @@ def test_a_line_that_was_cut_short_takes_no_event_with_it(monkeypatch: pytest.Mo
 def test_a_checkpoint_is_sampled_from_in_one_process(whole: Path, tmp_path: Path) -> None:
     from tests.conftest import dfmspec
 
-    result = dfmspec("sample", whole, "--num-samples", 2, "--num-steps", 3, "--out", tmp_path / "out", "--caption", "blue butterfly", "--caption", "x")
+    result = dfmspec(
+        "sample",
+        whole,
+        "--num-samples",
+        2,
+        "--num-steps",
+        3,
+        "--out",
+        tmp_path / "out",
+        "--caption",
+        "blue butterfly",
+        "--caption",
+        "x",
+    )
 
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "sample_000.png", "sample_001.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "grid.png",
+        "sample_000.png",
+        "sample_001.png",
+    ]
     assert json.loads((checkpoints.committed(whole / "checkpoints")[0] / "manifest.json").read_text())["iteration"] == 6
 
 

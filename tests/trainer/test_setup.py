@@ -26,6 +26,14 @@ print({group._get_backend(torch.device("cpu")).options._timeout.total_seconds() 
 
 
 def test_every_group_has_the_timeout_of_the_experiment() -> None:
-    done = subprocess.run([sys.executable, "-c", GROUPS], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPS],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
 
     assert done.stdout.splitlines()[-1:] == ["{180.0}"], done.stderr[-2000:]

@@ -19,31 +19,50 @@ LAYERS, HIDDEN, RANK, TEXT, HEAD, PATCH = 2, 288, 16, 1024, 72, 64
 def dfms() -> dict[str, torch.Tensor]:
     """A state dict of DFM's DiT, random: names and shapes as its modules declare them (dit_model.py, dit_layer_spec.py)."""
     shapes: dict[str, tuple[int, ...]] = {
-        "x_embedder.weight": (HIDDEN, PATCH), "x_embedder.bias": (HIDDEN,),
-        "final_layer_linear.weight": (PATCH, HIDDEN), "final_layer_linear.bias": (PATCH,), "affline_norm.weight": (HIDDEN,),
-    }  # fmt: skip
+        "x_embedder.weight": (HIDDEN, PATCH),
+        "x_embedder.bias": (HIDDEN,),
+        "final_layer_linear.weight": (PATCH, HIDDEN),
+        "final_layer_linear.bias": (PATCH,),
+        "affline_norm.weight": (HIDDEN,),
+    }
     for embedder, width in (("t_embedder", HIDDEN), ("fps_embedder", 256)):
-        shapes |= {f"{embedder}.1.linear_{i}.{kind}": (width, width)[: 2 if kind == "weight" else 1] for i in (1, 2) for kind in ("weight", "bias")}
+        shapes |= {
+            f"{embedder}.1.linear_{i}.{kind}": (width, width)[: 2 if kind == "weight" else 1]
+            for i in (1, 2)
+            for kind in ("weight", "bias")
+        }
     for layer in range(LAYERS):
         at = f"decoder.layers.{layer}."
         shapes |= {
-            f"{at}full_self_attention.linear_qkv.weight": (3 * HIDDEN, HIDDEN), f"{at}full_self_attention.linear_proj.weight": (HIDDEN, HIDDEN),
-            f"{at}cross_attention.linear_q.weight": (HIDDEN, HIDDEN), f"{at}cross_attention.linear_kv.weight": (2 * HIDDEN, TEXT),
+            f"{at}full_self_attention.linear_qkv.weight": (3 * HIDDEN, HIDDEN),
+            f"{at}full_self_attention.linear_proj.weight": (HIDDEN, HIDDEN),
+            f"{at}cross_attention.linear_q.weight": (HIDDEN, HIDDEN),
+            f"{at}cross_attention.linear_kv.weight": (2 * HIDDEN, TEXT),
             f"{at}cross_attention.linear_proj.weight": (HIDDEN, HIDDEN),
-            f"{at}mlp.linear_fc1.weight": (4 * HIDDEN, HIDDEN), f"{at}mlp.linear_fc2.weight": (HIDDEN, 4 * HIDDEN),
-            f"{at}adaLN.adaLN_modulation.1.weight": (RANK, HIDDEN), f"{at}adaLN.adaLN_modulation.2.weight": (9 * HIDDEN, RANK),
-        }  # fmt: skip
-        shapes |= {f"{at}{part}.{norm}_layernorm.weight": (HEAD,) for part in ("full_self_attention", "cross_attention") for norm in "qk"}
+            f"{at}mlp.linear_fc1.weight": (4 * HIDDEN, HIDDEN),
+            f"{at}mlp.linear_fc2.weight": (HIDDEN, 4 * HIDDEN),
+            f"{at}adaLN.adaLN_modulation.1.weight": (RANK, HIDDEN),
+            f"{at}adaLN.adaLN_modulation.2.weight": (9 * HIDDEN, RANK),
+        }
+        shapes |= {
+            f"{at}{part}.{norm}_layernorm.weight": (HEAD,)
+            for part in ("full_self_attention", "cross_attention")
+            for norm in "qk"
+        }
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def test_dfms_state_dict_goes_both_ways() -> None:
     theirs = dfms()
-    ours = from_dfm({f"module.{name}": weight for name, weight in theirs.items()} | {"module.decoder.layers.0.mlp.linear_fc1._extra_state": torch.zeros(1)})
+    ours = from_dfm(
+        {f"module.{name}": weight for name, weight in theirs.items()}
+        | {"module.decoder.layers.0.mlp.linear_fc1._extra_state": torch.zeros(1)}
+    )
     back = to_dfm(ours)
 
-    assert back.keys() == theirs.keys() and all(back[name].shape == weight.shape for name, weight in theirs.items())
+    assert back.keys() == theirs.keys()
+    assert all(back[name].shape == weight.shape for name, weight in theirs.items())
     assert from_dfm(back).keys() == ours.keys()
     for name, weight in back.items():
         if not name.startswith(("fps_embedder", "affline_norm")) and name != "t_embedder.1.linear_2.bias":
@@ -56,7 +75,9 @@ def test_dfms_constant_frame_rate_is_part_of_our_noise_embedding() -> None:
     angles = 30.0 * 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 127)
     x = torch.cat([angles.sin(), angles.cos()])
     for layer in ("linear_1", "linear_2"):
-        x = F.linear(x, theirs[f"fps_embedder.1.{layer}.weight"].double(), theirs[f"fps_embedder.1.{layer}.bias"].double())
+        x = F.linear(
+            x, theirs[f"fps_embedder.1.{layer}.weight"].double(), theirs[f"fps_embedder.1.{layer}.bias"].double()
+        )
         x = F.silu(x) if layer == "linear_1" else x
     added = from_dfm(theirs)["noise_embedding.linear_2.bias"].double() - theirs["t_embedder.1.linear_2.bias"].double()
 
@@ -79,12 +100,21 @@ def start(trained: Path, dataset: Path, folder: Path, names: str, *layout: str) 
     file = folder / f"{names}.safetensors"
     exported = dfmspec("export", trained, "--out", file, "--raw", "--names", names)
     assert (exported.returncode, exported.stdout.strip()) == (0, str(file)), exported.stderr
-    said = train(folder / "run", *WORDS, f"dataset.path={dataset}", f"checkpoint.pretrained_checkpoint={file}", *layout, processes=2 if layout else 1)
+    said = train(
+        folder / "run",
+        *WORDS,
+        f"dataset.path={dataset}",
+        f"checkpoint.pretrained_checkpoint={file}",
+        *layout,
+        processes=2 if layout else 1,
+    )
     assert f"Weights from {file}" in said
     return losses(folder / "run")[1]
 
 
-def test_a_run_starts_from_exported_weights_of_either_naming_in_any_layout(trained: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_exported_weights_of_either_naming_in_any_layout(
+    trained: Path, dataset: Path, tmp_path: Path
+) -> None:
     for name in ("ours", "theirs", "cut", "fresh"):
         (tmp_path / name).mkdir()
     ((loss, norm),) = start(trained, dataset, tmp_path / "ours", "dfmspec")
@@ -92,15 +122,23 @@ def test_a_run_starts_from_exported_weights_of_either_naming_in_any_layout(train
 
     assert start(trained, dataset, tmp_path / "theirs", "dfm") == {(loss, norm)}
     ((cut_loss, cut_norm),) = start(trained, dataset, tmp_path / "cut", "dfm", "model.tensor_model_parallel_size=2")
-    assert cut_loss == pytest.approx(loss, rel=1e-6) and cut_norm == pytest.approx(norm, rel=1e-5)
+    assert cut_loss == pytest.approx(loss, rel=1e-6)
+    assert cut_norm == pytest.approx(norm, rel=1e-5)
     assert losses(tmp_path / "fresh" / "run")[1] != {(loss, norm)}
 
 
 def test_weights_of_another_network_are_an_error(dataset: Path, tmp_path: Path) -> None:
     save_file({"x_embedder.weight": torch.zeros(3, 3)}, tmp_path / "odd.safetensors")
-    said = train(tmp_path / "run", "train.train_iters=1", f"dataset.path={dataset}", f"checkpoint.pretrained_checkpoint={tmp_path}/odd.safetensors", expect=1)
+    said = train(
+        tmp_path / "run",
+        "train.train_iters=1",
+        f"dataset.path={dataset}",
+        f"checkpoint.pretrained_checkpoint={tmp_path}/odd.safetensors",
+        expect=1,
+    )
 
-    assert "x_embedder.weight is [3, 3] there and [64, 64] in this model" in said and "Traceback" not in said
+    assert "x_embedder.weight is [3, 3] there and [64, 64] in this model" in said
+    assert "Traceback" not in said
 
 
 def test_an_export_overwrites_nothing(tmp_path: Path) -> None:

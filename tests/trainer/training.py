@@ -21,7 +21,13 @@ from tests.trainer.warm import WARM, Forked, may_be_forked
 
 TORCHRUN = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
-SHORT = [*TINY, "model.num_attention_heads=4", "dataset.task_encoder_seq_length=64", "checkpoint.save_interval=2", "logger.log_interval=1"]
+SHORT = [
+    *TINY,
+    "model.num_attention_heads=4",
+    "dataset.task_encoder_seq_length=64",
+    "checkpoint.save_interval=2",
+    "logger.log_interval=1",
+]
 
 
 def place(folder: Path) -> Path:
@@ -42,20 +48,47 @@ def start(cwd: Path, *words: str, processes: int = 1, script: str = ENTRY, **env
     launch = [TORCHRUN, "--nproc-per-node", str(processes)] if processes else [sys.executable]
     env = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())} | env
     return subprocess.Popen(
-        [*launch, script, *words], cwd=place(cwd), env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [*launch, script, *words],
+        cwd=place(cwd),
+        env=environment(**env),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
-def pair(cwd: Path, *words: str, processes: int, environments: tuple[dict[str, str], dict[str, str]] = ({}, {})) -> list[str]:
+def pair(
+    cwd: Path, *words: str, processes: int, environments: tuple[dict[str, str], dict[str, str]] = ({}, {})
+) -> list[str]:
     """What each of two nodes printed: the how-to's two torchruns, on loopback."""
     port = str(free_port())
     nodes = [
         subprocess.Popen(
-            [TORCHRUN, "--nproc-per-node", str(processes), "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", port, ENTRY, *words],
-            cwd=place(cwd), env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            [
+                TORCHRUN,
+                "--nproc-per-node",
+                str(processes),
+                "--nnodes",
+                "2",
+                "--node-rank",
+                str(rank),
+                "--master-addr",
+                "127.0.0.1",
+                "--master-port",
+                port,
+                ENTRY,
+                *words,
+            ],
+            cwd=place(cwd),
+            env=environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **own),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         for rank, own in enumerate(environments)
-    ]  # fmt: skip
+    ]
     results = [finish(node) for node in nodes]
     assert [code for code, _, _ in results] == [0, 0], results
     return [out for _, out, _ in results]

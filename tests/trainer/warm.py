@@ -116,7 +116,6 @@ class Warm:
         self._server.stdin.flush()
         return Forked(int(self._server.stdout.readline()), folder)
 
-
     def start_ranks(
         self, script: Path, words: Sequence[str], processes: int, *, cwd: Path, env: dict[str, str]
     ) -> ForkedRanks:

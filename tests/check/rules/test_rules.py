@@ -31,15 +31,18 @@ def codes(file: Path, target: str) -> set[str]:
 WITH_EXAMPLES = [rule for rule in RULES if rule.level != "deep"]
 CASES = [
     pytest.param(rule, target, id=f"{rule.code}-{target}")
-    for rule in WITH_EXAMPLES for target in (DIT if {*rule.targets} & {*DIT} else rule.targets[:1]) if target in rule.targets
-]  # fmt: skip
+    for rule in WITH_EXAMPLES
+    for target in (DIT if {*rule.targets} & {*DIT} else rule.targets[:1])
+    if target in rule.targets
+]
 _NOT_ALIKE = {"EVL101", "EVL106", "RUN109", ("BAT102", "dfm_flux"), ("BAT106", "dfm_flux")}
 """Examples with evaluation, packing or an end that the other networks do not have."""
 SHARED = [
     pytest.param(rule, target, id=f"{rule.code}-{target}")
-    for rule in WITH_EXAMPLES for target in ("dfm_wan", "dfm_flux")
+    for rule in WITH_EXAMPLES
+    for target in ("dfm_wan", "dfm_flux")
     if {"dfm", target} <= {*rule.targets} and not {rule.code, (rule.code, target)} & _NOT_ALIKE
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("rule", "target"), CASES)
@@ -52,7 +55,11 @@ def test_a_rule_fires_on_its_example_and_is_silent_on_its_near_miss(rule: Rule, 
 def test_a_shared_rule_fires_for_the_other_networks_too(rule: Rule, target: str) -> None:
     file = CORPUS / rule.code / "bad.yaml"
     overrides = file.with_suffix(".txt")
-    words = [f"target={target}", f"recipe={TARGETS[target].default_recipe}", *(overrides.read_text().splitlines() if overrides.exists() else [])]
+    words = [
+        f"target={target}",
+        f"recipe={TARGETS[target].default_recipe}",
+        *(overrides.read_text().splitlines() if overrides.exists() else []),
+    ]
 
     assert rule.code in {finding.code for finding in check_spec(resolve_spec(load_spec(file, words)), levels=LEVELS)}
 
@@ -60,9 +67,19 @@ def test_a_shared_rule_fires_for_the_other_networks_too(rule: Rule, target: str)
 @pytest.mark.parametrize("source", ["data.source=mock", "dataset.path=/data"])
 @pytest.mark.parametrize("recipe", [*recipes_of("dfm_wan"), *recipes_of("dfm_flux")])
 def test_the_other_networks_recipes_are_sound(recipe: str, source: str) -> None:
-    words = [f"target=dfm_{recipe.partition('_')[0]}", f"recipe={recipe}", source, "cluster.nproc_per_node=8", "train.train_iters=500"]
+    words = [
+        f"target=dfm_{recipe.partition('_')[0]}",
+        f"recipe={recipe}",
+        source,
+        "cluster.nproc_per_node=8",
+        "train.train_iters=500",
+    ]
 
-    assert [finding for finding in check_spec(resolve_spec(load_spec(None, words)), levels=("spec",)) if finding.severity > Severity.HINT] == []
+    assert [
+        finding
+        for finding in check_spec(resolve_spec(load_spec(None, words)), levels=("spec",))
+        if finding.severity > Severity.HINT
+    ] == []
 
 
 def test_every_folder_of_the_corpus_belongs_to_a_rule() -> None:
@@ -81,17 +98,24 @@ def test_the_registry_is_sound() -> None:
 
 
 def found(*words: str) -> dict[str, tuple[str, str]]:
-    return {finding.code: (finding.message, finding.hint) for finding in check_spec(resolve_spec(load_spec(None, words)))}
+    return {
+        finding.code: (finding.message, finding.hint) for finding in check_spec(resolve_spec(load_spec(None, words)))
+    }
 
 
 def test_the_world_size_message_shows_the_arithmetic_and_what_works() -> None:
-    message, hint = found("cluster.nproc_per_node=16", "model.tensor_model_parallel_size=4", "model.pipeline_model_parallel_size=3")["PAR101"]
+    message, hint = found(
+        "cluster.nproc_per_node=16", "model.tensor_model_parallel_size=4", "model.pipeline_model_parallel_size=3"
+    )["PAR101"]
 
     assert "16 processes are not a multiple of TP 4 x PP 3 x CP 1 = 12" in message
-    assert "TP 4 PP 2 CP 1" in hint and "TP 4 PP 1 CP 1" in hint
+    assert "TP 4 PP 2 CP 1" in hint
+    assert "TP 4 PP 1 CP 1" in hint
 
 
-@pytest.mark.parametrize("override", ["model.seq_length=128", "ddp.use_distributed_optimizer=false", "dataset.global_batch_size=3"])
+@pytest.mark.parametrize(
+    "override", ["model.seq_length=128", "ddp.use_distributed_optimizer=false", "dataset.global_batch_size=3"]
+)
 def test_a_copy_that_contradicts_its_source_is_an_error_even_alone(override: str) -> None:
     findings = {finding.code: finding for finding in check_spec(resolve_spec(load_spec(None, [override])))}
 
@@ -99,21 +123,37 @@ def test_a_copy_that_contradicts_its_source_is_an_error_even_alone(override: str
 
 
 def test_the_layouts_that_a_hint_offers_are_legal() -> None:
-    words = ["cluster.nproc_per_node=8", "model.tensor_model_parallel_size=3", "model.context_parallel_size=4", "model.num_attention_heads=24", "model.sequence_parallel=true"]
+    words = [
+        "cluster.nproc_per_node=8",
+        "model.tensor_model_parallel_size=3",
+        "model.context_parallel_size=4",
+        "model.num_attention_heads=24",
+        "model.sequence_parallel=true",
+    ]
     _, hint = found(*words)["PAR101"]
     offered = re.findall(r"TP (\d+) PP (\d+) CP (\d+)", hint)
 
     assert ("2", "1", "4") in offered
     for sizes in offered:
         keys = ("tensor_model", "pipeline_model", "context")
-        assert not found(*words, *(f"model.{key}_parallel_size={size}" for key, size in zip(keys, sizes, strict=True))).keys() & {"PAR101", "PAR102", "PAR103", "SEQ101"}
+        assert not found(
+            *words, *(f"model.{key}_parallel_size={size}" for key, size in zip(keys, sizes, strict=True))
+        ).keys() & {"PAR101", "PAR102", "PAR103", "SEQ101"}
 
 
 @pytest.mark.parametrize(
     ("words", "code"),
     [
         (["model.num_layers=3", "model.recompute_num_layers=2"], "MOD103"),
-        (["model.num_layers=6", "model.recompute_num_layers=2", "cluster.nproc_per_node=2", "model.pipeline_model_parallel_size=2"], "MOD103"),
+        (
+            [
+                "model.num_layers=6",
+                "model.recompute_num_layers=2",
+                "cluster.nproc_per_node=2",
+                "model.pipeline_model_parallel_size=2",
+            ],
+            "MOD103",
+        ),
         (["model.num_layers=6", "model.recompute_num_layers=3"], None),
     ],
 )
@@ -125,8 +165,12 @@ def test_uniform_recomputation_ends_with_the_last_layer(words: list[str], code: 
 
 def test_a_ramp_of_the_weight_decay_is_no_stale_copy() -> None:
     for weight_decay in ([], ["optimizer.weight_decay=0.2"]):
-        assert "SPC301" not in found("scheduler.start_weight_decay=0.0", "scheduler.end_weight_decay=0.1", *weight_decay)
-    assert "SPC301" in found("scheduler.start_weight_decay=0.1", "scheduler.end_weight_decay=0.1", "optimizer.weight_decay=0.2")
+        assert "SPC301" not in found(
+            "scheduler.start_weight_decay=0.0", "scheduler.end_weight_decay=0.1", *weight_decay
+        )
+    assert "SPC301" in found(
+        "scheduler.start_weight_decay=0.1", "scheduler.end_weight_decay=0.1", "optimizer.weight_decay=0.2"
+    )
 
 
 @pytest.mark.parametrize("word", ["model.in_channels=8", "model.patch_temporal=2", "model.crossattn_emb_size=48"])
@@ -136,9 +180,15 @@ def test_the_embedded_data_has_shapes_of_its_own(word: str) -> None:
 
 
 def test_two_packs_may_be_cut_where_one_may_not() -> None:
-    words = ["cluster.nproc_per_node=2", "model.context_parallel_size=2", "dataset.task_encoder_seq_length=1025", "data.source=mock"]
+    words = [
+        "cluster.nproc_per_node=2",
+        "model.context_parallel_size=2",
+        "dataset.task_encoder_seq_length=1025",
+        "data.source=mock",
+    ]
 
-    assert "SEQ101" in found(*words) and "SEQ101" not in found(*words, "train.micro_batch_size=2")
+    assert "SEQ101" in found(*words)
+    assert "SEQ101" not in found(*words, "train.micro_batch_size=2")
 
 
 def test_a_folder_to_go_on_from_has_something_to_go_on_from(tmp_path: Path) -> None:
@@ -153,15 +203,21 @@ def test_a_folder_to_go_on_from_has_something_to_go_on_from(tmp_path: Path) -> N
 def test_a_rule_on_a_broken_value_is_skipped() -> None:
     codes = found("model.num_attention_heads=none", "model.tensor_model_parallel_size=3").keys()
 
-    assert "SPC202" in codes and "PAR102" not in codes and "MOD101" not in codes
+    assert "SPC202" in codes
+    assert "PAR102" not in codes
+    assert "MOD101" not in codes
 
 
 @pytest.mark.parametrize(("tp", "pp", "dp", "mbs"), list(itertools.product((1, 2, 4), (1, 2, 4), (1, 2, 3), (1, 2))))
 def test_every_legal_layout_is_silent_and_adds_up(tp: int, pp: int, dp: int, mbs: int) -> None:
     words = [
-        f"cluster.nproc_per_node={tp * pp * dp}", f"model.tensor_model_parallel_size={tp}", f"model.pipeline_model_parallel_size={pp}",
-        f"train.micro_batch_size={mbs}", f"train.global_batch_size={mbs * dp * 3}", "data.source=mock",
-    ]  # fmt: skip
+        f"cluster.nproc_per_node={tp * pp * dp}",
+        f"model.tensor_model_parallel_size={tp}",
+        f"model.pipeline_model_parallel_size={pp}",
+        f"train.micro_batch_size={mbs}",
+        f"train.global_batch_size={mbs * dp * 3}",
+        "data.source=mock",
+    ]
     resolved = resolve_spec(load_spec(None, words))
 
     assert [finding for finding in check_spec(resolved) if finding.severity is Severity.ERROR] == []

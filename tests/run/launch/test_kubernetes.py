@@ -47,9 +47,15 @@ def test_the_pods_find_what_they_run(file: Path) -> None:
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
 
     assert mounts == {volume["name"] for volume in spec["volumes"]}
-    assert items == set(config_map["data"]) and "node.sh" in items
-    assert any(env["DFMSPEC_RUN_DIR"].startswith(mount["mountPath"]) for mount in container["volumeMounts"] if mount["name"].startswith("claim"))
-    assert env["MASTER_ADDR"].split(".")[1] == job_set["metadata"]["name"] and len(env["MASTER_ADDR"].split(".")[0]) <= 63
+    assert items == set(config_map["data"])
+    assert "node.sh" in items
+    assert any(
+        env["DFMSPEC_RUN_DIR"].startswith(mount["mountPath"])
+        for mount in container["volumeMounts"]
+        if mount["name"].startswith("claim")
+    )
+    assert env["MASTER_ADDR"].split(".")[1] == job_set["metadata"]["name"]
+    assert len(env["MASTER_ADDR"].split(".")[0]) <= 63
 
 
 @pytest.mark.parametrize("name", ["UPPER_case.dots", "0-starts-with-a-digit", "x" * 80, "_"])
@@ -61,7 +67,10 @@ def test_any_name_becomes_one_of_kubernetes(name: str, tmp_path: Path) -> None:
 
     assert models.JobsetV1alpha2JobSet.from_dict(job_set).to_dict() == job_set
     word = job_set["metadata"]["name"]
-    assert word.replace("-", "a").isalnum() and word == word.lower() and word[0].isalpha() and len(word) <= 44
+    assert word.replace("-", "a").isalnum()
+    assert word == word.lower()
+    assert word[0].isalpha()
+    assert len(word) <= 44
 
 
 def test_a_changed_plan_never_meets_the_pods_of_the_one_before(tmp_path: Path) -> None:
@@ -70,8 +79,13 @@ def test_a_changed_plan_never_meets_the_pods_of_the_one_before(tmp_path: Path) -
     for i, word in enumerate(("optimizer.lr=1e-4", "optimizer.lr=2e-4")):
         assert dfmspec("plan", GOLDEN[0].parents[1] / "spec.yaml", word, "-o", tmp_path / str(i)).returncode == 0
         config_map, job_set = documents(tmp_path / str(i) / "jobset.yaml")
-        (run_dir,) = (variable["value"] for variable in pod(job_set)["containers"][0]["env"] if variable["name"] == "DFMSPEC_RUN_DIR")
-        assert config_map["immutable"] and config_map["metadata"]["name"] == pod(job_set)["volumes"][0]["configMap"]["name"]
+        (run_dir,) = (
+            variable["value"]
+            for variable in pod(job_set)["containers"][0]["env"]
+            if variable["name"] == "DFMSPEC_RUN_DIR"
+        )
+        assert config_map["immutable"]
+        assert config_map["metadata"]["name"] == pod(job_set)["volumes"][0]["configMap"]["name"]
         assert config_map["metadata"]["name"].rpartition("-")[2] == run_dir.rpartition("/")[2]
         maps.append(config_map["metadata"]["name"])
 
@@ -85,21 +99,36 @@ def test_each_start_of_a_set_meets_under_its_own_id_and_a_secret_comes_in(tmp_pa
     (container,) = pod(job_set)["containers"]
     env = {variable["name"]: variable for variable in container["env"]}
 
-    assert env["DFMSPEC_RDZV_ID"]["value"].endswith(".$(DFMSPEC_RESTART)") and list(env).index("DFMSPEC_RESTART") < list(env).index("DFMSPEC_RDZV_ID")
-    assert env["DFMSPEC_RESTART"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"}}
+    assert env["DFMSPEC_RDZV_ID"]["value"].endswith(".$(DFMSPEC_RESTART)")
+    assert list(env).index("DFMSPEC_RESTART") < list(env).index("DFMSPEC_RDZV_ID")
+    assert env["DFMSPEC_RESTART"]["valueFrom"] == {
+        "fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"}
+    }
     assert container["envFrom"] == [{"secretRef": {"name": "wandb"}}]
     assert models.JobsetV1alpha2JobSet.from_dict(job_set).to_dict() == job_set
 
 
-@pytest.mark.parametrize("word", ["checkpoint.save=kept", "checkpoint.save=/elsewhere/kept", "checkpoint.load=kept", "run.output_dir=runs", "dataset.path=data"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "checkpoint.save=kept",
+        "checkpoint.save=/elsewhere/kept",
+        "checkpoint.load=kept",
+        "run.output_dir=runs",
+        "dataset.path=data",
+    ],
+)
 def test_a_path_that_no_pod_keeps_is_refused(word: str, tmp_path: Path) -> None:
     done = dfmspec("plan", GOLDEN[0].parents[1] / "spec.yaml", word, cwd=tmp_path)
 
-    assert done.returncode == 1 and "RUN120" in done.stderr
+    assert done.returncode == 1
+    assert "RUN120" in done.stderr
 
 
 def test_the_manifest_is_handed_over_and_not_run(tmp_path: Path) -> None:
     file = GOLDEN[0].parents[1] / "spec.yaml"
     done = dfmspec("run", file, "data.source=mock", "dataset.path=null", "run.output_dir=/shared/x", cwd=tmp_path)
 
-    assert done.returncode == 4 and "kubectl apply -f" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 4
+    assert "kubectl apply -f" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -41,10 +41,27 @@ class Job:
         self.folder = folder
 
     def start(self, number: int = 7, **env: str) -> subprocess.Popen[str]:
-        slurm = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "8", "SLURM_SUBMIT_DIR": str(self.folder)} | env
-        paths = {"PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "OUT": str(self.folder), "BUNDLE": str(self.folder / "plan"), "DFM_ROOT": "/dfm"}
+        slurm = {
+            "SLURM_JOB_ID": str(number),
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_GPUS_ON_NODE": "8",
+            "SLURM_SUBMIT_DIR": str(self.folder),
+        } | env
+        paths = {
+            "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
+            "OUT": str(self.folder),
+            "BUNDLE": str(self.folder / "plan"),
+            "DFM_ROOT": "/dfm",
+        }
         command = ["bash", str(self.folder / "plan" / "job.sbatch")]
-        return subprocess.Popen(command, env={key: value for key, value in {**paths, **slurm}.items() if value}, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command,
+            env={key: value for key, value in {**paths, **slurm}.items() if value},
+            cwd="/",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def run(self, number: int = 7, code: int = 0, **env: str) -> tuple[int, str]:
         (self.folder / "end").write_text(str(code))
@@ -75,7 +92,11 @@ def test_a_job_that_is_submitted_again_is_the_next_attempt_of_its_plans_run(targ
     (run_dir,) = (tmp_path / "runs" / "job").iterdir()
 
     assert [path.name for path in sorted((run_dir / "attempts").iterdir())] == ["1", "2"]
-    assert all((run_dir / "attempts" / attempt / node / "exit_code").read_text() == "0\n" for attempt in "12" for node in ("node0", "node1"))
+    assert all(
+        (run_dir / "attempts" / attempt / node / "exit_code").read_text() == "0\n"
+        for attempt in "12"
+        for node in ("node0", "node1")
+    )
 
 
 def test_two_jobs_are_not_at_one_run_together(tmp_path: Path) -> None:
@@ -83,7 +104,8 @@ def test_two_jobs_are_not_at_one_run_together(tmp_path: Path) -> None:
     assert job.run(7)[0] == 0
     code, said = job.run(8, RUNNING="7 RUNNING")
 
-    assert code == 5 and "belongs to job 7" in said
+    assert code == 5
+    assert "belongs to job 7" in said
     assert job.run(7, RUNNING="7 RUNNING")[0] == 0  # it was queued again itself
 
 
@@ -91,7 +113,8 @@ def test_two_jobs_are_not_at_one_run_together(tmp_path: Path) -> None:
 def test_an_allocation_without_the_plans_gpus_is_refused(gpus: str, tmp_path: Path) -> None:
     code, said = Job(tmp_path).run(SLURM_GPUS_ON_NODE=gpus)
 
-    assert code == 4 and f"the job has {gpus or 0}" in said
+    assert code == 4
+    assert f"the job has {gpus or 0}" in said
 
 
 @pytest.mark.parametrize(
@@ -103,8 +126,11 @@ def test_an_allocation_without_the_plans_gpus_is_refused(gpus: str, tmp_path: Pa
         (("target=megatron_core",), 1, False, "saves and stops"),
     ],
 )
-def test_a_job_promises_on_its_signal_what_it_does(words: tuple[str, ...], code: int, requeued: bool, says: str, tmp_path: Path) -> None:
+def test_a_job_promises_on_its_signal_what_it_does(
+    words: tuple[str, ...], code: int, requeued: bool, says: str, tmp_path: Path
+) -> None:
     job = Job(tmp_path, *words)
     ended, said = job.signalled(code)
 
-    assert (ended, job.requeued) == (code, requeued) and says in said
+    assert (ended, job.requeued) == (code, requeued)
+    assert says in said

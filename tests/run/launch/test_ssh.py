@@ -31,26 +31,42 @@ sys.exit(subprocess.run([*inside, "sh", "-c", command], env=env, cwd="/").return
 INSIDE = ["ip", "netns", "exec"]
 NAMED = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"']
 """A namespace's name is also its host's name, which /etc/netns/NAME/hosts tells the others."""
-RUN = [*TINY, "launcher.kind=ssh", "cluster.nnodes=2", "cluster.nproc_per_node=1", "train.global_batch_size=2", "train.train_iters=2"]
+RUN = [
+    *TINY,
+    "launcher.kind=ssh",
+    "cluster.nnodes=2",
+    "cluster.nproc_per_node=1",
+    "train.global_batch_size=2",
+    "train.train_iters=2",
+]
 
 
 def _fake(folder: Path, *, netns: bool = False) -> str:
     """A PATH on which `ssh` is ours."""
     folder.mkdir(exist_ok=True)
     ssh = folder / "ssh"
-    text = FAKE.format(python=sys.executable, log=str(folder / "log"), netns=netns, root=str(ROOT), inside=INSIDE, named=NAMED)
-    ssh.write_text(text.replace('sys.exit("ssh: connect to host nowhere port 22: No route to host") or 255', 'print("No route to host", file=sys.stderr); sys.exit(255)'))
+    text = FAKE.format(
+        python=sys.executable, log=str(folder / "log"), netns=netns, root=str(ROOT), inside=INSIDE, named=NAMED
+    )
+    ssh.write_text(
+        text.replace(
+            'sys.exit("ssh: connect to host nowhere port 22: No route to host") or 255',
+            'print("No route to host", file=sys.stderr); sys.exit(255)',
+        )
+    )
     ssh.chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
 
 
 @pytest.fixture
 def spec(dataset: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "it's $(touch broken) \"here\" ü"
+    folder = tmp_path / 'it\'s $(touch broken) "here" ü'
     folder.mkdir()
     (folder / "data").symlink_to(dataset)
     file = folder / "spec.yaml"
-    file.write_text("name: two\ndataset: {path: data, task_encoder_seq_length: 256}\nrun: {output_dir: 'run dirs; ls'}\nlauncher: {setup: ['export FROM_SETUP=1']}\n")
+    file.write_text(
+        "name: two\ndataset: {path: data, task_encoder_seq_length: 256}\nrun: {output_dir: 'run dirs; ls'}\nlauncher: {setup: ['export FROM_SETUP=1']}\n"
+    )
     return file
 
 
@@ -65,20 +81,26 @@ def test_two_nodes_of_hostile_paths_train_over_ssh(spec: Path, tmp_path: Path) -
     assert [node["host"] for node in manifest["attempts"][0]["nodes"]] == ["me@127.0.0.1", "127.0.0.1"]
     assert [node["exit_code"] for node in manifest["attempts"][0]["nodes"]] == [0, 0]
     assert all(options[:3] == ["-tt", "-p", "2222"] and "BatchMode=yes" in options for options, _, _ in calls)
-    assert not (spec.parent / "broken").exists() and not list(tmp_path.glob("**/broken"))
+    assert not (spec.parent / "broken").exists()
+    assert not list(tmp_path.glob("**/broken"))
 
 
 def test_a_node_that_cannot_be_reached_is_told_before_anything_starts(spec: Path, tmp_path: Path) -> None:
-    done = dfmspec("run", spec, *RUN, "launcher.hosts=[127.0.0.1, nowhere]", cwd=spec.parent, PATH=_fake(tmp_path / "bin"))
+    done = dfmspec(
+        "run", spec, *RUN, "launcher.hosts=[127.0.0.1, nowhere]", cwd=spec.parent, PATH=_fake(tmp_path / "bin")
+    )
 
-    assert done.returncode == 4 and "nowhere cannot be reached by ssh: No route to host" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 4
+    assert "nowhere cannot be reached by ssh: No route to host" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_failure_on_one_node_ends_the_run_with_its_word(spec: Path, tmp_path: Path) -> None:
     words = ["run", spec, *RUN, "launcher.hosts=[127.0.0.1, 127.0.0.1]", 'launcher.setup=["false"]']
     done = dfmspec(*words, cwd=spec.parent, PATH=_fake(tmp_path / "bin"))
 
-    assert done.returncode == 1 and "torchrun ended with 1, 1" in done.stderr
+    assert done.returncode == 1
+    assert "torchrun ended with 1, 1" in done.stderr
 
 
 @pytest.fixture
@@ -101,7 +123,9 @@ def namespaces() -> Iterator[list[str]]:
             ip("-n", name, "link", "set", "cable", "up")
             known = Path("/etc/netns") / name
             known.mkdir(parents=True)
-            (known / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"10.99.77.{j + 1} {other}\n" for j, other in enumerate(names)))
+            (known / "hosts").write_text(
+                "127.0.0.1 localhost\n" + "".join(f"10.99.77.{j + 1} {other}\n" for j, other in enumerate(names))
+            )
         yield names
     finally:
         for name in names:
@@ -113,10 +137,21 @@ def namespaces() -> Iterator[list[str]]:
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_machines_on_a_cable(rendezvous: str, spec: Path, tmp_path: Path, namespaces: list[str]) -> None:
     """Each node has its own address and its own loopback: nothing but the cable joins them."""
-    words = [*RUN, f"launcher.hosts=[{namespaces[0]}, {namespaces[1]}]", f"launcher.rendezvous={rendezvous}", "launcher.env={GLOO_SOCKET_IFNAME: cable}", "model.tensor_model_parallel_size=2", "train.global_batch_size=1"]  # fmt: skip
+    words = [
+        *RUN,
+        f"launcher.hosts=[{namespaces[0]}, {namespaces[1]}]",
+        f"launcher.rendezvous={rendezvous}",
+        "launcher.env={GLOO_SOCKET_IFNAME: cable}",
+        "model.tensor_model_parallel_size=2",
+        "train.global_batch_size=1",
+    ]
     apart = dfmspec("run", spec, *words, cwd=spec.parent, PATH=_fake(tmp_path / "bin", netns=True))
     assert apart.returncode == 0, apart.stderr
-    local = [word for word in words if not word.startswith(("launcher.hosts", "launcher.env", "cluster.master", "launcher.kind"))]
+    local = [
+        word
+        for word in words
+        if not word.startswith(("launcher.hosts", "launcher.env", "cluster.master", "launcher.kind"))
+    ]
     together = dfmspec("run", spec, *local, cwd=spec.parent)
     assert together.returncode == 0, together.stderr
 
@@ -127,20 +162,35 @@ def test_two_machines_on_a_cable(rendezvous: str, spec: Path, tmp_path: Path, na
 def test_the_scripts_of_a_bundle_do_the_same_by_hand(spec: Path, tmp_path: Path, namespaces: list[str]) -> None:
     """The how-to's two commands, one on each machine."""
     words = [word for word in RUN if not word.startswith("launcher.")]
-    assert dfmspec("plan", spec, *words, "launcher.env={GLOO_SOCKET_IFNAME: cable}", "-o", tmp_path / "plan", cwd=spec.parent).returncode == 0
+    assert (
+        dfmspec(
+            "plan", spec, *words, "launcher.env={GLOO_SOCKET_IFNAME: cable}", "-o", tmp_path / "plan", cwd=spec.parent
+        ).returncode
+        == 0
+    )
     env = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "DFMSPEC_RUN_DIR": str(tmp_path / "out"),
-        "MASTER_ADDR": "10.99.77.1", "MASTER_PORT": "29512",
-    }  # fmt: skip
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DFMSPEC_RUN_DIR": str(tmp_path / "out"),
+        "MASTER_ADDR": "10.99.77.1",
+        "MASTER_PORT": "29512",
+    }
     (tmp_path / "out").mkdir()
     nodes = [
-        subprocess.Popen([*INSIDE, name, *NAMED, name, "bash", str(tmp_path / "plan" / f"node{i}.sh")], env=env, cwd=spec.parent, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*INSIDE, name, *NAMED, name, "bash", str(tmp_path / "plan" / f"node{i}.sh")],
+            env=env,
+            cwd=spec.parent,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for i, name in enumerate(namespaces)
     ]
     said = [node.communicate(timeout=200)[0] for node in nodes]
 
     assert [node.returncode for node in nodes] == [0, 0]
-    assert "Iteration 2/2" in said[0] and (tmp_path / "out" / "checkpoints" / "iter_0000002").is_dir()
+    assert "Iteration 2/2" in said[0]
+    assert (tmp_path / "out" / "checkpoints" / "iter_0000002").is_dir()
 
 
 def _losses(run_dir: str) -> list[float]:

@@ -70,7 +70,10 @@ def table() -> str:
         counts["family", family(case)][found] += 1
         counts["all", ""][found] += 1
     names = ("rejected", "mended", "missed", "accepted", "warned", "refused")
-    lines = ["| | upstream rejects: rejected | mended | missed | upstream accepts: accepted | warned | refused |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | upstream rejects: rejected | mended | missed | upstream accepts: accepted | warned | refused |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for (kind, value), counter in sorted(counts.items()):
         lines.append(f"| {kind} {value} | " + " | ".join(str(counter[name]) for name in names) + " |")
     return "\n".join(lines)
