@@ -13,7 +13,6 @@ from typing import Any
 from dfmspec.diagnostics import Diagnostic, Edit, Span
 from dfmspec.read.document import Document, lines_of, parse_document, read_scalar, write_scalar
 
-
 _IN_QUOTES = ("y", "n", "yes", "no", "on", "off", "none")
 """Booleans of YAML 1.1; and none, which is too near to null for a reader."""
 
