@@ -84,7 +84,7 @@ class _Mended(NamedTuple):
     before: str
     after: str
     findings: list[Diagnostic]
-    """Those that are mended."""
+    """The findings that are mended."""
     errors: int
     """How many remain."""
 

@@ -279,6 +279,7 @@ def _yaml_files(name: str) -> list[str]:
 
 
 def _is_hidden(file: Path) -> bool:
+    """Whether a file, or a folder above it, begins with a point."""
     return any(part.startswith(".") for part in file.parts)
 
 

@@ -291,7 +291,7 @@ class _Loader:
         values = dict(default_values)
         origins = dict(default_origins)
 
-        # The layers, lowest first. A broken value is mended by a layer that sets the key again.
+        # The layers, lowest first. A key that one of them breaks keeps the value under it, whatever lies above.
         broken: set[str] = set()
         under: dict[str, Covered] = {}
         for layer in self.layers:
@@ -302,7 +302,6 @@ class _Loader:
                 place = _place(path, layer.document)
                 values[key] = self._located(key, value, layer)
                 origins[key] = Origin(layer.kind, place)
-                broken.discard(key)
         for key, value in self.fixed.items():
             values[key] = value
             origins[key] = Origin("environment", Span("<environment>"))

@@ -39,7 +39,7 @@ def resolve_spec(spec: Spec) -> Resolved:
     values["name"] = spec.name
     origins["name"] = _name_origin(spec)
 
-    # What follows from an unknown value is unknown. A derivation stands behind those of its own sources.
+    # In the order of DERIVED. What follows from an unknown value is unknown.
     derived: dict[str, Any] = {}
     unknown = set(spec.broken)
     for derivation in target_module(spec.target).DERIVED:
@@ -59,6 +59,7 @@ def resolve_spec(spec: Spec) -> Resolved:
 
 
 def _name_origin(spec: Spec) -> Origin:
+    """Where the experiment's name comes from: the spec, or the name of its file."""
     if spec.values["name"]:
         return spec.origins["name"]
     return Origin("derived", Span("<derived>"), "the file's name")

@@ -109,7 +109,6 @@ _ANY_FORM = "letters, digits, dot, hyphen and underscore"
 _MOST_KEYS = 12
 """How many known keys a hint lists."""
 
-
 Fix = tuple[Edit, ...]
 """The edits that mend a finding together."""
 
