@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -16,11 +17,22 @@ from dfmspec.errors import InvalidSpec, UsageError
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
 
+DatasetPath = Annotated[
+    str | None,
+    typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it."),
+]
+"""--dataset-path."""
+
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional words as (files, key=value overrides); a file that has an `=` in its name wins."""
-    files = [word for word in words if exists(word) or ("=" not in word and word[:1] not in "~+")]
-    return files, [word for word in words if word not in files]
+    files = []
+    for word in words:
+        is_override = "=" in word or word[:1] in ("", "~", "+")
+        if not is_override or exists(word):
+            files.append(word)
+    overrides = [word for word in words if word not in files]
+    return files, overrides
 
 
 def exists(word: str) -> bool:
@@ -32,17 +44,36 @@ def exists(word: str) -> bool:
 
 
 def one_file(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Exactly one file and overrides."""
+    """Exactly one file, and overrides.
+
+    Raises:
+        UsageError: there are several files, or none.
+    """
     files, overrides = split_words(words)
     if len(files) != 1:
-        raise UsageError(f"give one spec, then key=value overrides; got {len(files)} files: {', '.join(files) or 'none'}")
+        named = ", ".join(files) or "none"
+        raise UsageError(f"give one spec, then key=value overrides; got {len(files)} files: {named}")
     return files[0], overrides
 
 
 def load_checked(
-    file: str, overrides: Sequence[str], dataset_path: str | None, levels: Sequence[str], *, everything: bool = False, text: str | None = None
+    file: str,
+    overrides: Sequence[str],
+    dataset_path: str | None,
+    levels: Sequence[str],
+    *,
+    everything: bool = False,
+    text: str | None = None,
 ) -> tuple[Resolved, tuple[Diagnostic, ...]]:
-    """A spec (or - for stdin), resolved, with its findings; everything: the suppressed ones too; text: instead of what the file holds.
+    """A spec (or - for stdin), resolved, with its findings.
+
+    Args:
+        file: the spec.
+        overrides: `key=value`.
+        dataset_path: the value of --dataset-path.
+        levels: what a check may look at.
+        everything: with the findings that a comment suppresses.
+        text: instead of what the file holds.
 
     Raises:
         UsageError: the file cannot be read, or an override is not key=value.
@@ -50,10 +81,13 @@ def load_checked(
     try:
         if Path(file).is_dir():
             raise UsageError(f"{file} is a folder; name a YAML file in it")
-        resolved = resolve_spec(load_spec(file, overrides, dataset_path=dataset_path, text=text))
+        spec = load_spec(file, overrides, dataset_path=dataset_path, text=text)
+        resolved = resolve_spec(spec)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    return resolved, (all_findings if everything else check_spec)(resolved, levels=levels)
+    if everything:
+        return resolved, all_findings(resolved, levels=levels)
+    return resolved, check_spec(resolved, levels=levels)
 
 
 def texts_of(resolved: Resolved) -> dict[str, str]:
@@ -67,43 +101,80 @@ def require_valid(resolved: Resolved, findings: Sequence[Diagnostic]) -> None:
     Raises:
         InvalidSpec: there are errors.
     """
-    shown = [finding for finding in findings if finding.severity >= Severity.WARNING]
-    if shown:
-        typer.echo(reporter("full")(shown, texts_of(resolved)), err=True)
-    errors = sum(finding.severity is Severity.ERROR for finding in shown)
+    grave = [finding for finding in findings if finding.severity >= Severity.WARNING]
+    if grave:
+        report = reporter("full")
+        typer.echo(report(grave, texts_of(resolved)), err=True)
+    errors = sum(finding.severity is Severity.ERROR for finding in grave)
     if errors:
-        raise InvalidSpec(f"{resolved.spec.file} has {errors} error{'s' if errors > 1 else ''}; nothing was started")
+        counted = counted_errors(errors)
+        raise InvalidSpec(f"{resolved.spec.file} has {counted}; nothing was started")
+
+
+def counted_errors(number: int) -> str:
+    """`1 error`, or `2 errors`."""
+    return f"{number} errors" if number > 1 else f"{number} error"
 
 
 def check_levels(text: str) -> tuple[str, ...]:
-    """`--check spec,paths`."""
-    levels = tuple(word.strip() for word in text.split(",") if word.strip())
+    """The levels of `--check spec,paths`.
+
+    Raises:
+        UsageError: there is none, or one is not known.
+    """
+    words = [word.strip() for word in text.split(",")]
+    levels = tuple(word for word in words if word)
     known = (*LEVELS, "deep")
+    listed = ", ".join(known)
     if not levels:
-        raise UsageError(f"--check needs a level: {', '.join(known)}")
-    if unknown := [level for level in levels if level not in known]:
-        raise UsageError(f"--check {unknown[0]}: known levels are {', '.join(known)}")
+        raise UsageError(f"--check needs a level: {listed}")
+    for level in levels:
+        if level not in known:
+            raise UsageError(f"--check {level}: known levels are {listed}")
     return levels
 
 
 def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
-    """`--format NAME`."""
+    """The format of `--format NAME`.
+
+    Raises:
+        UsageError: it is not known.
+    """
     if name not in known:
-        raise UsageError(f"--format {name}: known formats are {', '.join(known)}")
+        listed = ", ".join(known)
+        raise UsageError(f"--format {name}: known formats are {listed}")
     return name
+
+
+# What the shell offers. Only here are catalogues and rules needed, so they are imported when it asks.
 
 
 def complete_override(incomplete: str) -> list[str]:
     """Keys for the shell's completion, section by section; files complete by themselves."""
+    keys = keys_of_targets()
+    if "." in incomplete:
+        return [f"{key}=" for key in keys if key.startswith(incomplete)]
+    import glob
+
+    files = glob.glob(f"{glob.escape(incomplete)}*")  # noqa: PTH207  names as they were begun
+    names = sorted({_beginning(key) for key in keys})
+    return files + [name for name in names if name.startswith(incomplete)]
+
+
+def keys_of_targets() -> list[str]:
+    """Every key that some target has, sorted."""
     from dfmspec.targets import TARGETS, catalogue
 
-    keys = sorted({key for target in TARGETS for key, _ in catalogue(target).defaults()})
-    if "." not in incomplete:
-        import glob
+    keys: set[str] = set()
+    for target in TARGETS:
+        keys.update(key for key, _ in catalogue(target).defaults())
+    return sorted(keys)
 
-        files = glob.glob(f"{glob.escape(incomplete)}*")  # noqa: PTH207  names as they were begun
-        return files + [name for name in sorted({f"{key.partition('.')[0]}." if "." in key else f"{key}=" for key in keys}) if name.startswith(incomplete)]
-    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+def _beginning(key: str) -> str:
+    """What the shell offers first: `section.`, or `key=` for a key without a section."""
+    section, dot, _ = key.partition(".")
+    return f"{section}." if dot else f"{key}="
 
 
 def complete_key(incomplete: str) -> list[str]:
@@ -121,7 +192,10 @@ def complete_code(incomplete: str) -> list[tuple[str, str]]:
 def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     """Run `python -m dfmspec.trainer.<module>`: torch code is always another process. Returns its exit code.
 
-    quiet: what it prints as data is dropped, since it is not this command's.
+    Args:
+        module: the module under dfmspec.trainer.
+        args: its arguments.
+        quiet: what it prints as data is dropped, since it is not this command's.
 
     Raises:
         PreflightError: the train extra is not installed.
@@ -132,24 +206,30 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
 
     require_trainer()
     command = [sys.executable, "-P", "-m", f"dfmspec.trainer.{module}", *args]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None, preexec_fn=left_to_parent) as process:  # noqa: PLW1509 (one thread here)
+    stdout = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(command, stdout=stdout, preexec_fn=left_to_parent)  # noqa: PLW1509  one thread here
+    with process:
         try:
             return process.wait()
         except KeyboardInterrupt:
+            # It leaves Ctrl-C to this process; to remove what is half made may take a while.
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)  # until it has removed what is half made
+                process.wait(timeout=10)
             process.kill()
             raise
 
 
 def require_trainer() -> None:
-    """Raises:
-    PreflightError: the train extra is not installed.
+    """Stop where the trainer's packages are not installed.
+
+    Raises:
+        PreflightError: the train extra is not installed.
     """
     import importlib.util
 
     from dfmspec.errors import PreflightError
 
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("megatron") is None:
-        raise PreflightError("this needs the trainer's packages; run: pip install 'dfmspec[train]'")
+    for package in ("torch", "megatron"):
+        if importlib.util.find_spec(package) is None:
+            raise PreflightError("this needs the trainer's packages; run: pip install 'dfmspec[train]'")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -16,7 +17,8 @@ from dfmspec.errors import PreflightError
 from dfmspec.read.resolve import Resolved
 from dfmspec.targets import DEFAULT_TARGET, target_module
 
-CODE, NAME = "RUN201", "megatron-refuses"
+CODE = "RUN201"
+NAME = "megatron-refuses"
 
 
 def deep_findings(resolved: Resolved, findings: Sequence[Diagnostic]) -> list[Diagnostic]:
@@ -25,33 +27,73 @@ def deep_findings(resolved: Resolved, findings: Sequence[Diagnostic]) -> list[Di
     Raises:
         PreflightError: the train extra is not installed, or the check itself failed.
     """
-    target = target_module(resolved.spec.target)
-    reason = "" if target.OWN else f"it is for target {DEFAULT_TARGET}"
-    if any(finding.severity is Severity.ERROR for finding in shown(findings)):
-        reason = "the spec has errors already"
+    reason = _reason_not_to(resolved, findings)
     if reason:
         typer.echo(f"{resolved.spec.file}: not checked with Megatron's own objects: {reason}", err=True)
         return []
     require_trainer()
-    config = target.config(resolved.values)
-    done = subprocess.run([sys.executable, "-P", "-m", "dfmspec.trainer.commands.deep"], input=json.dumps(config), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PreflightError(f"the deep check failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    answer = _asked(resolved)
     for note in answer["notes"]:
         typer.echo(f"{resolved.spec.file}: {note}", err=True)
-    out = []
-    for refusal in answer["refusals"]:
-        key = _mentioned(refusal["message"], resolved) or "model"
-        origin = resolved.origins.get(key)
-        span = origin.span if origin is not None and origin.is_users else Span(resolved.spec.file)
-        message = f"Megatron refuses this on {refusal['stage']}: {' '.join(refusal['message'].split())[:300]}"
-        out.append(Diagnostic(span, CODE, NAME, Severity.ERROR, message, f"raised at {refusal['place']}", tuple(key.split("."))))
-    return out
+    return [_finding(refusal, resolved) for refusal in answer["refusals"]]
+
+
+def _reason_not_to(resolved: Resolved, findings: Sequence[Diagnostic]) -> str:
+    """Why Megatron is not asked; "" when it is."""
+    if any(finding.severity is Severity.ERROR for finding in shown(findings)):
+        return "the spec has errors already"
+    if not target_module(resolved.spec.target).OWN:
+        return f"it is for target {DEFAULT_TARGET}"
+    return ""
+
+
+def _asked(resolved: Resolved) -> dict[str, Any]:
+    """The answer of a process that builds Megatron's objects.
+
+    It has `notes`, which are texts, and `refusals`, each with stage, message and place.
+    """
+    config = target_module(resolved.spec.target).config(resolved.values)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "dfmspec.trainer.commands.deep"],
+        input=json.dumps(config),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise PreflightError(f"the deep check failed: {lines[-1]}")
+    # The last line: libraries print before it.
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def _finding(refusal: dict[str, str], resolved: Resolved) -> Diagnostic:
+    """A refusal, at the user's key that Megatron's words name."""
+    key = _mentioned(refusal["message"], resolved) or "model"
+    origin = resolved.origins.get(key)
+    span = Span(resolved.spec.file)
+    if origin is not None and origin.is_users:
+        span = origin.span
+    words = " ".join(refusal["message"].split())
+    return Diagnostic(
+        span,
+        CODE,
+        NAME,
+        Severity.ERROR,
+        f"Megatron refuses this on {refusal['stage']}: {words[:300]}",
+        f"raised at {refusal['place']}",
+        tuple(key.split(".")),
+    )
 
 
 def _mentioned(message: str, resolved: Resolved) -> str | None:
     """The key whose name stands in Megatron's words, one of the user's first."""
     words = set(re.findall(r"\w+", message))
-    named = [key for key in resolved.values if key.rpartition(".")[2] in words and "." in key]
-    return next((key for key in named if resolved.origins[key].is_users), named[0] if named else None)
+    mentioned = []
+    for key in resolved.values:
+        section, _, name = key.rpartition(".")
+        if section and name in words:
+            mentioned.append(key)
+    users = [key for key in mentioned if resolved.origins[key].is_users]
+    return next(iter(users or mentioned), None)

@@ -19,11 +19,32 @@ class Names(StrEnum):
     dfm = "dfm"
 
 
+_Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CKPT",
+        help="An iter_N folder, a folder of checkpoints, or a run directory.",
+    ),
+]
+_Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="The file to write; it must not exist."),
+]
+_Names = Annotated[
+    Names,
+    typer.Option(help="Names of the tensors: dfmspec's, or those of NVIDIA DFM's DiT."),
+]
+_Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="The trained weights instead of the averaged ones."),
+]
+
+
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="An iter_N folder, a folder of checkpoints, or a run directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; it must not exist.")],
-    names: Annotated[Names, typer.Option(help="Names of the tensors: dfmspec's, or those of NVIDIA DFM's DiT.")] = Names.dfmspec,
-    raw: Annotated[bool, typer.Option("--raw", help="The trained weights instead of the averaged ones.")] = False,
+    checkpoint: _Checkpoint,
+    out: _Out,
+    names: _Names = Names.dfmspec,
+    raw: _Raw = False,
 ) -> None:
     """Write a checkpoint's weights, whole, as one safetensors file, whatever layout they were trained in.
 
@@ -32,7 +53,14 @@ def export(
     Example: dfmspec export runs/butterfly_tiny_cpu/latest -o butterfly.safetensors --names dfm
     """
     if not checkpoint.is_dir():
-        raise UsageError(f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory")
-    if out.exists() or not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: {'it exists already' if out.exists() else 'its folder does not exist'}; name another file")
-    raise typer.Exit(trainer_module("commands.export", str(checkpoint), str(out), "--names", names.value, *(["--raw"] if raw else [])))
+        raise UsageError(
+            f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory"
+        )
+    if out.exists():
+        raise UsageError(f"--out {out}: it exists already; name another file")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: its folder does not exist; name another file")
+    arguments = [str(checkpoint), str(out), "--names", names.value]
+    if raw:
+        arguments.append("--raw")
+    raise typer.Exit(trainer_module("commands.export", *arguments))

@@ -8,76 +8,120 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
-from dfmspec.cli.arguments import complete_override, load_checked, split_words
+from dfmspec.cli.arguments import complete_override, counted_errors, load_checked, split_words
 from dfmspec.cli.validate import expanded
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import FINDINGS, UsageError
-from dfmspec.read.document import Document
 from dfmspec.read.fixes import fixed
 
 _ROUNDS = 5
 """One mended fault may uncover another."""
 
+_Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC... [KEY=VALUE]...",
+        help="Specs to mend, and overrides under which to look.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
+_Diff = Annotated[
+    bool,
+    typer.Option("--diff", help="Show what would change, and change nothing; exit code 1 if anything would."),
+]
+_Unsafe = Annotated[
+    bool,
+    typer.Option("--unsafe", help="Also what may change the meaning, such as the nearest batch size that works."),
+]
+
 
 def fix(
-    words: Annotated[
-        list[str], typer.Argument(metavar="SPEC... [KEY=VALUE]...", help="Specs to mend, and overrides under which to look.",
-                                  show_default=False, autocompletion=complete_override),
-    ],
-    diff: Annotated[bool, typer.Option("--diff", help="Show what would change, and change nothing; exit code 1 if anything would.")] = False,
-    unsafe: Annotated[bool, typer.Option("--unsafe", help="Also what may change the meaning, such as the nearest batch size that works.")] = False,
+    words: _Words,
+    diff: _Diff = False,
+    unsafe: _Unsafe = False,
 ) -> None:
     """Mend names, quoted numbers and stale copies in place; comments and layout stay as they are.
 
     Example: dfmspec fix --diff specs/
     """
+    # Mend each file.
     files, overrides = split_words(words)
-    changed, left = False, 0
+    has_changed = False
+    left = 0
     for file in expanded(files):
         if file == "-":
             raise UsageError("fix works on files; stdin has no place to write to")
-        text, before, mended, errors = _mended(file, overrides, unsafe)
-        left += errors
-        if text == before:
+        mended = _mended(file, overrides, unsafe)
+        left += mended.errors
+        if mended.after == mended.before:
             continue
-        changed = True
+        has_changed = True
         if diff:
-            typer.echo("".join(difflib.unified_diff(before.splitlines(keepends=True), text.splitlines(keepends=True), file, file)), nl=False)
-        else:
-            _write(Path(file), text)
-            for finding in mended:
-                typer.echo(f"{finding.span}: mended: {finding.message} [{finding.code}]", err=True)
+            _show_difference(file, mended)
+            continue
+        _write(Path(file), mended.after)
+        for finding in mended.findings:
+            typer.echo(f"{finding.span}: mended: {finding.message} [{finding.code}]", err=True)
+
+    # Say what came of it.
     if left:
-        typer.echo(f"{left} error{'s' if left > 1 else ''} left that fix does not mend; dfmspec validate shows them", err=True)
-    elif not changed:
+        counted = counted_errors(left)
+        typer.echo(f"{counted} left that fix does not mend; dfmspec validate shows them", err=True)
+    elif not has_changed:
         typer.echo("nothing to mend", err=True)
-    if diff and changed:
+    if diff and has_changed:
         raise typer.Exit(FINDINGS)
 
 
-def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> tuple[str, str, list[Diagnostic], int]:
-    """(text after, text before, what was mended, errors that remain)."""
-    text, before, mended, errors = "", None, [], 0
+class _Mended(NamedTuple):
+    """What came of a file."""
+
+    before: str
+    after: str
+    findings: list[Diagnostic]
+    """The findings that are mended."""
+    errors: int
+    """How many remain."""
+
+
+def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
+    """A file's text with everything mended that can be."""
+    before: str | None = None
+    text: str | None = None
+    mended: list[Diagnostic] = []
+    errors = 0
     for _ in range(_ROUNDS):
-        resolved, findings = load_checked(file, overrides, None, ("spec",), text=text if before is not None else None)
-        document: Document = resolved.spec.documents[0]
-        before = document.text if before is None else before
+        resolved, findings = load_checked(file, overrides, None, ("spec",), text=text)
+        document = resolved.spec.documents[0]
+        if before is None:
+            before = document.text
         text, now = fixed(document, findings, unsafe=unsafe)
         mended += now
         errors = sum(finding.severity is Severity.ERROR for finding in findings)
         if not now:
             break
-    return text, before or "", mended, errors
+    return _Mended(before or "", text or "", mended, errors)
+
+
+def _show_difference(file: str, mended: _Mended) -> None:
+    """Print what would change, as diff prints it."""
+    before = mended.before.splitlines(keepends=True)
+    after = mended.after.splitlines(keepends=True)
+    lines = difflib.unified_diff(before, after, file, file)
+    typer.echo("".join(lines), nl=False)
 
 
 def _write(file: Path, text: str) -> None:
-    """Aside, then renamed; the file keeps its mode, and its byte-order mark if it has one."""
+    """Write a file aside, and rename it; it keeps its mode, and its byte-order mark if it has one."""
     target = file.resolve()
-    mark = codecs.BOM_UTF8 if target.read_bytes().startswith(codecs.BOM_UTF8) else b""
+    mark = b""
+    if target.read_bytes().startswith(codecs.BOM_UTF8):
+        mark = codecs.BOM_UTF8
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as out:

@@ -3,55 +3,84 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dfmspec.check.rules import check_spec
+from dfmspec.diagnostics import dotted
 from dfmspec.errors import UsageError
 from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
-from dfmspec.read.load import load_spec
+from dfmspec.read.load import ALIASES, load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import TARGETS
 
-_DEAD = ("SPC201", "SPC202", "SPC203", "SPC204", "SPC205", "SPC206", "SPC303", "SPC304")
+_DEAD = (
+    "SPC201",
+    "SPC202",
+    "SPC203",
+    "SPC204",
+    "SPC205",
+    "SPC206",
+    "SPC303",
+    "SPC304",
+)
+"""Rules whose finding says that a key is not the target's, or changes nothing."""
+_ALIASES = tuple(f"checkpoint.{alias}" for alias, _ in ALIASES)
+_TARGETS = ", ".join(TARGETS)
+
+_Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="COMMAND | FILE",
+        help="A torchrun command in quotes, a script (.sh) with one, or an override file.",
+        show_default=False,
+    ),
+]
+_Target = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What is to train: {_TARGETS}; by itself what the script's name says, or dfm.",
+        show_default=False,
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Write the spec here; the file must not exist."),
+]
 
 
 def import_(
-    words: Annotated[
-        list[str],
-        typer.Argument(metavar="COMMAND | FILE", help="A torchrun command in quotes, a script (.sh) with one, or an override file.", show_default=False),
-    ],
-    target: Annotated[
-        str | None, typer.Option(help=f"What is to train: {', '.join(TARGETS)}; by itself what the script's name says, or dfm.", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spec here; the file must not exist.")] = None,
+    words: _Words,
+    target: _Target = None,
+    out: _Out = None,
 ) -> None:
     """Take over a command or a file that was made for DFM's script; keys that never did anything become comments.
 
-    Example: dfmspec import 'torchrun --nproc-per-node 2 examples/megatron/recipes/dit/pretrain_dit_model.py train.train_iters=500'
+    Example: dfmspec import 'torchrun --nproc-per-node 2
+    examples/megatron/recipes/dit/pretrain_dit_model.py train.train_iters=500'
     """
+    # What the words say.
     if target is not None and target not in TARGETS:
-        raise UsageError(f"--target {target}: one of {', '.join(TARGETS)}")
-    if len(words) == 1 and words[0].endswith((".yaml", ".yml")) and " " not in words[0]:
-        found = import_file(Path(words[0]), target)
-    elif len(words) == 1 and words[0].endswith(".sh") and " " not in words[0]:
-        found = import_script(Path(words[0]), target)
-    else:
-        found = import_command(split_command(words[0]) if len(words) == 1 else words, target)
-    target = found.target
+        raise UsageError(f"--target {target}: one of {_TARGETS}")
+    found = _imported(words, target)
     if out is not None:
         for key in PATH_KEYS & found.values.keys():
             found.values[key] = _relative_to(out.parent, found.values[key])
-    dead = _dead_keys(found, target)
-    text = spec_of(found, target, dead)
-    for alias in [key for key in found.values if key in ("checkpoint.checkpoint_dir", "checkpoint.load_checkpoint")]:
-        typer.echo(f"taken as meant: {alias}, which upstream does not know", err=True)
+
+    # What of it is alive, as a spec; the rest is told.
+    dead = _dead_keys(found, found.target)
+    text = spec_of(found, found.target, dead)
+    for key in found.values:
+        if key in _ALIASES:
+            typer.echo(f"taken as meant: {key}, which upstream does not know", err=True)
     for word, why in [*dead.items(), *found.dead]:
         typer.echo(f"left out: {word} ({why})", err=True)
+
+    # The spec, printed or written.
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -62,9 +91,23 @@ def import_(
     typer.echo(out)
 
 
+def _imported(words: Sequence[str], target: str | None) -> Imported:
+    """What an override file, a script or a command says."""
+    if len(words) != 1:
+        return import_command(words, target)
+    word = words[0]
+    if " " not in word and word.endswith((".yaml", ".yml")):
+        return import_file(Path(word), target)
+    if " " not in word and word.endswith(".sh"):
+        return import_script(Path(word), target)
+    return import_command(split_command(word), target)
+
+
 def _relative_to(folder: Path, value: object) -> object:
     """A relative path of the command line, as seen from a file in another folder."""
-    return os.path.relpath(value, folder) if is_relative(value) else value
+    if is_relative(value):
+        return os.path.relpath(value, folder)
+    return value
 
 
 def _dead_keys(found: Imported, target: str) -> dict[str, str]:
@@ -73,12 +116,20 @@ def _dead_keys(found: Imported, target: str) -> dict[str, str]:
     resolved = resolve_spec(load_spec("imported.yaml", text=whole))
     dead: dict[str, str] = {}
     for finding in check_spec(resolved, levels=("spec",)):
-        for key in _keys(finding.path, found.values) if finding.code in _DEAD else ():
+        if finding.code not in _DEAD:
+            continue
+        for key in _keys_at(finding.path, found.values):
             dead.setdefault(key, f"{finding.message}; {finding.hint}")
     return dead
 
 
-def _keys(path: Sequence[str | int], keys: Sequence[str] | dict[str, object]) -> list[str]:
+def _keys_at(path: tuple[str | int, ...], keys: Iterable[str]) -> list[str]:
     """The imported keys that a finding's path is about: one, or all of a section."""
-    name = ".".join(map(str, path))
-    return [key for key in keys if key == name or (len(path) == 1 and key.startswith(f"{name}."))]
+    name = dotted(path)
+    is_section = len(path) == 1
+    found = []
+    for key in keys:
+        is_inside = is_section and key.startswith(f"{name}.")
+        if key == name or is_inside:
+            found.append(key)
+    return found

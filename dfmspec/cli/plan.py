@@ -3,101 +3,223 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfmspec.cli.arguments import check_format, complete_override, load_checked, one_file, require_valid
+from dfmspec.cli.arguments import (
+    DatasetPath,
+    check_format,
+    complete_override,
+    load_checked,
+    one_file,
+    require_valid,
+)
 from dfmspec.errors import StalePlanError, UsageError
 
 if TYPE_CHECKING:
     from dfmspec.plan.plan import Plan
+    from dfmspec.read.resolve import Resolved
 
 FORMATS = ("text", "json", "yaml", "sh")
+_LISTED_FORMATS = ", ".join(FORMATS)
+
+_Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC [KEY=VALUE]...",
+        help="A spec, and overrides laid over it.",
+        show_default=False,
+        autocompletion=complete_override,
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Write the bundle into this folder, which must be new or empty."),
+]
+_Format = Annotated[
+    str,
+    typer.Option("--format", help=f"What to print: {_LISTED_FORMATS}."),
+]
+_Node = Annotated[
+    int | None,
+    typer.Option(help="Print the script of this node alone.", min=0),
+]
+_Ranks = Annotated[
+    bool,
+    typer.Option(
+        "--ranks",
+        help="Print each rank's node, GPU and groups; a star marks groups that reach over nodes.",
+    ),
+]
+_Why = Annotated[
+    str | None,
+    typer.Option(help="Print where the value of this key comes from.", metavar="KEY"),
+]
+_Diff = Annotated[
+    Path | None,
+    typer.Option(help="Print what differs from another plan, run or spec.", metavar="OTHER"),
+]
+_Check = Annotated[
+    str | None,
+    typer.Option(
+        help="A bundle written before: exit code 3 when it is stale. Or `scheduler`: would Slurm take the job?",
+        metavar="BUNDLE",
+    ),
+]
 
 
 def plan(
-    words: Annotated[
-        list[str], typer.Argument(metavar="SPEC [KEY=VALUE]...", help="A spec, and overrides laid over it.",
-                                  show_default=False, autocompletion=complete_override),
-    ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the bundle into this folder, which must be new or empty.")] = None,
-    format_: Annotated[str, typer.Option("--format", help=f"What to print: {', '.join(FORMATS)}.")] = "text",
-    node: Annotated[int | None, typer.Option(help="Print the script of this node alone.", min=0)] = None,
-    ranks: Annotated[bool, typer.Option("--ranks", help="Print each rank's node, GPU and groups; a star marks groups that reach over nodes.")] = False,
-    why: Annotated[str | None, typer.Option(help="Print where the value of this key comes from.", metavar="KEY")] = None,
-    diff: Annotated[Path | None, typer.Option(help="Print what differs from another plan, run or spec.", metavar="OTHER")] = None,
-    check: Annotated[
-        str | None, typer.Option(help="A bundle written before: exit code 3 when it is stale. Or `scheduler`: would Slurm take the job?", metavar="BUNDLE"),
-    ] = None,
-    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it.")] = None,
+    words: _Words,
+    out: _Out = None,
+    format_: _Format = "text",
+    node: _Node = None,
+    ranks: _Ranks = False,
+    why: _Why = None,
+    diff: _Diff = None,
+    check: _Check = None,
+    dataset_path: DatasetPath = None,
 ) -> None:
     """Resolve and compile a spec, and show the commands of every node.
 
     Example: dfmspec plan spec.yaml cluster.nnodes=2 cluster.nproc_per_node=8
     """
-    from dfmspec.plan.describe import described, explain, rank_table
-    from dfmspec.plan.describe import ranks as every_rank
-    from dfmspec.plan.plan import config_text, make_plan
-    from dfmspec.plan.scripts import node_script
-    from dfmspec.run.bundle import write_bundle
+    from dfmspec.plan.plan import make_plan
 
-    form = _form(format_, node, {"--out": out, "--ranks": ranks or None, "--why": why, "--diff": diff, "--check": check})
+    # What is asked for.
+    answers = {
+        "--out": out,
+        "--ranks": ranks or None,
+        "--why": why,
+        "--diff": diff,
+        "--check": check,
+    }
+    form = _form(format_, node, answers)
     file, overrides = one_file(words)
     resolved, findings = load_checked(file, overrides, dataset_path, ("spec",))
     require_valid(resolved, findings)
+
+    # Answers that need no plan.
     if why is not None:
-        typer.echo(explain(resolved, why))
+        _print_reason(resolved, why)
         return
     if ranks:
-        typer.echo(json.dumps(every_rank(resolved)) if form == "json" else rank_table(resolved))
+        _print_ranks(resolved, form)
         return
+
+    # Answers about the plan, each in place of the plan itself.
     made = make_plan(resolved)
     if diff is not None:
-        from dfmspec.plan.difference import described as told
-        from dfmspec.plan.difference import differences
-
-        typer.echo(told(differences(_other_plan(diff), made)))
-        return
-    if check == "scheduler":
+        _print_difference(_other_plan(diff), made)
+    elif check == "scheduler":
         _check_scheduler(made)
-        return
-    if check is not None:
+    elif check is not None:
         _check_golden(made, Path(check))
-        return
-    if out is not None:
-        write_bundle(made, out)
-        typer.echo(out)
-        return
-    if node is not None and node >= made.nnodes:
-        raise UsageError(f"--node {node}: the plan has nodes 0 to {made.nnodes - 1}")
-    if form == "json":
-        typer.echo(json.dumps(made.as_json(), indent=2, sort_keys=True))
+    elif out is not None:
+        _write_bundle(made, out)
+    elif form == "json":
+        _print_json(made)
     elif form == "yaml":
-        typer.echo(config_text(made.config), nl=False)
+        _print_config(made)
     elif form == "sh":
-        single = 0 if node is None and made.nnodes == 1 else node
-        typer.echo(node_script(made, single), nl=False)
+        _print_script(made, node)
     else:
-        typer.echo(described(resolved, made))
+        _print_description(resolved, made)
 
 
-def _form(form: str, node: int | None, asked: dict[str, object]) -> str:
-    """What to print.
+def _form(form: str, node: int | None, answers: Mapping[str, object]) -> str:
+    """The format to print in.
 
     Raises:
         UsageError: of two answers that were asked for, one would be left out.
     """
     check_format(form, FORMATS)
-    wanted = [name for name, value in asked.items() if value is not None]
+    wanted = [name for name, value in answers.items() if value is not None]
     if len(wanted) > 1:
         raise UsageError(f"{wanted[0]} and {wanted[1]} are two answers; ask for one at a time")
-    if wanted and form != "text" and (wanted, form) != (["--ranks"], "json"):
-        raise UsageError(f"{wanted[0]} has no --format {form}")
-    if node is not None and (wanted or form not in ("text", "sh")):
-        raise UsageError(f"--node prints a script; leave {wanted[0] if wanted else f'--format {form}'} out")
-    return "sh" if node is not None else form
+    if wanted:
+        are_ranks_as_data = wanted[0] == "--ranks" and form == "json"
+        if form != "text" and not are_ranks_as_data:
+            raise UsageError(f"{wanted[0]} has no --format {form}")
+    if node is None:
+        return form
+    if wanted:
+        raise UsageError(f"--node prints a script; leave {wanted[0]} out")
+    if form not in ("text", "sh"):
+        raise UsageError(f"--node prints a script; leave --format {form} out")
+    return "sh"
+
+
+# One function an answer. Each imports what it needs: the others do not wait for it.
+
+
+def _print_reason(resolved: Resolved, key: str) -> None:
+    """--why: where a value comes from."""
+    from dfmspec.plan.describe import explain
+
+    typer.echo(explain(resolved, key))
+
+
+def _print_ranks(resolved: Resolved, form: str) -> None:
+    """--ranks: each rank's place, as a table or as data."""
+    from dfmspec.plan import describe
+
+    if form == "json":
+        typer.echo(json.dumps(describe.ranks(resolved)))
+    else:
+        typer.echo(describe.rank_table(resolved))
+
+
+def _print_difference(other: Plan, made: Plan) -> None:
+    """--diff: what differs from another plan."""
+    from dfmspec.plan import difference
+
+    found = difference.differences(other, made)
+    typer.echo(difference.described(found))
+
+
+def _write_bundle(made: Plan, folder: Path) -> None:
+    """--out: the plan as files."""
+    from dfmspec.run.bundle import write_bundle
+
+    write_bundle(made, folder)
+    typer.echo(folder)
+
+
+def _print_json(made: Plan) -> None:
+    """--format json: the plan as data."""
+    typer.echo(json.dumps(made.as_json(), indent=2, sort_keys=True))
+
+
+def _print_config(made: Plan) -> None:
+    """--format yaml: the configuration that the trainer is given."""
+    from dfmspec.plan.plan import config_text
+
+    typer.echo(config_text(made.config), nl=False)
+
+
+def _print_script(made: Plan, node: int | None) -> None:
+    """--format sh, --node: the script of one node, or one for all, which reads its rank from the environment.
+
+    Raises:
+        UsageError: there is no such node.
+    """
+    from dfmspec.plan.scripts import node_script
+
+    if node is not None and node >= made.nnodes:
+        raise UsageError(f"--node {node}: the plan has nodes 0 to {made.nnodes - 1}")
+    if node is None and made.nnodes == 1:
+        node = 0
+    typer.echo(node_script(made, node), nl=False)
+
+
+def _print_description(resolved: Resolved, made: Plan) -> None:
+    """The plan for a reader."""
+    from dfmspec.plan import describe
+
+    typer.echo(describe.described(resolved, made))
 
 
 def _other_plan(place: Path) -> Plan:
@@ -115,25 +237,28 @@ def _other_plan(place: Path) -> Plan:
 
 
 def _check_golden(made: Plan, golden: Path) -> None:
-    """Raises:
-    StalePlanError: the bundle is not what the plan would write now.
+    """--check BUNDLE: whether the plan would still write what is there.
+
+    Raises:
+        StalePlanError: it would write something else.
     """
-    from dfmspec.plan.difference import described as told
-    from dfmspec.plan.difference import differences
     from dfmspec.run.bundle import PLAN, read_bundle, stale_files
 
     if not (golden / PLAN).is_file():
         raise UsageError(f"--check {golden} is no bundle: it has no {PLAN}; dfmspec plan -o {golden} writes one")
-    if stale := stale_files(made, golden):
-        typer.echo(told(differences(read_bundle(golden), made)))
-        raise StalePlanError(f"{golden} is stale: {', '.join(stale)} differ; look at the difference, then write it again with -o")
+    stale = stale_files(made, golden)
+    if stale:
+        _print_difference(read_bundle(golden), made)
+        names = ", ".join(stale)
+        raise StalePlanError(f"{golden} is stale: {names} differ; look at the difference, then write it again with -o")
 
 
 def _check_scheduler(made: Plan) -> None:
-    """Ask the launcher's scheduler whether it would take the job.
+    """--check scheduler: ask the launcher's scheduler whether it would take the job.
 
     Raises:
         PreflightError: it would not.
+        UsageError: the launcher has no scheduler.
     """
     import tempfile
 
@@ -141,10 +266,12 @@ def _check_scheduler(made: Plan) -> None:
     from dfmspec.run.launch import launcher
     from dfmspec.spec.launchers import LAUNCHERS
 
-    check = launcher(made.launcher["kind"]).check
+    kind = made.launcher["kind"]
+    check = launcher(kind).check
     if check is None:
-        asked = ", ".join(kind for kind in LAUNCHERS if launcher(kind).check)
-        raise UsageError(f"--check scheduler is for launcher {asked}, and the plan's is {made.launcher['kind']}")
+        able = ", ".join(other for other in LAUNCHERS if launcher(other).check)
+        raise UsageError(f"--check scheduler is for launcher {able}, and the plan's is {kind}")
     with tempfile.TemporaryDirectory() as folder:
-        write_bundle(made, Path(folder) / "plan")
-        typer.echo(check(Path(folder) / "plan"))
+        bundle = Path(folder) / "plan"
+        write_bundle(made, bundle)
+        typer.echo(check(bundle))

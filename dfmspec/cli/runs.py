@@ -12,62 +12,82 @@ from dfmspec.cli.arguments import check_format
 from dfmspec.errors import UsageError
 
 if TYPE_CHECKING:
-    from dfmspec.record.manifest import Manifest
+    from dfmspec.record.manifest import Attempt, Manifest, Metrics
     from dfmspec.record.run_dir import RunDir
 
 _FORMATS = ("text", "json")
 
+_OutputDir = Annotated[
+    Path,
+    typer.Argument(help="Folder of the run directories."),
+]
+_OutputDirOption = Annotated[
+    Path,
+    typer.Option(help="Folder of the run directories."),
+]
+_Format = Annotated[
+    str,
+    typer.Option("--format", help="text or json."),
+]
+_Run = Annotated[
+    str,
+    typer.Argument(help="A run directory, a run id, or an experiment's name (its latest run)."),
+]
 
-def runs(
-    output_dir: Annotated[Path, typer.Argument(help="Folder of the run directories.")] = Path("runs"),
-    format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
-) -> None:
+
+def runs(output_dir: _OutputDir = Path("runs"), format_: _Format = "text") -> None:
     """List the runs, newest first: state, iterations, loss."""
-    from dfmspec.record.runs import reached, runs_of, state
-
     form = check_format(format_, _FORMATS)
     if not output_dir.is_dir():
         raise UsageError(f"{output_dir} is not a folder; name the one that holds the run directories")
-    found = [entry for name in sorted(path for path in output_dir.iterdir() if path.is_dir()) for entry in runs_of(name)]
-    found.sort(key=lambda entry: entry[1].created, reverse=True)
+    found = _newest_first(output_dir)
     if form == "json":
-        typer.echo(json.dumps([manifest.model_dump() | {"run_dir": str(path)} for path, manifest in found], indent=2))
+        entries = [manifest.model_dump() | {"run_dir": str(path)} for path, manifest in found]
+        typer.echo(json.dumps(entries, indent=2))
         return
     if not found:
         typer.echo(f"no runs in {output_dir}", err=True)
         return
     rows = [("RUN", "STATE", "ITERATION", "LOSS", "ATTEMPTS", "CREATED")]
-    for run_dir, manifest in found:
-        iteration, loss = reached(run_dir, manifest), manifest.metrics.final_loss
-        rows.append(
-            (f"{manifest.name}/{manifest.run_id}", state(run_dir, manifest), "-" if iteration is None else str(iteration),
-             "-" if loss is None else f"{loss:.3f}", str(len(manifest.attempts)), manifest.created)
-        )  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows += [_row(run_dir, manifest) for run_dir, manifest in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        typer.echo("  ".join(cells).rstrip())
 
 
-def _git(state: dict[str, Any] | None) -> str:
-    if state is None:
-        return "-"
-    return str(state["commit"]) + {True: " with changes", None: ", changes unknown"}.get(state["dirty"], "")
+def _newest_first(output_dir: Path) -> list[tuple[RunDir, Manifest]]:
+    """The run directories of all experiments, each with its manifest."""
+    from dfmspec.record.runs import runs_of
+
+    found: list[tuple[RunDir, Manifest]] = []
+    for experiment in sorted(output_dir.iterdir()):
+        if experiment.is_dir():
+            found += runs_of(experiment)
+    found.sort(key=lambda entry: entry[1].created, reverse=True)
+    return found
 
 
-def _stands(run_dir: RunDir, manifest: Manifest) -> str:
+def _row(run_dir: RunDir, manifest: Manifest) -> tuple[str, str, str, str, str, str]:
+    """A line of the table of runs."""
     from dfmspec.record.runs import reached, state
 
-    stands = state(run_dir, manifest)
-    if manifest.verdict != "running":
-        return f"{stands}: {manifest.reason}"
-    advice = "; nobody watches it: the same command goes on with it" if stands == "unwatched" else ""
-    return f"{stands}: iteration {reached(run_dir, manifest) or '-'}{advice}"
+    iteration = reached(run_dir, manifest)
+    loss = manifest.metrics.final_loss
+    return (
+        f"{manifest.name}/{manifest.run_id}",
+        state(run_dir, manifest),
+        "-" if iteration is None else str(iteration),
+        "-" if loss is None else f"{loss:.3f}",
+        str(len(manifest.attempts)),
+        manifest.created,
+    )
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="A run directory, a run id, or an experiment's name (its latest run).")],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the run directories.")] = Path("runs"),
-    format_: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
+    run: _Run,
+    output_dir: _OutputDirOption = Path("runs"),
+    format_: _Format = "text",
 ) -> None:
     """Show a run's manifest: what was asked, every attempt, the checkpoints, the verdict."""
     from dfmspec.record.manifest import read_manifest
@@ -78,39 +98,91 @@ def show(
     try:
         manifest = read_manifest(run_dir)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{run_dir}/manifest.json cannot be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{run_dir}/manifest.json cannot be read: {reason}") from error
     if form == "json":
         typer.echo(json.dumps(manifest.model_dump(), indent=2))
         return
-    metrics, packages = manifest.metrics, manifest.environment.get("packages", {})
-    lines = [
-        f"{manifest.name}  {manifest.run_id}",
-        f"  {_stands(run_dir, manifest)}",
-        f"  directory   {run_dir}",
-        f"  spec        {manifest.spec_file or '-'}  {' '.join(manifest.overrides)}".rstrip(),
-        f"  plan        {manifest.plan_id}",
-        f"  git         {_git(manifest.git)}",
-        f"  packages    {', '.join(f'{name} {version}' for name, version in packages.items())}",
-    ]
-    if metrics.final_loss is not None:
-        evaluation = "" if metrics.eval_loss is None else f", evaluation {metrics.eval_loss:.4f}"
-        lines.append(f"  loss        {metrics.first_loss:.4f} -> {metrics.final_loss:.4f}{evaluation}")
-        padding = "" if metrics.padding is None else f", padding {metrics.padding:.0%}"
-        lines.append(f"  speed       {metrics.seconds_per_iteration:.3f} s an iteration, {metrics.tokens_per_second:,.0f} tokens/s{padding}")
+    lines = _heading(run_dir, manifest) + _metrics_lines(manifest.metrics)
     for attempt in manifest.attempts:
-        if attempt.outcome == "running":
-            lines.append(f"  attempt {attempt.number}   {attempt.started}: running")
-            continue
-        codes = ",".join(str(node.exit_code) for node in attempt.nodes)
-        lines.append(
-            f"  attempt {attempt.number}   {attempt.started} to {attempt.ended or '?'}: iterations {attempt.from_iteration} to "
-            f"{attempt.to_iteration}, {attempt.outcome} (exit {codes})"
-        )
-        if attempt.start_seconds:
-            stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in attempt.start_seconds.items())
-            lines.append(f"    start     {sum(attempt.start_seconds.values()):.1f} s: {stages}")
-        if attempt.failure:
-            lines.append(f"    rank {attempt.failure.rank}: {attempt.failure.error_type}: {attempt.failure.message}")
+        lines += _attempt_lines(attempt)
     lines += [f"  checkpoint  {checkpoint.path}" for checkpoint in manifest.checkpoints]
     lines += [f"  drawn       {run_dir}/{artifact}" for artifact in manifest.artifacts]
     typer.echo("\n".join(lines))
+
+
+def _heading(run_dir: RunDir, manifest: Manifest) -> list[str]:
+    """Which run it is, how it stands, and what it was made of."""
+    versions = manifest.environment.get("packages", {})
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    spec_file = manifest.spec_file or "-"
+    overrides = " ".join(manifest.overrides)
+    return [
+        f"{manifest.name}  {manifest.run_id}",
+        f"  {_stands(run_dir, manifest)}",
+        f"  directory   {run_dir}",
+        f"  spec        {spec_file}  {overrides}".rstrip(),
+        f"  plan        {manifest.plan_id}",
+        f"  git         {_git(manifest.git)}",
+        f"  packages    {packages}",
+    ]
+
+
+def _stands(run_dir: RunDir, manifest: Manifest) -> str:
+    """How a run stands: its state, and why, or how far it is."""
+    from dfmspec.record.runs import reached, state
+
+    stands = state(run_dir, manifest)
+    if manifest.verdict != "running":
+        return f"{stands}: {manifest.reason}"
+    iteration = reached(run_dir, manifest) or "-"
+    advice = ""
+    if stands == "unwatched":
+        advice = "; nobody watches it: the same command goes on with it"
+    return f"{stands}: iteration {iteration}{advice}"
+
+
+def _git(state: dict[str, Any] | None) -> str:
+    """The commit of the code, and whether it was changed since."""
+    if state is None:
+        return "-"
+    changes = {True: " with changes", None: ", changes unknown"}
+    return str(state["commit"]) + changes.get(state["dirty"], "")
+
+
+def _metrics_lines(metrics: Metrics) -> list[str]:
+    """Loss and speed, once there are any."""
+    if metrics.final_loss is None:
+        return []
+    evaluation = ""
+    if metrics.eval_loss is not None:
+        evaluation = f", evaluation {metrics.eval_loss:.4f}"
+    padding = ""
+    if metrics.padding is not None:
+        padding = f", padding {metrics.padding:.0%}"
+    seconds = f"{metrics.seconds_per_iteration:.3f} s an iteration"
+    tokens = f"{metrics.tokens_per_second:,.0f} tokens/s"
+    return [
+        f"  loss        {metrics.first_loss:.4f} -> {metrics.final_loss:.4f}{evaluation}",
+        f"  speed       {seconds}, {tokens}{padding}",
+    ]
+
+
+def _attempt_lines(attempt: Attempt) -> list[str]:
+    """One attempt: when it ran, how far it came, how its processes ended."""
+    if attempt.outcome == "running":
+        return [f"  attempt {attempt.number}   {attempt.started}: running"]
+    codes = ",".join(str(node.exit_code) for node in attempt.nodes)
+    ended = attempt.ended or "?"
+    iterations = f"iterations {attempt.from_iteration} to {attempt.to_iteration}"
+    lines = [
+        f"  attempt {attempt.number}   {attempt.started} to {ended}: {iterations}, {attempt.outcome} (exit {codes})",
+    ]
+    if attempt.start_seconds:
+        total = sum(attempt.start_seconds.values())
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in attempt.start_seconds.items())
+        lines.append(f"    start     {total:.1f} s: {stages}")
+    if attempt.failure:
+        failure = attempt.failure
+        lines.append(f"    rank {failure.rank}: {failure.error_type}: {failure.message}")
+    return lines

@@ -22,21 +22,49 @@ _MAX_DEPTH = 40
 _MAX_NODES = 100_000
 
 _YAML_TAG = "tag:yaml.org,2002:"
-_PLAIN_TAGS = {_YAML_TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "value", "merge")}
+_PLAIN_TAGS = frozenset(
+    {
+        _YAML_TAG + "map",
+        _YAML_TAG + "seq",
+        _YAML_TAG + "str",
+        _YAML_TAG + "int",
+        _YAML_TAG + "float",
+        _YAML_TAG + "bool",
+        _YAML_TAG + "null",
+        _YAML_TAG + "timestamp",
+        _YAML_TAG + "value",
+        _YAML_TAG + "merge",
+    }
+)
+"""Tags that PyYAML resolves plain scalars to by itself; any other one was written."""
+
+# YAML 1.2's core schema, which says what a plain scalar is.
 _NULLS = ("", "~", "null", "Null", "NULL")
-_WORDS = {**dict.fromkeys(_NULLS), **dict.fromkeys(("true", "True", "TRUE"), True), **dict.fromkeys(("false", "False", "FALSE"), False)}
-_INFINITE = {sign + word: float(sign + "inf") for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")}
-_INFINITE |= dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan"))
+_WORDS = {
+    **dict.fromkeys(_NULLS),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INFINITE = {
+    **dict.fromkeys((".inf", ".Inf", ".INF"), float("inf")),
+    **dict.fromkeys(("+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
 _DIGITS = frozenset("0123456789")
 _NUMERIC = _DIGITS | frozenset("+-.eE")
 _STARTS_A_NUMBER = _DIGITS | frozenset("+-.")
-_WORDS_OF_1_1 = frozenset(["y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"])
+_LONGEST_NUMBER = 400
+
+# What YAML 1.1 takes for a boolean or a number, and YAML 1.2 for a string or another number.
+_WORDS_OF_1_1 = frozenset(
+    ["y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"]
+)
 _NUMBERS_OF_1_1 = (
     r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?$"  # base 60
     r"|[-+]?0[0-7]+$|[-+]?0b[01_]+$|0o[0-7]+$"  # octal, binary
     r"|[-+]?[0-9][0-9,]*_[0-9_]*(?:\.[0-9_]*)?$"  # digits with underscores
 )
-
 
 _NOWHERE: Mapping[Path, Span] = {}
 
@@ -56,10 +84,13 @@ class Document(NamedTuple):
     def span(self, path: Path) -> Span:
         """The place of a path's key; of its nearest parent that is in the file, otherwise."""
         while path:
-            if (found := self.keys.get(path)) or (found := self.values.get(path)):
+            found = self.keys.get(path) or self.values.get(path)
+            if found:
                 return found
             path = path[:-1]
-        return Span(self.file, 1, 1, 1, 1) if self.text else Span(self.file)
+        if not self.text:
+            return Span(self.file)
+        return _start_of(self.file)
 
 
 def read_document(file: FilePath | str, *, name: str | None = None) -> Document:
@@ -74,68 +105,132 @@ def read_document(file: FilePath | str, *, name: str | None = None) -> Document:
 
 
 def parse_document(raw: bytes, name: str) -> Document:
-    """Parse the bytes of a YAML file."""
+    """Parse the bytes of a YAML file, which messages call by the name."""
+    # Bytes to text.
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return _broken(name, "", f"not a text file: byte {error.start} is not UTF-8", "a spec is YAML text in UTF-8")
+        message = f"not a text file: byte {error.start} is not UTF-8"
+        return _broken(name, "", message, "a spec is YAML text in UTF-8")
     if "\0" in text:
         return _broken(name, "", "not a text file: it contains NUL bytes", "a spec is YAML text in UTF-8")
+
+    # Text to nodes.
     try:
         if len(text) > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
             return _broken(name, text, f"the nesting is deeper than {_MAX_DEPTH}", "flatten it")
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = Span(name, mark.line + 1, mark.column + 1, mark.line + 1, mark.column + 2) if mark else Span(name, 1, 1, 1, 1)
-        missing = "the text before this place may miss a quote, a bracket or a colon, or be indented differently"
-        hint = "indent with spaces" if "\\t" in str(error.problem) else missing
-        if re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE):
-            hint = "the file has merge-conflict markers"
-        return Document(name, text, problems=(_syntax(place, str(error.problem or error.context), hint),))
+        return Document(name, text, problems=(_syntax_error(name, text, error),))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return _broken(name, text, first, "remove what is not printable text")
-    if node is None or (isinstance(node, yaml.ScalarNode) and not node.style and node.value in _NULLS):  # nothing, or comments alone
+        lines = str(error).splitlines()
+        message = lines[0] if lines else type(error).__name__
+        return _broken(name, text, message, "remove what is not printable text")
+
+    # Nodes to data.
+    if node is None or _is_null(node):  # nothing, or comments alone
         return Document(name, text, {})
     builder = _Builder(name)
     data = builder.build(node, ())
     if not isinstance(node, yaml.MappingNode):
-        builder.problems.append(
-            _syntax(_span(name, node), f"a spec is a mapping of sections, not a {_kind(node)}", "start with: model: {...}")
-        )
+        message = f"a spec is a mapping of sections, not a {_kind(node)}"
+        builder.report(node, message, "start with: model: {...}")
         data = None
-    return Document(name, text, data, builder.keys, builder.values, tuple(builder.problems))
+    return Document(
+        file=name,
+        text=text,
+        data=data,
+        keys=builder.keys,
+        values=builder.values,
+        problems=tuple(builder.problems),
+    )
 
 
 def _depth(text: str) -> int:
     """How deep a text nests, without building it: the composer's recursion has no bound of its own."""
-    if text.count("[") + text.count("{") + text.count("- ") + text.count("?") + text.count(": ") < 2000 and not re.search(rf"(?m)^ {{{_MAX_DEPTH},}}", text):
+    signs = ("[", "{", "- ", "?", ": ")
+    openings = sum(text.count(sign) for sign in signs)
+    if openings < 2000 and not re.search(rf"(?m)^ {{{_MAX_DEPTH},}}", text):
         return 0  # not enough in it to harm anybody; `build` counts
-    depth = deepest = 0
+    depth = 0
+    deepest = 0
     for event in yaml.parse(text, Loader=_LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
         deepest = max(deepest, depth)
         if deepest > _MAX_DEPTH:
             break
     return deepest
 
 
+def _is_null(node: yaml.Node) -> bool:
+    """Whether a node is a null, which in quotes is a string."""
+    if not isinstance(node, yaml.ScalarNode):
+        return False
+    return not node.style and node.value in _NULLS
+
+
+def _syntax_error(name: str, text: str, error: yaml.MarkedYAMLError) -> Diagnostic:
+    """What the parser stops at, with the mistake that is most often behind it."""
+    # The place; PyYAML counts lines and columns from 0.
+    mark = error.problem_mark or error.context_mark
+    place = _start_of(name)
+    if mark:
+        line = mark.line + 1
+        column = mark.column + 1
+        place = Span(name, line, column, line, column + 1)
+
+    # The mistake. A marker of a merge is no YAML, whatever the parser calls it.
+    if re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE):
+        hint = "the file has merge-conflict markers"
+    elif "\\t" in str(error.problem):
+        hint = "indent with spaces"
+    else:
+        hint = "the text before this place may miss a quote, a bracket or a colon, or be indented differently"
+    return _malformed(place, str(error.problem or error.context), hint)
+
+
 def _broken(name: str, text: str, message: str, hint: str) -> Document:
-    return Document(name, text, problems=(_syntax(Span(name, 1, 1, 1, 1), message, hint),))
+    """A document of which nothing could be read."""
+    problem = _malformed(_start_of(name), message, hint)
+    return Document(name, text, problems=(problem,))
 
 
-def _syntax(span: Span, message: str, hint: str) -> Diagnostic:
-    return Diagnostic(span, "SPC101", "malformed-yaml", Severity.ERROR, message, hint)
+def _malformed(span: Span, message: str, hint: str) -> Diagnostic:
+    """A text that is no YAML, or no YAML that a spec can have."""
+    return Diagnostic(
+        span,
+        "SPC101",
+        "malformed-yaml",
+        Severity.ERROR,
+        message,
+        hint,
+    )
 
 
 def _kind(node: yaml.Node) -> str:
+    """What a message calls a node: scalar, sequence or mapping."""
     return str(getattr(node, "id", "node"))
 
 
+def _start_of(name: str) -> Span:
+    """The first character of a file."""
+    return Span(name, 1, 1, 1, 1)
+
+
 def _span(name: str, node: yaml.Node) -> Span:
-    start, end = node.start_mark, node.end_mark
-    return Span(name, start.line + 1, start.column + 1, end.line + 1, end.column + 1)
+    """A node's place, in lines and columns from 1; PyYAML counts from 0."""
+    start = node.start_mark
+    end = node.end_mark
+    return Span(
+        file=name,
+        line=start.line + 1,
+        column=start.column + 1,
+        end_line=end.line + 1,
+        end_column=end.column + 1,
+    )
 
 
 class _Builder:
@@ -150,61 +245,78 @@ class _Builder:
         self._built = 0
 
     def build(self, node: yaml.Node, path: Path) -> Any:
+        """The data of a node; None where it cannot be part of a spec, which is reported."""
         self.values[path] = _span(self.name, node)
+
+        # An alias is built anew at every place, so that each has its own path; aliases of aliases grow without end.
         self._built += 1
-        if self._built > _MAX_NODES:  # aliases of aliases grow without end
+        if self._built > _MAX_NODES:
             if self._built == _MAX_NODES + 1:
-                self.problems.append(_syntax(_span(self.name, node), f"more than {_MAX_NODES} values, through aliases", "flatten it"))
+                self.report(node, f"more than {_MAX_NODES} values, through aliases", "flatten it")
             return None
         if node.tag not in _PLAIN_TAGS:
             tag = node.tag.replace(_YAML_TAG, "!!")
-            self.problems.append(_syntax(_span(self.name, node), f"YAML tags ({tag}) are not part of a spec", "remove the tag"))
+            self.report(node, f"YAML tags ({tag}) are not part of a spec", "remove the tag")
             return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
-        if id(node) in self._open or len(path) > _MAX_DEPTH:  # an alias to its own parent, or a tower of brackets
-            self.problems.append(_syntax(_span(self.name, node), "the nesting has no end or is deeper than 40", "flatten it"))
+
+        # An alias may name its own parent.
+        if id(node) in self._open or len(path) > _MAX_DEPTH:
+            self.report(node, "the nesting has no end or is deeper than 40", "flatten it")
             return None
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
-                return [self.build(child, (*path, index)) for index, child in enumerate(node.value)]
+                children = enumerate(node.value)
+                return [self.build(child, (*path, index)) for index, child in children]
             assert isinstance(node, yaml.MappingNode)
             return dict(self._pairs(node, path))
         finally:
             self._open.discard(id(node))
 
-    def _pairs(self, node: yaml.MappingNode, path: Path, taken: frozenset[str] = frozenset()) -> Iterator[tuple[str, Any]]:
+    def report(self, node: yaml.Node, message: str, hint: str) -> None:
+        """Write down that a node is not what a spec can have."""
+        self.problems.append(_malformed(_span(self.name, node), message, hint))
+
+    def _pairs(
+        self,
+        node: yaml.MappingNode,
+        path: Path,
+        taken: frozenset[str] = frozenset(),
+    ) -> Iterator[tuple[str, Any]]:
         """The entries of a mapping, less the keys that are taken."""
-        first: dict[str, Span] = {}
+        # Its own keys. `<<` in quotes is a key like any other.
+        own: dict[str, Span] = {}
         bases: list[yaml.Node] = []
         for key_node, value_node in node.value:
-            place = _span(self.name, key_node)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(_syntax(place, f"a key must be a word, not a {_kind(key_node)}", "quote it if it is meant"))
+                message = f"a key must be a word, not a {_kind(key_node)}"
+                self.report(key_node, message, "quote it if it is meant")
                 continue
             key = key_node.value
             if key == "<<" and not key_node.style:
-                bases += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                bases += _bases_of(value_node)
                 continue
-            if key in first:
-                message = f"{dotted((*path, key))} is set twice; the first is at line {first[key].line}"
-                self.problems.append(
-                    Diagnostic(
-                        place, "SPC102", "duplicate-key", Severity.ERROR, message,
-                        "merge the two" if isinstance(value_node, yaml.MappingNode) else "keep one of the two", (*path, key),
-                    )
-                )
+            place = _span(self.name, key_node)
+            key_path = (*path, key)
+            if key in own:
+                problem = _set_twice(key_path, place, own[key], value_node)
+                self.problems.append(problem)
                 continue
-            first[key] = place
+            own[key] = place
             if key in taken:
                 continue
-            self.keys[(*path, key)] = place
-            yield key, self.build(value_node, (*path, key))
-        taken = taken | first.keys()
-        for base in bases:  # merge keys: what is set here, or by an earlier base, stays
-            if not isinstance(base, yaml.MappingNode) or id(base) in self._open:
-                self.problems.append(_syntax(_span(self.name, base), "a merge key (<<) takes a mapping", "name an anchor, such as <<: *base"))
+            self.keys[key_path] = place
+            yield key, self.build(value_node, key_path)
+
+        # Merge keys: what is set here, or by an earlier base, stays.
+        taken = taken | own.keys()
+        for base in bases:
+            is_its_parent = id(base) in self._open
+            if not isinstance(base, yaml.MappingNode) or is_its_parent:
+                message = "a merge key (<<) takes a mapping"
+                self.report(base, message, "name an anchor, such as <<: *base")
                 continue
             self._open.add(id(base))
             for key, value in self._pairs(base, path, taken):
@@ -213,57 +325,103 @@ class _Builder:
             self._open.discard(id(base))
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        """A scalar's value; one that YAML 1.1 reads otherwise is reported."""
         text = node.value
         if node.style:  # quoted or block: a string, whatever it looks like
             return text
         value = read_scalar(text)
+        # Upstream reads with OmegaConf, which follows YAML 1.1 in part: the file could mean two things.
         if _differs_in_1_1(text):
-            shown = f'the string "{value}"' if isinstance(value, str) else repr(value)
-            self.problems.append(
-                Diagnostic(
-                    _span(self.name, node), "SPC103", "ambiguous-scalar", Severity.WARNING,
-                    f"{text} is {shown} in YAML 1.2 and something else in YAML 1.1 readers",
-                    "quote it if it is text, or write true, false or a plain number",
-                    path,
-                )
-            )
+            place = _span(self.name, node)
+            self.problems.append(_ambiguous(place, text, value, path))
         return value
+
+
+def _bases_of(node: yaml.Node) -> list[yaml.Node]:
+    """The mappings that a merge key names: one, or a list of them."""
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    return [node]
+
+
+def _set_twice(path: Path, place: Span, first: Span, value: yaml.Node) -> Diagnostic:
+    """A key that a mapping has twice; the value is that of the second."""
+    hint = "keep one of the two"
+    if isinstance(value, yaml.MappingNode):
+        hint = "merge the two"
+    return Diagnostic(
+        place,
+        "SPC102",
+        "duplicate-key",
+        Severity.ERROR,
+        f"{dotted(path)} is set twice; the first is at line {first.line}",
+        hint,
+        path,
+    )
+
+
+def _ambiguous(place: Span, text: str, value: Any, path: Path) -> Diagnostic:
+    """A plain scalar that YAML 1.1 and 1.2 read differently; the value is that of 1.2."""
+    meaning = repr(value)
+    if isinstance(value, str):
+        meaning = f'the string "{value}"'
+    return Diagnostic(
+        place,
+        "SPC103",
+        "ambiguous-scalar",
+        Severity.WARNING,
+        f"{text} is {meaning} in YAML 1.2 and something else in YAML 1.1 readers",
+        "quote it if it is text, or write true, false or a plain number",
+        path,
+    )
 
 
 def read_scalar(text: str) -> Any:
     """A plain scalar by YAML 1.2's core schema."""
     if text in _WORDS:
         return _WORDS[text]
-    if text[0] not in _STARTS_A_NUMBER or len(text) >= 400:
+    if text[0] not in _STARTS_A_NUMBER or len(text) >= _LONGEST_NUMBER:
         return text
     if text in _INFINITE:
         return _INFINITE[text]
     if text.isascii() and _NUMERIC.issuperset(text):
+        return _decimal(text)
+    # int() takes underscores, which the core schema does not.
+    if text[:2] in ("0o", "0x") and "_" not in text:
         try:
-            return int(text) if _DIGITS.issuperset(text.lstrip("+-")) else float(text)
-        except ValueError:
-            return text
-    if text[:2] in ("0o", "0x"):
-        try:
-            return int(text, 0) if "_" not in text else text
+            return int(text, 0)
         except ValueError:
             return text
     return text
+
+
+def _decimal(text: str) -> int | float | str:
+    """A number, or the text where signs, points and digits make none."""
+    try:
+        if _DIGITS.issuperset(text.lstrip("+-")):
+            return int(text)
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _differs_in_1_1(text: str) -> bool:
     """Whether a YAML 1.1 reader takes a plain scalar for something else."""
     if text[:1] not in _STARTS_A_NUMBER:
         return text in _WORDS_OF_1_1
-    plain = _DIGITS.issuperset(text) and text[0] != "0"  # most numbers: no need to look closer
-    return not plain and bool(re.match(_NUMBERS_OF_1_1, text))
+    # Most numbers have digits alone, and no 0 first: no need to look closer.
+    if _DIGITS.issuperset(text) and text[0] != "0":
+        return False
+    return re.match(_NUMBERS_OF_1_1, text) is not None
 
 
 def write_scalar(value: Any) -> str:
     """A value as JSON that YAML 1.1 and 1.2 read alike: PyYAML, ruamel and OmegaConf."""
+    # JSON cuts a character beyond 16 bits into two escapes, which YAML reads as two characters.
     text = re.sub(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", _one_escape, json.dumps(value))
+    # To YAML 1.1, 1e-07 is a string: its floats have a point.
     if isinstance(value, float) and "e" in text and "." not in text:
-        text = text.replace("e", ".0e")  # YAML 1.1 needs the point
+        text = text.replace("e", ".0e")
     return text
 
 
@@ -275,4 +433,5 @@ def _one_escape(pair: re.Match[str]) -> str:
 
 def lines_of(text: str) -> list[str]:
     """The lines of a text as YAML counts them, each with its end."""
-    return [line for line in re.findall("[^\n\r\x85\u2028\u2029]*(?:\r\n|[\n\r\x85\u2028\u2029]|$)", text) if line]
+    pieces = re.findall("[^\n\r\x85\u2028\u2029]*(?:\r\n|[\n\r\x85\u2028\u2029]|$)", text)
+    return [line for line in pieces if line]

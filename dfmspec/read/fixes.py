@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from dfmspec.diagnostics import Diagnostic, Edit
+from dfmspec.diagnostics import Diagnostic, Edit, Span
 from dfmspec.read.document import Document, lines_of, parse_document, read_scalar, write_scalar
+
+_IN_QUOTES = ("y", "n", "yes", "no", "on", "off", "none")
+"""Booleans of YAML 1.1; and none, which is too near to null for a reader."""
 
 
 def fixed(document: Document, findings: Iterable[Diagnostic], *, unsafe: bool = False) -> tuple[str, list[Diagnostic]]:
@@ -21,55 +24,80 @@ def fixed(document: Document, findings: Iterable[Diagnostic], *, unsafe: bool = 
     """
     mended = []
     for finding in findings:
-        if not finding.fix or finding.span.file != document.file or not (unsafe or all(edit.safe for edit in finding.fix)):
+        if not finding.fix or finding.span.file != document.file:
             continue
-        after = document
-        for edit in _in_order(finding.fix):
-            changed = _edited(after, edit)
-            if changed is None:
-                break
-            after = changed
-        else:
+        if not unsafe and not all(edit.safe for edit in finding.fix):
+            continue
+        after = _all_edited(document, finding.fix)
+        if after is not None:
             document = after
             mended.append(finding)
     return document.text, mended
 
 
-def _in_order(edits: Iterable[Edit]) -> list[Edit]:
-    """Renames last: the paths of the others have the old name."""
-    return sorted(edits, key=lambda edit: edit.kind == "rename")
+def _all_edited(document: Document, edits: Iterable[Edit]) -> Document | None:
+    """The document after all edits of a finding; None when one of them cannot be made."""
+    # Renames last: the paths of the others have the old name.
+    for edit in sorted(edits, key=lambda edit: edit.kind == "rename"):
+        changed = _edited(document, edit)
+        if changed is None:
+            return None
+        document = changed
+    return document
 
 
 def _edited(document: Document, edit: Edit) -> Document | None:
     """The document after one edit; None when it cannot be made, or when the result does not say exactly that."""
-    key, value = document.keys.get(edit.path), document.values.get(edit.path)
+    key = document.keys.get(edit.path)
+    value = document.values.get(edit.path)
     if key is None or value is None:
         return None
     if edit.kind == "rename":
-        text = _replaced(document.text, key.line, key.column, key.end_line, key.end_column, edit.value)
+        text = _replaced(document.text, key, edit.value)
     elif edit.kind == "set":
-        text = _replaced(document.text, value.line, value.column, value.end_line, value.end_column, scalar(edit.value))
+        text = _replaced(document.text, value, scalar(edit.value))
     else:
-        name, content = edit.value
-        lines = lines_of(document.text)
-        line = lines[key.line - 1]
-        if line[: key.column - 1].strip():  # inside braces, or behind a dash
-            text = _replaced(document.text, value.end_line, value.end_column, value.end_line, value.end_column, f", {name}: {scalar(content)}")
-        else:
-            ending = line[len(line.rstrip("\r\n")) :] or "\n"
-            before = "" if lines[value.end_line - 1].endswith(("\n", "\r")) else ending
-            lines.insert(value.end_line, f"{before}{line[: key.column - 1]}{name}: {scalar(content)}{ending}")
-            text = "".join(lines)
+        text = _with_entry(document.text, key, value, edit)
+
+    # The proof.
     after = parse_document(text.encode(), document.file)
-    expected = _expected(document.data, edit)
-    return after if _same(after.data, expected) and len(after.problems) <= len(document.problems) else None
+    is_as_meant = _same(after.data, _expected(document.data, edit))
+    if not is_as_meant or len(after.problems) > len(document.problems):
+        return None
+    return after
 
 
-def _replaced(text: str, line: int, column: int, end_line: int, end_column: int, new: str) -> str:
+def _with_entry(text: str, key: Span, value: Span, edit: Edit) -> str:
+    """A text with a further entry behind the one whose key and value stand at these places."""
+    name, content = edit.value
+    entry = f"{name}: {scalar(content)}"
     lines = lines_of(text)
-    head = "".join(lines[: line - 1]) + lines[line - 1][: column - 1]
-    tail = "".join(lines[end_line - 1 :])[end_column - 1 :]  # a block may end where the file does
-    return head + new + tail
+    line = lines[key.line - 1]
+    indent = line[: key.column - 1]
+
+    # Inside braces, or behind a dash: on the value's own line.
+    if indent.strip():
+        end = value._replace(line=value.end_line, column=value.end_column)
+        return _replaced(text, end, f", {entry}")
+
+    # On a line of its own, with the line ending of its neighbour; the last line of a file may have none.
+    ending = line[len(line.rstrip("\r\n")) :] or "\n"
+    before = ending
+    if lines[value.end_line - 1].endswith(("\n", "\r")):
+        before = ""
+    lines.insert(value.end_line, f"{before}{indent}{entry}{ending}")
+    return "".join(lines)
+
+
+def _replaced(text: str, place: Span, new: str) -> str:
+    """A text with something else at a place."""
+    lines = lines_of(text)
+    first = place.line - 1
+    before = "".join(lines[:first]) + lines[first][: place.column - 1]
+    # A block may end where the file does, behind the last line.
+    last = place.end_line - 1
+    after = "".join(lines[last:])[place.end_column - 1 :]
+    return before + new + after
 
 
 def _expected(data: Any, edit: Edit) -> Any:
@@ -84,24 +112,34 @@ def _expected(data: Any, edit: Edit) -> Any:
     elif edit.kind == "set":
         node[last] = edit.value
     else:
-        node[edit.value[0]] = edit.value[1]
+        name, content = edit.value
+        node[name] = content
     return out
 
 
 def _same(one: Any, other: Any) -> bool:
     """Equal in value and type; 1 is not true."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return False
+        return all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
         return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and (one == other or str(one) == str(other) == "nan")
+    # nan is never equal to itself.
+    are_nan = str(one) == "nan" and str(other) == "nan"
+    return are_nan or bool(one == other)
 
 
 def scalar(value: Any) -> str:
-    """A value as YAML 1.1 and 1.2 both read it."""
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and isinstance(read_scalar(value), str)
-        return value if plain and value.lower() not in ("y", "n", "yes", "no", "on", "off", "none") else write_scalar(value)
-    return write_scalar(value)
-
-
+    """A value as YAML 1.1 and 1.2 both read it: without quotes where both take it for a word."""
+    if not isinstance(value, str):
+        return write_scalar(value)
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", value) is not None
+    if not is_plain or value.lower() in _IN_QUOTES:
+        return write_scalar(value)
+    # Such as true and .5, which have no quotes where they are no text.
+    if not isinstance(read_scalar(value), str):
+        return write_scalar(value)
+    return value

@@ -17,24 +17,44 @@ from dfmspec.targets import DEFAULT_UPSTREAM, TARGETS, target_module
 from dfmspec.targets.dfm.upstream import Refused, loaded, value_of
 
 _TORCHRUN = {
-    "nproc_per_node": "cluster.nproc_per_node", "nnodes": "cluster.nnodes", "master_addr": "cluster.master_addr", "master_port": "cluster.master_port",
-}  # fmt: skip
+    "nproc_per_node": "cluster.nproc_per_node",
+    "nnodes": "cluster.nnodes",
+    "master_addr": "cluster.master_addr",
+    "master_port": "cluster.master_port",
+}
+"""torchrun's flags that a spec has keys for."""
 _DROPPED_TORCHRUN = {
-    **dict.fromkeys(("node_rank", "rdzv_id", "rdzv_conf"), "the plan gives each node its own"), "standalone": "one node needs no rendezvous",
-    **dict.fromkeys(("log_dir", "tee", "redirects"), "each rank's output is in the run directory"), "max_restarts": "dfmspec run resumes by itself",
-}  # fmt: skip
+    "node_rank": "the plan gives each node its own",
+    "rdzv_id": "the plan gives each node its own",
+    "rdzv_conf": "the plan gives each node its own",
+    "standalone": "one node needs no rendezvous",
+    "log_dir": "each rank's output is in the run directory",
+    "tee": "each rank's output is in the run directory",
+    "redirects": "each rank's output is in the run directory",
+    "max_restarts": "dfmspec run resumes by itself",
+}
+"""torchrun's flags that a plan has no use for, and why."""
 _RENDEZVOUS = ("rdzv_backend", "rdzv_endpoint")
+_KNOWN_TORCHRUN = frozenset((*_TORCHRUN, *_DROPPED_TORCHRUN, *_RENDEZVOUS))
 _SWITCHES = ("standalone",)
+"""torchrun's flags without a value."""
 _SHELL = ("export", "env", "exec", "&&", ";", "-m", "torch.distributed.run")
+_PROGRAMS = ("torchrun", "python", "python3")
 _ENDS_A_COMMAND = re.compile(r"\d?>.*|\||\|\||&|&&|;")
 SCRIPTS = {Path(target_module(name).ENTRY).name: name for name in TARGETS if not target_module(name).OWN}
 """Each script of others, and the target that it trains."""
-_FLAGS = ("mock", "debug", "use_original_step", "use_loss_weighting")
+_SCRIPT_SWITCHES = ("mock", "debug", "use_original_step", "use_loss_weighting")
+"""The scripts' flags without a value."""
+_OTHER_WORK = ("inference", "prepare", "convert", "finetune")
+"""How scripts begin that train no model from a spec."""
+_MARKS = ("++", "+", "~")
+"""Hydra's signs before a key: set or add, add, delete."""
+_OF_THE_SHELL = "a variable of your shell: give its value"
 
 
 @dataclass
 class Imported:
-    """What was understood."""
+    """What was understood of a command or a file."""
 
     values: dict[str, Any] = field(default_factory=dict)
     """Key -> value, of the Megatron sections and of ours."""
@@ -52,30 +72,47 @@ def import_command(words: Sequence[str], target: str | None = None) -> Imported:
     Raises:
         UsageError: the words hold no script that is known, or name a file that cannot be read.
     """
-    script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+    script = next((word for word in words if word.endswith(".py")), None)
     if script is None:
         raise UsageError("there is no training script (.py) in this command")
-    found = Imported(target=_target(words[script], target))
-    end = next((i for i in range(script, len(words)) if _ENDS_A_COMMAND.fullmatch(words[i])), len(words))
-    _launcher(words[:script], found)
-    _script(words[script + 1 : end], found)
+    position = words.index(script)
+    found = Imported(target=_target(script, target))
+    _launcher(words[:position], found)
+    own = _until_the_end(words[position:])
+    _script(own[1:], found)
     return found
 
 
+def _until_the_end(words: Sequence[str]) -> list[str]:
+    """The words before a pipe, a redirection or another command."""
+    own: list[str] = []
+    for word in words:
+        if _ENDS_A_COMMAND.fullmatch(word):
+            break
+        own.append(word)
+    return own
+
+
 def _target(script: str, asked: str | None) -> str:
-    """What a script trains."""
+    """What a script trains: what is asked for, else what its name says."""
     name = Path(script).name
     known = SCRIPTS.get(name)
-    if known is None and (asked is None or name.startswith(("inference", "prepare", "convert", "finetune"))):
-        raise UsageError(f"{name} is not a script that dfmspec knows to train: {', '.join(SCRIPTS)}; for a copy of one of them give --target")
-    if known is not None and asked not in (None, known) and not _has_its_script(asked, name):
+    if known is None and (asked is None or name.startswith(_OTHER_WORK)):
+        scripts = ", ".join(SCRIPTS)
+        raise UsageError(
+            f"{name} is not a script that dfmspec knows to train: {scripts}; for a copy of one of them give --target"
+        )
+    is_anothers = known is not None and asked not in (None, known)
+    if is_anothers and not _has_its_script(asked, name):
         raise UsageError(f"{name} trains target {known}, not {asked}; leave --target out")
     return asked or known or DEFAULT_UPSTREAM
 
 
 def _has_its_script(target: str | None, script: str) -> bool:
     """Whether a target has a script of this name too: ours has that of DFM's DiT."""
-    return target is not None and Path(target_module(target).ENTRY).name == script
+    if target is None:
+        return False
+    return Path(target_module(target).ENTRY).name == script
 
 
 def import_script(file: Path, target: str | None = None) -> Imported:
@@ -85,14 +122,27 @@ def import_script(file: Path, target: str | None = None) -> Imported:
         UsageError: it cannot be read, or has no command, or several.
     """
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines()
+        text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    commands = [line for line in lines if re.search(r"(torchrun|python3?|torch\.distributed\.run)\b.*\.py\b", line) and not line.lstrip().startswith("#")]
+        raise _unreadable(str(file), error) from error
+    lines = text.replace("\\\n", " ").splitlines()
+    commands = [line for line in lines if _starts_a_script(line)]
     if len(commands) != 1:
-        raise UsageError(f"{file} has {len(commands)} commands that start a script; give the one that trains, in quotes")
-    exports = [line for line in lines[: lines.index(commands[0])] if line.lstrip().startswith("export ")]
-    return import_command(split_command(" ".join([*exports, commands[0]])), target)
+        raise UsageError(
+            f"{file} has {len(commands)} commands that start a script; give the one that trains, in quotes"
+        )
+    before = lines[: lines.index(commands[0])]
+    exports = [line for line in before if line.lstrip().startswith("export ")]
+    command = " ".join([*exports, commands[0]])
+    return import_command(split_command(command), target)
+
+
+def _starts_a_script(line: str) -> bool:
+    """Whether a line of a shell script starts a Python script."""
+    if line.lstrip().startswith("#"):
+        return False
+    command = r"(torchrun|python3?|torch\.distributed\.run)\b.*\.py\b"
+    return re.search(command, line) is not None
 
 
 def import_file(file: Path, target: str | None = None) -> Imported:
@@ -105,41 +155,60 @@ def import_file(file: Path, target: str | None = None) -> Imported:
     try:
         document = read_document(file)
     except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(str(file), error) from error
     _lay(document, found)
     return found
 
 
+def _unreadable(what: str, error: OSError) -> UsageError:
+    """The error of a file that the system does not give."""
+    reason = error.strerror or error
+    return UsageError(f"{what} cannot be read: {reason}")
+
+
+# The words before the script.
+
+
 def _launcher(words: Sequence[str], found: Imported) -> None:
     """torchrun's flags, and the environment before it."""
+    rest = _without_variables(words, found)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if not word.startswith("-"):
+            name = ""
+        takes_next = name in _KNOWN_TORCHRUN and name not in _SWITCHES and not equals
+        if takes_next and rest:
+            value = rest.pop(0)
+        if name in _TORCHRUN:
+            _keep(_TORCHRUN[name], value, _value_of(value), found)
+        elif name in _RENDEZVOUS:
+            _rendezvous(name, value, found)
+        elif name in _DROPPED_TORCHRUN:
+            flag = name.replace("_", "-")
+            written = f"--{flag} {value}".strip()
+            found.dead.append((written, _DROPPED_TORCHRUN[name]))
+        elif not word.endswith(_PROGRAMS) and word not in _SHELL:
+            found.dead.append((word, "not carried over: set it where the run is launched"))
+
+
+def _without_variables(words: Sequence[str], found: Imported) -> list[str]:
+    """The words that set no variable; the others are kept as the launcher's environment."""
     rest = []
     for word in words:
         match = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", word, re.DOTALL)
         if match is None:
             rest.append(word)
-        elif names_a_secret(match[1]):
-            found.dead.append((f"{match[1]}=...", "a secret: export it where the run starts"))
-        elif "$" in match[2] or "`" in match[2]:
-            found.dead.append((word, "a variable of your shell: give its value"))
+            continue
+        name, value = match.groups()
+        if names_a_secret(name):
+            found.dead.append((f"{name}=...", "a secret: export it where the run starts"))
+        elif "$" in value or "`" in value:
+            found.dead.append((word, _OF_THE_SHELL))
         else:
-            found.values.setdefault("launcher.env", {})[match[1]] = match[2]
-    position = 0
-    while position < len(rest):
-        name, equals, value = rest[position].lstrip("-").partition("=")
-        name = name.replace("-", "_")
-        flagged = rest[position].startswith("-")
-        position += 1
-        if flagged and not equals and name not in _SWITCHES and position < len(rest) and name in (*_TORCHRUN, *_DROPPED_TORCHRUN, *_RENDEZVOUS):
-            value = rest[position]
-            position += 1
-        if name in _TORCHRUN and flagged:
-            _keep(_TORCHRUN[name], value, _value_of(value), found)
-        elif name in _RENDEZVOUS and flagged:
-            _rendezvous(name, value, found)
-        elif name in _DROPPED_TORCHRUN and flagged:
-            found.dead.append((f"--{name.replace('_', '-')} {value}".strip(), _DROPPED_TORCHRUN[name]))
-        elif not (rest[position - 1].endswith(("torchrun", "python", "python3")) or rest[position - 1] in _SHELL):
-            found.dead.append((rest[position - 1], "not carried over: set it where the run is launched"))
+            found.values.setdefault("launcher.env", {})[name] = value
+    return rest
 
 
 def _rendezvous(flag: str, value: str, found: Imported) -> None:
@@ -151,13 +220,21 @@ def _rendezvous(flag: str, value: str, found: Imported) -> None:
             found.dead.append((f"--rdzv-backend {value}", "static and c10d are what a plan knows"))
         return
     host, colon, port = value.rpartition(":")
-    _keep("cluster.master_addr", host if colon else value, (host if colon else value).strip("[]"), found)
+    if not colon:
+        host = value
+    # An IPv6 address stands in brackets before a port.
+    _keep("cluster.master_addr", host, host.strip("[]"), found)
     if colon:
         _keep("cluster.master_port", port, _value_of(port), found)
 
 
+# The words behind it.
+
+
 def _script(words: Sequence[str], found: Imported) -> None:
     """The script's own flags, with argparse's abbreviations, and Hydra's overrides."""
+    # Flags. argparse takes the beginning of a name for the whole, where only one name has it.
+    trained_by = target_module(found.target)
     rest = list(words)
     overrides: list[str] = []
     while rest:
@@ -166,73 +243,107 @@ def _script(words: Sequence[str], found: Imported) -> None:
             overrides.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        meant = [known for known in target_module(found.target).SCRIPT_FLAGS if known.startswith(name.replace("-", "_"))]
+        beginning = name.replace("-", "_")
+        meant = [flag for flag in trained_by.SCRIPT_FLAGS if flag.startswith(beginning)]
         if len(meant) != 1:
             found.dead.append((word, "the script has no such flag, and its command line fails"))
             continue
-        if meant[0] not in _FLAGS and not equals:
-            value = rest.pop(0) if rest else ""
-        if meant[0] == "mock":
-            found.values["data.source"] = "mock"
-        elif meant[0] == "dataset_path":
-            if "dataset.path" not in found.values:
-                _keep("dataset.path", value, value, found)
-        elif meant[0] == "config_file":
-            _lay(_readable(value), found)
-        elif meant[0] == "guidance_scale":
-            _keep("model.guidance_scale", value, _value_of(value), found)
-        elif (meant[0], value) != ("training_mode", "pretrain") and meant[0] != "debug":
-            found.dead.append((f"{word} {value}".strip() if not equals else word, "not carried over: the plan pretrains, with the script's own defaults"))
-    own_file = target_module(found.target).OWN_FILE
-    if own_file is not None and not any(word.startswith("--c") for word in words):
+        flag = meant[0]
+        written = word
+        if not equals:
+            if rest and flag not in _SCRIPT_SWITCHES:
+                value = rest.pop(0)
+            written = f"{word} {value}".strip()
+        _script_flag(flag, value, written, found)
+
+    # The file that the script reads where no --config-file is given.
+    own_file = trained_by.OWN_FILE
+    has_config_file = any(word.startswith("--c") for word in words)
+    if own_file is not None and not has_config_file:
         found.dead.append((own_file, "the script reads this file of its own: import it with --config-file"))
+
+    # Overrides lie over the file, wherever they stand.
     for override in overrides:
         _override(override, found)
+
+
+def _script_flag(flag: str, value: str, written: str, found: Imported) -> None:
+    """One flag of the script, by its whole name; written: as the command has it."""
+    is_the_plans = flag == "debug" or (flag == "training_mode" and value == "pretrain")
+    if flag == "mock":
+        found.values["data.source"] = "mock"
+    elif flag == "dataset_path":
+        # Upstream puts it into the recipe, under the file's own dataset.path.
+        if "dataset.path" not in found.values:
+            _keep("dataset.path", value, value, found)
+    elif flag == "config_file":
+        _lay(_readable(value), found)
+    elif flag == "guidance_scale":
+        _keep("model.guidance_scale", value, _value_of(value), found)
+    elif not is_the_plans:
+        found.dead.append((written, "not carried over: the plan pretrains, with the script's own defaults"))
 
 
 def _keep(key: str, text: str, value: Any, found: Imported) -> None:
     """A key's value, unless it is for a shell to fill in."""
     if "$" in text.replace("${RUN_DIR}", "") or "`" in text:
-        found.dead.append((f"{key}={text}", "a variable of your shell: give its value"))
+        found.dead.append((f"{key}={text}", _OF_THE_SHELL))
+    elif key == "mixed_precision" and isinstance(value, str):
+        found.values["mixed_precision.recipe"] = value
     else:
-        found.values["mixed_precision.recipe" if key == "mixed_precision" and isinstance(value, str) else key] = value
+        found.values[key] = value
 
 
 def _value_of(text: str) -> Any:
     """A value as YAML reads it; text where it cannot."""
     document = parse_document(f"v: {text.strip()}".encode(), "")
-    return document.data["v"] if isinstance(document.data, dict) and not document.problems else text
+    if not isinstance(document.data, dict) or document.problems:
+        return text
+    return document.data["v"]
 
 
 def _readable(name: str) -> Document:
+    """The file that a command names."""
     try:
         return read_document(name)
     except OSError as error:
-        raise UsageError(f"--config-file {name} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(f"--config-file {name}", error) from error
 
 
 def _lay(document: Document, found: Imported) -> None:
     """An override file's keys, with the values that upstream reads; a section that is no mapping is kept as it is."""
     if not isinstance(document.data, dict):
-        raise UsageError(f"{document.file} is no mapping of sections" + (f": {document.problems[0].message}" if document.problems else ""))
-    found.dead += [(f"line {problem.span.line}", problem.message) for problem in document.problems if problem.name != "ambiguous-scalar"]
+        message = f"{document.file} is no mapping of sections"
+        if document.problems:
+            message += f": {document.problems[0].message}"
+        raise UsageError(message)
+
+    # What YAML 1.1 and 1.2 read differently is no loss here: the values are those of upstream's reader.
+    for problem in document.problems:
+        if problem.name != "ambiguous-scalar":
+            place = f"line {problem.span.line}"
+            found.dead.append((place, problem.message))
     try:
         tree = loaded(document.text)
     except Refused as error:
         raise UsageError(f"{document.file}: upstream cannot read it: {error}") from error
+
     for section, node in tree.items():
-        if isinstance(node, dict):
-            found.values.update({f"{section}.{name}": value for name, value in node.items() if value != "???"})
-            found.dead += [(f"{section}.{name}: ???", "keeps the recipe's value") for name, value in node.items() if value == "???"]
-        else:
+        if not isinstance(node, dict):
             _keep(section, str(node), node, found)
+            continue
+        for name, value in node.items():
+            # OmegaConf's word for a value that is missing: the merge leaves what is there.
+            if value == "???":
+                found.dead.append((f"{section}.{name}: ???", "keeps the recipe's value"))
+            else:
+                found.values[f"{section}.{name}"] = value
 
 
 def _override(text: str, found: Imported) -> None:
     """One of Hydra's `key=value`, `+key=value`, `++key=value` or `~key`."""
-    mark = re.match(r"(\+\+|\+|~)?", text)
-    prefix = mark[0] if mark else ""
-    key, equals, value = text[len(prefix) :].partition("=")
+    prefix = next((mark for mark in _MARKS if text.startswith(mark)), "")
+    key, equals, value = text.removeprefix(prefix).partition("=")
     if prefix == "~":
         found.dead.append((text, "deleting a key does nothing upstream"))
     elif not equals:
@@ -247,38 +358,96 @@ def _override(text: str, found: Imported) -> None:
 
 
 def spec_of(found: Imported, target: str, dead_keys: dict[str, str]) -> str:
-    """The spec's text: live keys, then what is dead as comments."""
-    lines = [f"target: {target}"]
-    sections: dict[str, list[str]] = {}
-    for key, value in found.values.items():
-        if key in dead_keys:
-            continue
-        section, dot, name = key.partition(".")
-        if dot:
-            sections.setdefault(section, []).append(f"  {scalar(name)}: {_value(value)}")
-        elif key != "target":
-            lines.append(f"{scalar(key)}: {_value(value)}")
-    for section, entries in sections.items():
-        lines += [f"{scalar(section)}:", *entries]
-    dead = [(f"{key}: {_value(found.values[key])}", why) for key, why in dead_keys.items()] + found.dead
-    if dead:
-        lines += ["", "# What did nothing, or could not be read:", *(f"#   {' '.join(f'{word}  ({why})'.split())}" for word, why in dead)]
+    """The spec's text: live keys, then what is dead as comments.
+
+    Args:
+        dead_keys: keys of what was found that change nothing, each with the reason.
+
+    Raises:
+        UsageError: the text does not hold what was found, since two keys stand against each other.
+    """
+    live = {key: value for key, value in found.values.items() if key not in dead_keys}
+    lines = [f"target: {target}", *_live_lines(live)]
+    comments = []
+    for key, why in dead_keys.items():
+        value = _value(found.values[key])
+        comments.append(_comment(f"{key}: {value}", why))
+    for word, why in found.dead:
+        comments.append(_comment(word, why))
+    if comments:
+        lines += ["", "# What did nothing, or could not be read:", *comments]
     text = "\n".join(lines) + "\n"
-    data = parse_document(text.encode(), "").data or {}
-    written = {f"{name}.{key}": value for name, node in data.items() if isinstance(node, dict) for key, value in node.items()}
-    written |= {name: node for name, node in data.items() if not isinstance(node, dict)}
-    wanted = {key: value for key, value in found.values.items() if key not in dead_keys} | {"target": target}
+
+    # The proof: read again, it holds what was found.
+    wanted = live | {"target": target}
+    document = parse_document(text.encode(), "")
+    written = _by_key(document.data or {})
     if written != wanted:
-        odd = next((key for key in wanted if written.get(key, written) != wanted[key]), "a key")
-        raise UsageError(f"{odd} stands against another key of this command, or cannot be written as YAML; import it without that word")
+        odd = _first_lost(wanted, written)
+        raise UsageError(
+            f"{odd} stands against another key of this command, or cannot be written as YAML; "
+            "import it without that word"
+        )
     return text
 
 
+def _first_lost(wanted: dict[str, Any], written: dict[str, Any]) -> str:
+    """The key that the written text does not hold as it was wanted."""
+    for key, value in wanted.items():
+        if key not in written or written[key] != value:
+            return key
+    return "a key"
+
+
+def _live_lines(live: dict[str, Any]) -> list[str]:
+    """The keys as YAML: those without a section first."""
+    top: list[str] = []
+    sections: dict[str, list[str]] = {}
+    for key, value in live.items():
+        section, dot, name = key.partition(".")
+        if dot:
+            entries = sections.setdefault(section, [])
+            entries.append("  " + _entry(name, value))
+        elif key != "target":
+            top.append(_entry(key, value))
+    lines = top
+    for section, entries in sections.items():
+        lines.append(f"{scalar(section)}:")
+        lines.extend(entries)
+    return lines
+
+
+def _entry(key: str, value: Any) -> str:
+    """A key and its value in YAML, on one line."""
+    return f"{scalar(key)}: {_value(value)}"
+
+
+def _comment(word: str, why: str) -> str:
+    """A line of what did nothing; a word may have line ends in it."""
+    words = f"{word}  ({why})".split()
+    return "#   " + " ".join(words)
+
+
+def _by_key(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of a spec as `section.field`, and top-level keys."""
+    values: dict[str, Any] = {}
+    for name, node in data.items():
+        if not isinstance(node, dict):
+            values[name] = node
+            continue
+        for key, value in node.items():
+            values[f"{name}.{key}"] = value
+    return values
+
+
 def _value(value: Any) -> str:
+    """A value in YAML's flow style."""
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        items = ", ".join(map(_value, value))
+        return f"[{items}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{scalar(str(key))}: {_value(inner)}" for key, inner in value.items()) + "}"
+        entries = ", ".join(_entry(str(key), inner) for key, inner in value.items())
+        return f"{{{entries}}}"
     return scalar(value)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document, read_scalar
-from dfmspec.read.structure import leaves, structural_findings
+from dfmspec.read.structure import layer_entries, structural_findings
 from dfmspec.spec.catalogue import Catalogue, types
 from dfmspec.spec.iterations import split_iteration
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, is_relative
@@ -29,7 +29,10 @@ ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 
 def unaliased(key: str) -> str:
     """`checkpoint.save` for the how-to's `checkpoint.checkpoint_dir`; any other key as it is."""
-    return next((f"checkpoint.{meant}" for alias, meant in ALIASES if key == f"checkpoint.{alias}"), key)
+    for alias, meant in ALIASES:
+        if key == f"checkpoint.{alias}":
+            return f"checkpoint.{meant}"
+    return key
 
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
@@ -59,6 +62,10 @@ class Origin(NamedTuple):
 _USER_LAYERS = frozenset({"spec", "extends", "config file", "flag", "override", "environment"})
 
 
+Covered = tuple[tuple[Any, Origin], ...]
+"""Values of one key that lie under another layer's, lowest first."""
+
+
 class Spec(NamedTuple):
     """The layers laid on one another: every key of the target has a value or None."""
 
@@ -75,9 +82,9 @@ class Spec(NamedTuple):
     users: tuple[str, ...] = ()
     """The keys that a person set."""
     folder: str = "."
-    """Of the spec, absolute."""
-    under: Mapping[str, tuple[tuple[Any, Origin], ...]] = {}
-    """Of a key that several layers set, the values that lie under the last one's, lowest first."""
+    """The folder of the spec, absolute."""
+    under: Mapping[str, Covered] = {}
+    """For a key that several layers set, the values that lie under the last one's."""
 
 
 def load_spec(
@@ -105,19 +112,33 @@ def load_spec(
         OSError: the spec itself cannot be read.
         UsageError: an override names a file to build on.
     """
+    # Layers, lowest first.
     loader = _Loader(base, spec_dir)
-    own = Document("<defaults>", "", data={}) if file is None else read_document(file) if text is None else parse_document(text.encode(), str(file))
+    own = _own_document(file, text)
     loader.lay_files(own)
     if dataset_path is not None:
-        loader.lay("flag", {"dataset": {"path": dataset_path}}, Document("--dataset-path", ""))
+        flag = Document("--dataset-path", "")
+        loader.lay("flag", {"dataset": {"path": dataset_path}}, flag)
     for line, override in enumerate(overrides, 1):
         loader.lay_override(override, line)
-    for key, value in (environment or {}).items():
-        loader.fixed[key] = value
-    stem = FilePath(file).stem if file is not None else "dit_butterfly"
+    loader.fixed.update(environment or {})
+
+    # The command line as a document, from which reporters quote.
     if overrides:
         loader.documents.append(Document(COMMAND_LINE, "\n".join(overrides)))
+    stem = "dit_butterfly"
+    if file is not None:
+        stem = FilePath(file).stem
     return loader.finish(own.file, stem, tuple(overrides))
+
+
+def _own_document(file: str | FilePath | None, text: str | None) -> Document:
+    """The spec itself, without what it builds on."""
+    if file is None:
+        return Document("<defaults>", "", data={})
+    if text is None:
+        return read_document(file)
+    return parse_document(text.encode(), str(file))
 
 
 class _Layer(NamedTuple):
@@ -132,197 +153,354 @@ class _Loader:
     """Collects layers; `finish` lays them on one another."""
 
     def __init__(self, base: str | None, spec_dir: str | None) -> None:
-        self.base, self.spec_dir = base, spec_dir
+        self.base = base
+        self.spec_dir = spec_dir
         self.layers: list[_Layer] = []
         self.problems: list[Diagnostic] = []
         self.documents: list[Document] = []
         self.fixed: dict[str, Any] = {}
+        """Values that lie over every layer: those of the launcher's environment."""
 
     def lay_files(self, own: Document) -> None:
         """A spec with the files that lie under it: extends, then config_file, then its own keys."""
         self._lay_document(own, "spec", ancestors=())
 
     def _lay_document(self, document: Document, kind: str, ancestors: tuple[str, ...]) -> None:
+        """A document over the files that it names; the ancestors are those that it lies under itself."""
         self.documents.append(document)
         self.problems.extend(document.problems)
-        data = dict(document.data) if isinstance(document.data, dict) else {}
-        extends = data.get("extends", [])
-        bases = [extends] if isinstance(extends, str) else extends if isinstance(extends, list) else []
-        references = [("extends", name) for name in bases] + [("config_file", data.get("config_file"))]
-        for key, name in references:
+        data: dict[str, Any] = {}
+        if isinstance(document.data, dict):
+            data.update(document.data)
+
+        # Names of another type are reported with the rest of the layer.
+        extends = data.get("extends")
+        config_file = data.get("config_file")
+        bases = extends if isinstance(extends, list) else [extends]
+        for name in bases:
             if isinstance(name, str):
-                self._lay_reference(document, key, name, (*ancestors, os.path.realpath(document.file)))
+                self._lay_reference(document, "extends", name, ancestors)
+        if isinstance(config_file, str):
+            self._lay_reference(document, "config_file", config_file, ancestors)
         self.lay(kind, data, document)
 
-    def _lay_reference(self, document: Document, key: str, name: str, ancestors: tuple[str, ...]) -> None:
+    def _lay_reference(
+        self,
+        document: Document,
+        key: str,
+        name: str,
+        ancestors: tuple[str, ...],
+    ) -> None:
+        """A file that a document names under a key."""
         path = FilePath(document.file).parent / name
         span = document.values.get((key,), document.span((key,)))
+        ancestors = (*ancestors, os.path.realpath(document.file))
         try:
             if os.path.realpath(path) in ancestors:
-                self._problem(span, "SPC105", "circular-extends", f"{name} is laid under itself", "remove one of the two references", (key,))
+                self._problem(
+                    span,
+                    "SPC105",
+                    "circular-extends",
+                    f"{name} is laid under itself",
+                    "remove one of the two references",
+                    (key,),
+                )
                 return
             base = read_document(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            message = f"{key}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-            self._problem(span, "SPC104", "unreadable-base", message, "paths in a spec are relative to that spec", (key,))
+            reason = getattr(error, "strerror", None) or error
+            self._problem(
+                span,
+                "SPC104",
+                "unreadable-base",
+                f"{key}: {path} cannot be read: {reason}",
+                "paths in a spec are relative to that spec",
+                (key,),
+            )
             return
-        self._lay_document(base, "extends" if key == "extends" else "config file", ancestors)
+        kind = "extends" if key == "extends" else "config file"
+        self._lay_document(base, kind, ancestors)
 
     def lay_override(self, text: str, line: int) -> None:
         """One `key=value` of the command line, which is shown as the given line of a file with one override a line."""
         key, equals, value = text.partition("=")
         whole = Span(COMMAND_LINE, line, 1, line, len(text) + 1)
         if not equals or not _KEY.fullmatch(key):
-            what = f"begins with {key[:1]}" if key[:1] in _OVERRIDE_HINTS else "is not key=value"
-            hint = _OVERRIDE_HINTS.get(key[:1], "write key=value, such as model.tensor_model_parallel_size=2")
-            self._problem(whole, "SPC107", "malformed-override", f"{text!r} {what}", hint, ())
+            self._malformed_override(text, whole)
             return
         if key in ("extends", "config_file"):
             raise UsageError(f"{key} belongs in a spec; on the command line give the spec that has it")
-        node: Any = _OverrideText(value) if (text_itself := _unquoted(value)) is None else text_itself
-        for part in reversed(key.split(".")):
-            node = {part: node}
+
+        # As data: a mapping in a mapping, and the value as text until the type of its field is known.
         path = tuple(key.split("."))
-        value_span = Span(COMMAND_LINE, line, len(key) + 2, line, len(text) + 1)
-        keys: dict[Path, Span] = {path[:depth]: whole for depth in range(1, len(path) + 1)}
-        self.lay("override", node, Document(COMMAND_LINE, text, keys=keys, values={path: value_span}))
+        quoted = _unquoted(value)
+        node: Any = _OverrideText(value) if quoted is None else quoted
+        for part in reversed(path):
+            node = {part: node}
+
+        # As a document: the key and its parents stand where the override does.
+        keys: dict[Path, Span] = {}
+        for depth in range(len(path)):
+            keys[path[: depth + 1]] = whole
+        value_span = whole._replace(column=len(key) + 2)
+        document = Document(COMMAND_LINE, text, keys=keys, values={path: value_span})
+        self.lay("override", node, document)
+
+    def _malformed_override(self, text: str, place: Span) -> None:
+        """Report a word that is no override, with what upstream makes of its first sign."""
+        sign = text[:1]
+        what = "is not key=value"
+        hint = "write key=value, such as model.tensor_model_parallel_size=2"
+        if sign in _OVERRIDE_HINTS:
+            what = f"begins with {sign}"
+            hint = _OVERRIDE_HINTS[sign]
+        self._problem(
+            place,
+            "SPC107",
+            "malformed-override",
+            f"{text!r} {what}",
+            hint,
+            (),
+        )
 
     def lay(self, kind: str, data: dict[str, Any], document: Document) -> None:
         """Add a layer."""
         self.layers.append(_Layer(kind, data, document))
 
     def _problem(
-        self, span: Span, code: str, name: str, message: str, hint: str, path: Path, severity: Severity = Severity.ERROR, fix: tuple[Edit, ...] = ()
+        self,
+        span: Span,
+        code: str,
+        name: str,
+        message: str,
+        hint: str,
+        path: Path,
+        severity: Severity = Severity.ERROR,
+        fix: tuple[Edit, ...] = (),
     ) -> None:
-        self.problems.append(Diagnostic(span, code, name, severity, message, hint, path, fix=fix))
+        """Report what is wrong with a layer."""
+        problem = Diagnostic(span, code, name, severity, message, hint, path, fix=fix)
+        self.problems.append(problem)
 
     def finish(self, file: str, stem: str, overrides: tuple[str, ...]) -> Spec:
+        """The layers laid on one another, each checked."""
+        # Under every layer of a person's: the target's defaults and the recipe.
         target = self._choice("target", tuple(TARGETS), DEFAULT_TARGET)
-        recipe = self._choice("recipe", recipes_of(target), TARGETS[target].default_recipe)
-        legal = catalogue(target)
-        start, places = _defaults(target, recipe)
-        values, origins = dict(start), dict(places)
+        default_recipe = TARGETS[target].default_recipe
+        recipe = self._choice("recipe", recipes_of(target), default_recipe)
+        default_values, default_origins = _defaults(target, recipe)
+        values = dict(default_values)
+        origins = dict(default_origins)
+
+        # The layers, lowest first. A key that one of them breaks keeps the value under it, whatever lies above.
         broken: set[str] = set()
-        under: dict[str, tuple[tuple[Any, Origin], ...]] = {}
+        under: dict[str, Covered] = {}
         for layer in self.layers:
-            for key, value, path in self._checked(layer, legal, target, broken):
+            for key, value, path in self._checked(layer, target, broken):
                 if origins[key].layer != "default":
-                    under[key] = (*under.get(key, ()), (values[key], origins[key]))
+                    lower = under.get(key, ())
+                    under[key] = (*lower, (values[key], origins[key]))
+                place = _place(path, layer.document)
                 values[key] = self._located(key, value, layer)
-                origins[key] = Origin(layer.kind, _place(path, layer.document))
-                broken.discard(key)
+                origins[key] = Origin(layer.kind, place)
         for key, value in self.fixed.items():
-            values[key], origins[key] = value, Origin("environment", Span("<environment>"))
-        name = values["name"] or re.sub(r"^[^A-Za-z0-9_]+|[^A-Za-z0-9_.-]", "-", stem).lstrip("-.") or "experiment"
-        users = tuple(key for key, origin in origins.items() if origin is not places.get(key))
+            values[key] = value
+            origins[key] = Origin("environment", Span("<environment>"))
+
+        users = [key for key in origins if origins[key] is not default_origins.get(key)]
         return Spec(
-            file, name, target, values, origins, tuple(self.problems), frozenset(broken), overrides, tuple(self.documents), users,
-            os.path.realpath(FilePath(file).parent), under,
-        )  # fmt: skip
+            file=file,
+            name=values["name"] or _as_name(stem),
+            target=target,
+            values=values,
+            origins=origins,
+            problems=tuple(self.problems),
+            broken=frozenset(broken),
+            overrides=overrides,
+            documents=tuple(self.documents),
+            users=tuple(users),
+            folder=os.path.realpath(FilePath(file).parent),
+            under=under,
+        )
 
     def _choice(self, key: str, legal: tuple[str, ...], default: str) -> str:
         """`target` or `recipe`: needed before anything can be checked; an illegal one is reported with the rest."""
         for layer in reversed(self.layers):
-            value = layer.data.get(key)
-            text = value.text if isinstance(value, _OverrideText) else value
-            if text is not None:
-                return text if isinstance(text, str) and text in legal else default
+            chosen = _plain(layer.data.get(key))
+            if chosen is None:
+                continue
+            is_legal = isinstance(chosen, str) and chosen in legal
+            return chosen if is_legal else default
         return default
 
     def _located(self, key: str, value: Any, layer: _Layer) -> Any:
         """A relative path in a file, as seen from the working directory."""
-        if key not in PATH_KEYS or layer.kind not in ("spec", "extends", "config file") or not isinstance(value, str):
+        is_in_a_file = layer.kind in ("spec", "extends", "config file")
+        if key not in PATH_KEYS or not is_in_a_file:
+            return value
+        if not isinstance(value, str):
             return value
         folder = os.path.realpath(FilePath(layer.document.file).parent)
         if value.startswith(SPEC_DIR):
-            return os.path.relpath((self.spec_dir or folder) + value.removeprefix(SPEC_DIR))
-        return os.path.relpath(os.path.join(self.base or folder, value)) if is_relative(value) else value
+            spec_dir = self.spec_dir or folder
+            return os.path.relpath(spec_dir + value.removeprefix(SPEC_DIR))
+        if is_relative(value):
+            base = self.base or folder
+            return os.path.relpath(os.path.join(base, value))
+        return value
 
-    def _checked(self, layer: _Layer, legal: Catalogue, target: str, broken: set[str]) -> Iterator[tuple[str, Any, Path]]:
-        """The layer's legal entries; what is not legal is reported."""
-        data = _typed_overrides(_sections(self._aliased(layer), legal), legal)
+    def _checked(
+        self,
+        layer: _Layer,
+        target: str,
+        broken: set[str],
+    ) -> Iterator[tuple[str, Any, Path]]:
+        """The layer's legal entries; what is not legal is reported, and its key is broken."""
+        legal = catalogue(target)
+        data = self._aliased(layer)
+        data = _sections(data, legal)
+        data = _typed_overrides(data, legal)
         for problem in structural_findings(data, layer.document, legal, target):
             self.problems.append(problem)
             if problem.path:
                 broken.add(dotted(problem.path[:2]))
-        for key, value, path in leaves(data, legal):
-            if legal.field(key) is not None and key not in broken and not legal.is_section(key):
-                yield key, _canonical(value, legal.field(key) or {}), path
+        for key, value, path in layer_entries(data, legal):
+            field = legal.field(key)
+            if field is None or key in broken or legal.is_section(key):
+                continue
+            yield key, _canonical(value, field), path
 
     def _aliased(self, layer: _Layer) -> dict[str, Any]:
-        """With the how-to's own names for checkpoint keys turned into the real ones."""
+        """The layer's data, with the how-to's own names for checkpoint keys turned into the real ones."""
         section = layer.data.get("checkpoint")
-        if not isinstance(section, dict) or not {"checkpoint_dir", "load_checkpoint"} & section.keys():
+        if not isinstance(section, dict):
+            return layer.data
+        used = [(alias, key) for alias, key in ALIASES if alias in section]
+        if not used:
             return layer.data
         section = dict(section)
-        for alias, key in ALIASES:
-            if alias not in section:
-                continue
-            value = section.pop(alias)
-            if key in section:
-                message = f"checkpoint.{alias} and checkpoint.{key} are two names of one key"
-                self._problem(_place(("checkpoint", key), layer.document), "SPC102", "duplicate-key", message, "keep one of the two", ("checkpoint", key))
-            text = value.text if isinstance(value, _OverrideText) else value
-            edits = [Edit("rename", ("checkpoint", alias), key)]
-            if isinstance(text, str) and alias == "load_checkpoint":
-                text, step = split_iteration(text)
-                if step is not None:
-                    edits += [Edit("set", ("checkpoint", alias), text)]
-                    edits += [] if "ckpt_step" in section else [Edit("insert", ("checkpoint", alias), ("ckpt_step", step))]
-                    section["ckpt_step"] = step
-            span = layer.document.span(("checkpoint", alias)) if layer.document.text else Span(layer.document.file)
-            self._problem(
-                span, "CKP101", "documented-alias", f"checkpoint.{alias} is the how-to's name for checkpoint.{key}",
-                f"write checkpoint.{key}; it is taken as that", ("checkpoint", alias), Severity.HINT, () if key in section else tuple(edits),
-            )  # fmt: skip
-            section.setdefault(key, text)
+        for alias, key in used:
+            self._unalias(section, alias, key, layer.document)
         return {**layer.data, "checkpoint": section}
+
+    def _unalias(
+        self,
+        section: dict[str, Any],
+        alias: str,
+        key: str,
+        document: Document,
+    ) -> None:
+        """Move what a checkpoint section has under an alias to its key, and report it."""
+        path = ("checkpoint", alias)
+        has_both = key in section
+        if has_both:
+            real: Path = ("checkpoint", key)
+            self._problem(
+                _place(real, document),
+                "SPC102",
+                "duplicate-key",
+                f"checkpoint.{alias} and checkpoint.{key} are two names of one key",
+                "keep one of the two",
+                real,
+            )
+
+        # The how-to names the folder of an iteration; the key takes the folder above it, and ckpt_step the iteration.
+        value = _plain(section.pop(alias))
+        edits = [Edit("rename", path, key)]
+        if isinstance(value, str) and alias == "load_checkpoint":
+            value, step = split_iteration(value)
+            if step is not None:
+                edits.append(Edit("set", path, value))
+                if "ckpt_step" not in section:
+                    edits.append(Edit("insert", path, ("ckpt_step", step)))
+                section["ckpt_step"] = step
+
+        span = Span(document.file)
+        if document.text:
+            span = document.span(path)
+        self._problem(
+            span,
+            "CKP101",
+            "documented-alias",
+            f"checkpoint.{alias} is the how-to's name for checkpoint.{key}",
+            f"write checkpoint.{key}; it is taken as that",
+            path,
+            Severity.HINT,
+            fix=() if has_both else tuple(edits),
+        )
+        section.setdefault(key, value)
+
+
+def _as_name(stem: str) -> str:
+    """A file's name as the name of an experiment."""
+    # A name is a word for folders: no blanks, no separators, and no point first.
+    word = re.sub(r"^[^A-Za-z0-9_]+|[^A-Za-z0-9_.-]", "-", stem)
+    return word.lstrip("-.") or "experiment"
+
+
+_Defaults = tuple[dict[str, Any], dict[str, Origin]]
 
 
 @lru_cache
-def _defaults(target: str, recipe: str) -> tuple[dict[str, Any], dict[str, Origin]]:
+def _defaults(target: str, recipe: str) -> _Defaults:
     """The values and origins under every layer of a person's: the target's defaults, then the recipe's own."""
     legal = catalogue(target)
-    values, nobody = dict(legal.defaults()), Origin("default", Span("<defaults>"))
-    origins = dict.fromkeys(values, nobody)
+    values = dict(legal.defaults())
+    origins = dict.fromkeys(values, Origin("default", Span("<defaults>")))
     document = parse_document(recipe_text(recipe), f"recipe {recipe}")
-    for key, value, path in leaves(document.data, legal):
-        if legal.field(key) is not None:  # a recipe may have keys that this target does not
-            values[key], origins[key] = value, Origin(f"recipe {recipe}", document.span(path))
+    for key, value, path in layer_entries(document.data, legal):
+        # A recipe is of a family of targets, and may have keys that this one does not.
+        if legal.field(key) is not None:
+            place = document.span(path)
+            values[key] = value
+            origins[key] = Origin(f"recipe {recipe}", place)
     return values, origins
 
 
 def recipe_value(target: str, recipe: str, key: str) -> Any:
     """What a key has when nobody sets it; None where it is derived."""
-    return _defaults(target, recipe)[0][key]
+    values, _ = _defaults(target, recipe)
+    return values[key]
 
 
 def _place(path: Path, document: Document) -> Span:
     """Where a layer sets a key: under its own name, or under the how-to's."""
     if not document.text:
         return Span(document.file)
-    alias = next((("checkpoint", alias) for alias, key in ALIASES if path == ("checkpoint", key)), path)
-    return document.span(path if path in document.keys or alias not in document.keys else alias)
+    if path not in document.keys:
+        for alias, key in ALIASES:
+            written: Path = ("checkpoint", alias)
+            if path == ("checkpoint", key) and written in document.keys:
+                return document.span(written)
+    return document.span(path)
 
 
 def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
-    """With `mixed_precision: NAME` as its recipe field, and without optional sections that are null."""
-    out = {}
+    """The data with `mixed_precision: NAME` as its recipe field, and without optional sections that are null."""
+    kept: dict[str, Any] = {}
     for name, node in data.items():
-        text = node.text if isinstance(node, _OverrideText) else node
-        text = None if text in ("null", "~", "") else text
-        declared = types(legal.field(name) or {}) if legal.is_section(name) else ()
-        if "string" in declared and (text is None or isinstance(text, str)):
-            out[name] = {"recipe": text.replace("-", "_") if text else text}
-        elif not ("null" in declared and text is None):
-            out[name] = node
-    return out
+        declared: tuple[str, ...] = ()
+        if legal.is_section(name):
+            declared = types(legal.field(name) or {})
+        text = _plain(node)
+        is_null = text in (None, "null", "~", "")
+        if "string" in declared and is_null:
+            kept[name] = {"recipe": None}
+        elif "string" in declared and isinstance(text, str):
+            # Upstream takes bf16-mixed and bf16_mixed alike.
+            kept[name] = {"recipe": text.replace("-", "_")}
+        elif "null" not in declared or not is_null:
+            kept[name] = node
+    return kept
 
 
 def _unquoted(value: str) -> str | None:
     """What Hydra reads in quotes, which is always text; None when the value has none."""
     match = _QUOTED.fullmatch(value)
-    return None if match is None else match[2].replace(f"\\{match[1]}", match[1])
+    if match is None:
+        return None
+    quote, inside = match.groups()
+    return inside.replace(f"\\{quote}", quote)
 
 
 class _OverrideText(NamedTuple):
@@ -331,29 +509,54 @@ class _OverrideText(NamedTuple):
     text: str
 
 
+def _plain(value: Any) -> Any:
+    """A value of a layer; of an override that has no type yet, its text."""
+    if isinstance(value, _OverrideText):
+        return value.text
+    return value
+
+
 def _typed_overrides(node: Any, legal: Catalogue, path: tuple[str, ...] = ()) -> Any:
-    if isinstance(node, dict):
-        return {key: _typed_overrides(value, legal, (*path, key)) for key, value in node.items()}
-    if not isinstance(node, _OverrideText):
+    """The data of a layer, with the text of overrides read by the types of their fields."""
+    if isinstance(node, _OverrideText):
+        field = legal.field(".".join(path)) or {}
+        return _typed(node.text, types(field))
+    if not isinstance(node, dict):
         return node
-    declared = types(legal.field(".".join(path)) or {})
-    if node.text in ("null", "~") or "string" not in declared:
-        return _flow(node.text)
-    if "integer" in declared and isinstance(number := read_scalar(node.text), int):
-        return number
-    return node.text
+    typed = {}
+    for key, value in node.items():
+        typed[key] = _typed_overrides(value, legal, (*path, key))
+    return typed
+
+
+def _typed(text: str, declared: tuple[str, ...]) -> Any:
+    """The text of an override, for a field of some types: for one that takes text, 8 is a text too."""
+    if text in ("null", "~") or "string" not in declared:
+        return _flow(text)
+    # Such as run.resume, a word or an iteration.
+    if "integer" in declared:
+        number = read_scalar(text)
+        if isinstance(number, int):
+            return number
+    return text
 
 
 def _flow(text: str) -> Any:
     """A scalar, or a list or mapping in flow style."""
-    if text[:1] in "[{":
-        document = parse_document(f"value: {text}".encode(errors="surrogateescape"), COMMAND_LINE)
-        return text if document.problems else document.data["value"]
-    return read_scalar(text)
+    if not text.startswith(("[", "{")):
+        return read_scalar(text)
+    # Bytes of the command line that are no UTF-8 are a problem of the document, and leave the text as it is.
+    document = parse_document(f"value: {text}".encode(errors="surrogateescape"), COMMAND_LINE)
+    if document.problems:
+        return text
+    return document.data["value"]
 
 
 def _canonical(value: Any, field: dict[str, Any]) -> Any:
     """A number field's integer as a float."""
-    if isinstance(value, int) and not isinstance(value, bool) and "number" in types(field):
+    # To Python, true is an integer.
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if "number" in types(field):
         return float(value)
     return value

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfmspec.diagnostics import Span
 from dfmspec.read.load import Origin, Spec
-from dfmspec.targets import Derived, target_module
+from dfmspec.targets import target_module
 
 
 @dataclass(eq=False)
@@ -34,12 +34,17 @@ class Resolved:
 
 def resolve_spec(spec: Spec) -> Resolved:
     """Compute what follows from the spec's values. Pure: the same spec gives the same result anywhere."""
-    values, origins, derived = dict(spec.values), dict(spec.origins), {}
+    values = dict(spec.values)
+    origins = dict(spec.origins)
+    values["name"] = spec.name
+    origins["name"] = _name_origin(spec)
+
+    # In the order of DERIVED. What follows from an unknown value is unknown.
+    derived: dict[str, Any] = {}
     unknown = set(spec.broken)
-    values["name"], origins["name"] = spec.name, _name_origin(spec)
     for derivation in target_module(spec.target).DERIVED:
         key = derivation.key
-        if unknown & {*derivation.sources}:
+        if not unknown.isdisjoint(derivation.sources):
             unknown.add(key)
             continue
         try:
@@ -48,14 +53,13 @@ def resolve_spec(spec: Spec) -> Resolved:
             unknown.add(key)
             continue
         if values[key] is None:
-            values[key], origins[key] = derived[key], _derived_origin(derivation)
+            values[key] = derived[key]
+            origins[key] = Origin("derived", Span("<derived>"), derivation.formula)
     return Resolved(spec, values, origins, derived, frozenset(unknown))
 
 
-def _derived_origin(derivation: Derived) -> Origin:
-    return Origin("derived", Span("<derived>"), derivation.formula)
-
-
 def _name_origin(spec: Spec) -> Origin:
-    given = spec.origins["name"]
-    return given if spec.values["name"] else Origin("derived", Span("<derived>"), "the file's name")
+    """Where the experiment's name comes from: the spec, or the name of its file."""
+    if spec.values["name"]:
+        return spec.origins["name"]
+    return Origin("derived", Span("<derived>"), "the file's name")

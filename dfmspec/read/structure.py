@@ -6,37 +6,119 @@ import math
 from collections.abc import Iterator
 from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from dfmspec.diagnostics import Diagnostic, Edit, Path, Severity, dotted
+from dfmspec.diagnostics import Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.read.document import Document, read_scalar
 from dfmspec.spec.catalogue import Catalogue, types
 from dfmspec.targets import TARGETS, catalogue
 
 SHORT_NAMES = {
-    "tp": "model.tensor_model_parallel_size", "pp": "model.pipeline_model_parallel_size", "cp": "model.context_parallel_size",
-    "sp": "model.sequence_parallel", "vpp": "model.virtual_pipeline_model_parallel_size", "tensor_parallelism": "model.tensor_model_parallel_size",
-    "pipeline_parallelism": "model.pipeline_model_parallel_size", "context_parallelism": "model.context_parallel_size",
-    "tensor_parallel_size": "model.tensor_model_parallel_size", "pipeline_parallel_size": "model.pipeline_model_parallel_size",
-    "sequence_parallelism": "model.sequence_parallel", "heads": "model.num_attention_heads", "num_heads": "model.num_attention_heads",
-    "n_heads": "model.num_attention_heads", "layers": "model.num_layers", "n_layers": "model.num_layers", "depth": "model.num_layers",
-    "hidden_dim": "model.hidden_size", "d_model": "model.hidden_size", "ffn_dim": "model.ffn_hidden_size",
-    "gbs": "train.global_batch_size", "mbs": "train.micro_batch_size", "batch_size": "train.global_batch_size", "iters": "train.train_iters",
-    "max_steps": "train.train_iters", "num_steps": "train.train_iters", "steps": "train.train_iters", "eval_every": "train.eval_interval",
-    "learning_rate": "optimizer.lr", "lr": "optimizer.lr", "wd": "optimizer.weight_decay", "beta1": "optimizer.adam_beta1",
-    "beta2": "optimizer.adam_beta2", "grad_clip": "optimizer.clip_grad", "max_grad_norm": "optimizer.clip_grad",
-    "warmup_iters": "scheduler.lr_warmup_iters", "warmup_steps": "scheduler.lr_warmup_iters", "decay_iters": "scheduler.lr_decay_iters",
-    "schedule": "scheduler.lr_decay_style", "seed": "rng.seed", "random_seed": "rng.seed", "gpus": "cluster.nproc_per_node",
-    "nproc": "cluster.nproc_per_node", "nodes": "cluster.nnodes", "dataset_path": "dataset.path", "data_path": "dataset.path",
-    "workers": "dataset.num_workers", "seq_len": "dataset.task_encoder_seq_length", "pack_length": "dataset.task_encoder_seq_length",
-    "dir": "checkpoint.save", "interval": "checkpoint.save_interval", "save_every": "checkpoint.save_interval", "keep": "checkpoint.most_recent_k",
-    "project": "logger.wandb_project", "precision": "mixed_precision", "optim": "optimizer", "trainer": "train", "training": "train",
-    "parallelism": "model", "ckpt": "checkpoint", "logging": "logger", "lr_scheduler": "scheduler", "distributed": "dist",
-}  # fmt: skip
+    "tp": "model.tensor_model_parallel_size",
+    "pp": "model.pipeline_model_parallel_size",
+    "cp": "model.context_parallel_size",
+    "sp": "model.sequence_parallel",
+    "vpp": "model.virtual_pipeline_model_parallel_size",
+    "tensor_parallelism": "model.tensor_model_parallel_size",
+    "pipeline_parallelism": "model.pipeline_model_parallel_size",
+    "context_parallelism": "model.context_parallel_size",
+    "tensor_parallel_size": "model.tensor_model_parallel_size",
+    "pipeline_parallel_size": "model.pipeline_model_parallel_size",
+    "sequence_parallelism": "model.sequence_parallel",
+    "heads": "model.num_attention_heads",
+    "num_heads": "model.num_attention_heads",
+    "n_heads": "model.num_attention_heads",
+    "layers": "model.num_layers",
+    "n_layers": "model.num_layers",
+    "depth": "model.num_layers",
+    "hidden_dim": "model.hidden_size",
+    "d_model": "model.hidden_size",
+    "ffn_dim": "model.ffn_hidden_size",
+    "gbs": "train.global_batch_size",
+    "mbs": "train.micro_batch_size",
+    "batch_size": "train.global_batch_size",
+    "iters": "train.train_iters",
+    "max_steps": "train.train_iters",
+    "num_steps": "train.train_iters",
+    "steps": "train.train_iters",
+    "eval_every": "train.eval_interval",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "beta1": "optimizer.adam_beta1",
+    "beta2": "optimizer.adam_beta2",
+    "grad_clip": "optimizer.clip_grad",
+    "max_grad_norm": "optimizer.clip_grad",
+    "warmup_iters": "scheduler.lr_warmup_iters",
+    "warmup_steps": "scheduler.lr_warmup_iters",
+    "decay_iters": "scheduler.lr_decay_iters",
+    "schedule": "scheduler.lr_decay_style",
+    "seed": "rng.seed",
+    "random_seed": "rng.seed",
+    "gpus": "cluster.nproc_per_node",
+    "nproc": "cluster.nproc_per_node",
+    "nodes": "cluster.nnodes",
+    "dataset_path": "dataset.path",
+    "data_path": "dataset.path",
+    "workers": "dataset.num_workers",
+    "seq_len": "dataset.task_encoder_seq_length",
+    "pack_length": "dataset.task_encoder_seq_length",
+    "dir": "checkpoint.save",
+    "interval": "checkpoint.save_interval",
+    "save_every": "checkpoint.save_interval",
+    "keep": "checkpoint.most_recent_k",
+    "project": "logger.wandb_project",
+    "precision": "mixed_precision",
+    "optim": "optimizer",
+    "trainer": "train",
+    "training": "train",
+    "parallelism": "model",
+    "ckpt": "checkpoint",
+    "logging": "logger",
+    "lr_scheduler": "scheduler",
+    "distributed": "dist",
+}
 """Names that people write for keys: offered as "did you mean"."""
+_TYPE_WORDS = {
+    "integer": "an integer",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "a section",
+    "array": "a list",
+}
+_LIMIT_WORDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+_TRUTH = {
+    "y": True,
+    "yes": True,
+    "on": True,
+    "true": True,
+    "n": False,
+    "no": False,
+    "off": False,
+    "false": False,
+}
+"""Words that YAML 1.1, or a person, takes for a boolean."""
+_ANY_FORM = "letters, digits, dot, hyphen and underscore"
+_MOST_KEYS = 12
+"""How many known keys a hint lists."""
+
+Fix = tuple[Edit, ...]
+"""The edits that mend a finding together."""
 
 
-def structural_findings(data: dict[str, Any], document: Document, legal: Catalogue, target: str) -> Iterator[Diagnostic]:
+def structural_findings(
+    data: dict[str, Any],
+    document: Document,
+    legal: Catalogue,
+    target: str,
+) -> Iterator[Diagnostic]:
     """Every structural finding of one layer."""
     for error in _validator(target).iter_errors(_json_like(data)):
         path = _path_in(data, error.instance_path)
@@ -45,139 +127,364 @@ def structural_findings(data: dict[str, Any], document: Document, legal: Catalog
             for name in error.kind.unexpected:
                 yield _unknown_key((*path, name), document, legal, target)
         elif kind == "PropertyNames":
-            name = error.kind.error.instance
-            message = f"{dotted(path)}: {name!r} cannot be a name there"
-            hint = "ASCII letters, digits and underscores, and no digit first"
-            yield Diagnostic(document.span((*path, name)), "SPC204", "value-out-of-range", Severity.ERROR, message, hint, (*path, name))
+            yield _bad_name(path, error.kind.error.instance, document)
         else:
-            yield _bad_value(path, kind, error, data, document, legal)
+            yield _bad_value(path, kind, error.message, data, document, legal)
     yield from _remarks(data, document, legal)
+
+
+# From the data to the validator, and back.
 
 
 def _path_in(data: Any, pointer: list[str | int]) -> Path:
     """A path as the data has it: the validator takes a key of digits for an index."""
     path: list[str | int] = []
     for part in pointer:
+        key: str | int | None = part
         if isinstance(data, dict) and part not in data:
-            same = [key for key in data if key.isascii() and key.lstrip("+").isdigit() and int(key) == part]
-            if not same:
-                break
-            part = same[0]  # noqa: PLW2901
-        path.append(part)
-        data = data[part]
+            key = next((name for name in data if _is_index(name, part)), None)
+        if key is None:
+            break
+        path.append(key)
+        data = data[key]
     return tuple(path)
 
 
+def _is_index(name: str, index: str | int) -> bool:
+    """Whether the validator's index is this key: "8" and "+8" are both 8 to it."""
+    is_number = name.isascii() and name.lstrip("+").isdigit()
+    return is_number and int(name) == index
+
+
+@lru_cache
 def _validator(target: str) -> Any:
-    if target not in _VALIDATORS:
-        import jsonschema_rs
+    """The validator of a target's schema."""
+    import jsonschema_rs
 
-        _VALIDATORS[target] = jsonschema_rs.validator_for(catalogue(target).schema)
-    return _VALIDATORS[target]
-
-
-_VALIDATORS: dict[str, Any] = {}
+    return jsonschema_rs.validator_for(catalogue(target).schema)
 
 
 def _json_like(data: Any) -> Any:
-    """Without what JSON has no word for."""
+    """The data without what JSON has no word for; as strings, which are reported where a number is needed."""
     if isinstance(data, dict):
-        return {_text(str(key)): _json_like(value) for key, value in data.items()}
+        return {_printable(str(key)): _json_like(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_json_like(value) for value in data]
     if isinstance(data, str):
-        return _text(data)
+        return _printable(data)
     if isinstance(data, float) and not math.isfinite(data):
-        return str(data)  # reported as a string where a number is needed
+        return str(data)
+    # The validator's integers have 64 bits.
     if isinstance(data, int) and not isinstance(data, bool) and abs(data) >= 2**63:
         return str(data)
     return data
 
 
-def _text(text: str) -> str:
-    """Without bytes of the command line that are no UTF-8, which the validator cannot show."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+def _printable(text: str) -> str:
+    """A text without bytes of the command line that are no UTF-8, which the validator cannot show."""
+    if text.isascii():
+        return text
+    return text.encode(errors="replace").decode()
+
+
+# Keys.
+
+
+def _bad_name(path: Path, name: str, document: Document) -> Diagnostic:
+    """A free name, such as that of an environment variable, in letters that it cannot have."""
+    place = (*path, name)
+    return Diagnostic(
+        document.span(place),
+        "SPC204",
+        "value-out-of-range",
+        Severity.ERROR,
+        f"{dotted(path)}: {name!r} cannot be a name there",
+        "ASCII letters, digits and underscores, and no digit first",
+        place,
+    )
 
 
 def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) -> Diagnostic:
-    section, name = (str(path[0]), str(path[-1])) if len(path) > 1 else ("", str(path[0]))
-    for other, catalogued in ((other, catalogue(other)) for other in TARGETS if other != target and legal.field(dotted(path)) is None):
-        if catalogued.field(dotted(path)) is not None:
-            message = f"{dotted(path)} is a key of target {other}, not of {target}"
-            return Diagnostic(
-                document.span(path), "SPC206", "key-of-another-target", Severity.ERROR, message, f"remove it, or set target: {other}", path
-            )
-    message = f"unknown key {dotted(path)}" if section else f"unknown section or key {name}"
-    meant = meant_key(name, section, target)
-    known = legal.fields(section) if section else legal.top_level
-    if not section and "." in name and legal.field(name) is not None:
-        hint = f"nest it: {name.split('.')[0]}: {{{name.split('.')[1]}: ...}}; a dotted key is one key to YAML"
+    """A key that the target does not have, with the one that was probably meant."""
+    # A key of another target. A dotted key at the top may name one of this target, and is only to be nested.
+    key = dotted(path)
+    other = _target_that_has(key, target)
+    if other is not None and legal.field(key) is None:
+        return Diagnostic(
+            document.span(path),
+            "SPC206",
+            "key-of-another-target",
+            Severity.ERROR,
+            f"{key} is a key of target {other}, not of {target}",
+            f"remove it, or set target: {other}",
+            path,
+        )
+
+    # A key of none.
+    name = str(path[-1])
+    if len(path) > 1:
+        section = str(path[0])
+        message = f"unknown key {key}"
     else:
-        hint = f"did you mean {meant}?" if meant else f"known here: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
-    fix: tuple[Edit, ...] = ()
-    if meant and meant.rpartition(".")[0] == section and (*path[:-1], meant.rpartition(".")[2]) not in document.keys:
-        certain = name.lower() in SHORT_NAMES or SequenceMatcher(None, name, meant.rpartition(".")[2]).ratio() >= 0.85
-        fix = (Edit("rename", path, meant.rpartition(".")[2], safe=certain),)
-    return Diagnostic(document.span(path), "SPC201", "unknown-key", Severity.ERROR, message, hint, path, fix=fix)
+        section = ""
+        message = f"unknown section or key {name}"
+    meant = meant_key(name, section, target)
+    return Diagnostic(
+        document.span(path),
+        "SPC201",
+        "unknown-key",
+        Severity.ERROR,
+        message,
+        _hint_for_unknown(name, section, meant, legal),
+        path,
+        fix=_rename_to(meant, section, path, document),
+    )
+
+
+def _target_that_has(key: str, target: str) -> str | None:
+    """Another target that has a key; None when there is none."""
+    for other in TARGETS:
+        if other != target and catalogue(other).field(key) is not None:
+            return other
+    return None
+
+
+def _hint_for_unknown(name: str, section: str, meant: str | None, legal: Catalogue) -> str:
+    """What to write instead of an unknown key."""
+    if not section and "." in name and legal.field(name) is not None:
+        parts = name.split(".")
+        return f"nest it: {parts[0]}: {{{parts[1]}: ...}}; a dotted key is one key to YAML"
+    if meant:
+        return f"did you mean {meant}?"
+    known = legal.fields(section) if section else legal.top_level
+    listed = ", ".join(known[:_MOST_KEYS])
+    more = ", ..." if len(known) > _MOST_KEYS else ""
+    return f"known here: {listed}{more}"
+
+
+def _rename_to(meant: str | None, section: str, path: Path, document: Document) -> Fix:
+    """The renaming of a key to the one that was meant, where that is in its own section and not there already."""
+    if not meant:
+        return ()
+    meant_section, _, new_name = meant.rpartition(".")
+    is_there = (*path[:-1], new_name) in document.keys
+    if meant_section != section or is_there:
+        return ()
+    # A spelling that is less near may be another word: such an edit is made with --unsafe only.
+    name = str(path[-1])
+    is_usual = name.lower() in SHORT_NAMES
+    is_near = SequenceMatcher(None, name, new_name).ratio() >= 0.85
+    return (Edit("rename", path, new_name, safe=is_usual or is_near),)
 
 
 @lru_cache(maxsize=1024)
 def meant_key(name: str, section: str, target: str) -> str | None:
-    """The key that an unknown one was probably meant for: a usual short name, the same name elsewhere, a near spelling here."""
+    """The key that an unknown one was probably meant for.
+
+    In this order: a usual short name, the name in another section, a near spelling in its own section.
+    """
     legal = catalogue(target)
-    if (short := SHORT_NAMES.get(name.lower())) and legal.field(short) is not None:
+    short = SHORT_NAMES.get(name.lower())
+    if short and legal.field(short) is not None:
         return short
-    dot = f"{section}." if section else ""
-    if elsewhere := next((f"{other}.{name}" for other in legal.top_level if name in legal.fields(other)), None):
-        return elsewhere
-    known = legal.fields(section) if section else legal.top_level
-    useful = [field for field in known if "x-no-effect" not in (legal.field(f"{dot}{field}") or {})]
+    for other in legal.top_level:
+        if name in legal.fields(other):
+            return f"{other}.{name}"
+    if section:
+        dot = f"{section}."
+        known = legal.fields(section)
+    else:
+        dot = ""
+        known = legal.top_level
+    # A key that changes nothing is offered only where no other is near.
+    useful = [name for name in known if not _is_useless(f"{dot}{name}", legal)]
     for names in (useful, known):
-        if close := get_close_matches(name, names, n=1, cutoff=0.6):
+        close = get_close_matches(name, names, n=1, cutoff=0.6)
+        if close:
             return f"{dot}{close[0]}"
     return None
 
 
-def _bad_value(path: Path, kind: str, error: Any, data: dict[str, Any], document: Document, legal: Catalogue) -> Diagnostic:
+def _is_useless(key: str, legal: Catalogue) -> bool:
+    """Whether a key changes nothing upstream."""
+    field = legal.field(key) or {}
+    return "x-no-effect" in field
+
+
+# Values.
+
+
+class _Refused(NamedTuple):
+    """A value that the schema refuses."""
+
+    path: Path
+    span: Span
+    value: Any
+    field: dict[str, Any]
+    """The schema of the key, or of the inner value that is refused."""
+    message: str
+    """What the validator says."""
+
+    @property
+    def key(self) -> str:
+        """The path as a message names it."""
+        return dotted(self.path) or "the spec"
+
+    @property
+    def said(self) -> str:
+        """The value as a message names it."""
+        return _in_words(self.value)
+
+    def finding(
+        self,
+        code: str,
+        name: str,
+        message: str,
+        hint: str,
+        fix: Fix = (),
+    ) -> Diagnostic:
+        """An error at the place of the value."""
+        return Diagnostic(
+            self.span,
+            code,
+            name,
+            Severity.ERROR,
+            message,
+            hint,
+            self.path,
+            fix=fix,
+        )
+
+
+def _bad_value(
+    path: Path,
+    kind: str,
+    said: str,
+    data: dict[str, Any],
+    document: Document,
+    legal: Catalogue,
+) -> Diagnostic:
+    """What is wrong with a value, of which the validator says the kind of its fault and a message."""
     value: Any = data
     for part in path:
         value = value[part]
-    field = legal.field(dotted(path[:2])) or legal.field(dotted(path[:1])) or {}
-    if len(path) > 2:
-        field = next((inner for name in ("additionalProperties", "items") if isinstance(inner := field.get(name), dict)), field)
-    key, shown = dotted(path) or "the spec", _shown(value)
-    span = document.values.get(path, document.span(path))
-    if kind == "Type" and "properties" in field and len(path) == 1:
-        keys = ", ".join(legal.fields(str(path[0]))[:8])
-        return Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} is a section with keys, not {shown}", f"its keys: {keys}, ...", path)
+    field = _field_of(path, legal)
+    refused = _Refused(
+        path=path,
+        span=document.values.get(path, document.span(path)),
+        value=value,
+        field=field,
+        message=said,
+    )
+    is_section = "properties" in field and len(path) == 1
+    if kind == "Type" and is_section:
+        return _not_a_section(refused, legal)
+    # Whatever else is wrong with it, nothing can be right.
     if "x-callable" in field:
-        message = f"{key} holds a function, which no file can give"
-        return Diagnostic(span, "SPC205", "key-not-settable", Severity.ERROR, message, "remove it; upstream keeps its own", path)
-    if kind == "Type":
-        need = " or ".join(_TYPE_WORDS[name] for name in types(field)) or "another type"
-        hint, fix = _retype(value, field, path)
-        return Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} must be {need}, not {shown}", hint, path, fix=fix)
-    if kind == "Enum":
-        options = ", ".join("null" if option is None else str(option) for option in field.get("enum", ()))
-        close = get_close_matches(str(value), [str(option) for option in field.get("enum", ()) if option is not None], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"one of: {options}"
-        return Diagnostic(span, "SPC203", "value-not-allowed", Severity.ERROR, f"{key} must be one of {options}, not {shown}", hint, path)
-    if kind == "Pattern":
-        message = f"{key} {shown} has characters that it may not have"
-        form = field.get("x-form", "letters, digits, dot, hyphen and underscore")
-        return Diagnostic(span, "SPC204", "value-out-of-range", Severity.ERROR, message, form, path)
-    limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
-    need = " and ".join(f"{words} {field[name]}" for name, words in limits.items() if name in field)
-    message = f"{key} must be {need}, not {shown}" if need else f"{key}: {error.message}"
-    hint = f"for example {field['default']}" if field.get("default") is not None else "see its description in the schema"
-    return Diagnostic(span, "SPC204", "value-out-of-range", Severity.ERROR, message, hint, path)
+        return _function(refused)
+    explain = _EXPLAINED.get(kind, _out_of_range)
+    return explain(refused)
 
 
-_TYPE_WORDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null",
-               "object": "a section", "array": "a list"}  # fmt: skip
+def _field_of(path: Path, legal: Catalogue) -> dict[str, Any]:
+    """The schema of the value at a path; of an entry of a list or a free mapping, that of every entry."""
+    field = legal.field(dotted(path[:2]))
+    if not field:
+        field = legal.field(dotted(path[:1])) or {}
+    if len(path) > 2:
+        for name in ("additionalProperties", "items"):
+            inner = field.get(name)
+            if isinstance(inner, dict):
+                return inner
+    return field
 
 
-def _shown(value: Any) -> str:
+def _not_a_section(refused: _Refused, legal: Catalogue) -> Diagnostic:
+    """A section that is no mapping."""
+    section = str(refused.path[0])
+    keys = ", ".join(legal.fields(section)[:8])
+    return refused.finding(
+        "SPC202",
+        "wrong-type",
+        f"{refused.key} is a section with keys, not {refused.said}",
+        f"its keys: {keys}, ...",
+    )
+
+
+def _function(refused: _Refused) -> Diagnostic:
+    """A field of upstream's that takes a Python function."""
+    return refused.finding(
+        "SPC205",
+        "key-not-settable",
+        f"{refused.key} holds a function, which no file can give",
+        "remove it; upstream keeps its own",
+    )
+
+
+def _wrong_type(refused: _Refused) -> Diagnostic:
+    """A value of another type."""
+    words = [_TYPE_WORDS[name] for name in types(refused.field)]
+    need = " or ".join(words) or "another type"
+    hint, fix = _retype(refused.value, refused.field, refused.path)
+    return refused.finding(
+        "SPC202",
+        "wrong-type",
+        f"{refused.key} must be {need}, not {refused.said}",
+        hint,
+        fix,
+    )
+
+
+def _not_among(refused: _Refused) -> Diagnostic:
+    """A word that is none of the field's."""
+    allowed = refused.field.get("enum", ())
+    words = [str(option) for option in allowed if option is not None]
+    options = ", ".join("null" if option is None else str(option) for option in allowed)
+    close = get_close_matches(str(refused.value), words, n=1)
+    hint = f"one of: {options}"
+    if close:
+        hint = f"did you mean {close[0]}?"
+    return refused.finding(
+        "SPC203",
+        "value-not-allowed",
+        f"{refused.key} must be one of {options}, not {refused.said}",
+        hint,
+    )
+
+
+def _wrong_form(refused: _Refused) -> Diagnostic:
+    """A text that the field's pattern does not match."""
+    return refused.finding(
+        "SPC204",
+        "value-out-of-range",
+        f"{refused.key} {refused.said} has characters that it may not have",
+        refused.field.get("x-form", _ANY_FORM),
+    )
+
+
+def _out_of_range(refused: _Refused) -> Diagnostic:
+    """A number beyond a limit; for any other kind of fault, in the validator's own words."""
+    field = refused.field
+    limits = [f"{words} {field[name]}" for name, words in _LIMIT_WORDS.items() if name in field]
+    message = f"{refused.key}: {refused.message}"
+    if limits:
+        need = " and ".join(limits)
+        message = f"{refused.key} must be {need}, not {refused.said}"
+    hint = "see its description in the schema"
+    if field.get("default") is not None:
+        hint = f"for example {field['default']}"
+    return refused.finding("SPC204", "value-out-of-range", message, hint)
+
+
+_EXPLAINED = {
+    "Type": _wrong_type,
+    "Enum": _not_among,
+    "Pattern": _wrong_form,
+}
+"""By the validator's kind of fault; any other one is a range."""
+
+
+def _in_words(value: Any) -> str:
     """A value as a person would say it."""
     if isinstance(value, dict):
         return "a mapping"
@@ -187,52 +494,106 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = f'the text "{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_TRUTH = {"y": True, "yes": True, "on": True, "true": True, "n": False, "no": False, "off": False, "false": False}
-
-
-def _retype(value: Any, field: dict[str, Any], path: Path) -> tuple[str, tuple[Edit, ...]]:
-    """A way out of a wrong type, in words and, where it is certain, as an edit."""
+    text = repr(value)
     if isinstance(value, str):
-        as_scalar = read_scalar(value)
-        if not isinstance(as_scalar, str) and as_scalar is not None:
-            kind = {bool: "boolean", int: "integer", float: "number"}[type(as_scalar)]
-            if kind in types(field) or (kind == "integer" and "number" in types(field)):
-                return f"write {_shown(as_scalar)} without quotes", (Edit("set", path, as_scalar),)
-        if "boolean" in types(field):
-            known = value.lower() in _TRUTH
-            return "YAML 1.2 knows true and false only", (Edit("set", path, _TRUTH[value.lower()]),) if known else ()
+        text = f'the text "{value}"'
+    if len(text) > 60:
+        return text[:57] + "..."
+    return text
+
+
+def _retype(value: Any, field: dict[str, Any], path: Path) -> tuple[str, Fix]:
+    """A way out of a wrong type, in words and, where it is certain, as an edit."""
+    legal = types(field)
+    if isinstance(value, str):
+        # A number in quotes.
+        unquoted = read_scalar(value)
+        if _is_of(unquoted, legal):
+            hint = f"write {_in_words(unquoted)} without quotes"
+            return hint, (Edit("set", path, unquoted),)
+        # A word that is a boolean to YAML 1.1, and so to upstream.
+        if "boolean" in legal:
+            hint = "YAML 1.2 knows true and false only"
+            meant = _TRUTH.get(value.lower())
+            if meant is None:
+                return hint, ()
+            return hint, (Edit("set", path, meant),)
     if value is None:
         return "remove the key", ()
-    if "string" in types(field):
+    if "string" in legal:
         return "put it in quotes", ()
-    return f"for example {field['default']}" if field.get("default") is not None else "remove the key to have it derived", ()
+    if field.get("default") is not None:
+        return f"for example {field['default']}", ()
+    return "remove the key to have it derived", ()
+
+
+def _is_of(value: Any, legal: tuple[str, ...]) -> bool:
+    """Whether a scalar is a boolean or a number, and of a legal type; an integer is a number too."""
+    if isinstance(value, bool):
+        return "boolean" in legal
+    if isinstance(value, int):
+        return "integer" in legal or "number" in legal
+    return isinstance(value, float) and "number" in legal
 
 
 def _remarks(data: dict[str, Any], document: Document, legal: Catalogue) -> Iterator[Diagnostic]:
     """What JSON Schema does not see: 2.0 for an integer, and the word None."""
-    for key, value, path in leaves(data, legal):
+    for key, value, path in layer_entries(data, legal):
         field = legal.field(key)
         if field is None:
             continue
         span = document.values.get(path, document.span(path))
-        if isinstance(value, float) and value.is_integer() and "integer" in types(field) and "number" not in types(field):
-            yield Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} must be an integer, not {value}", f"write {int(value)}", path,
-                             fix=(Edit("set", path, int(value)),))  # fmt: skip
-        elif "string" in types(field) and isinstance(value, int | float) and isinstance(_json_like(value), str):  # as text, it passed the schema
-            yield Diagnostic(span, "SPC202", "wrong-type", Severity.ERROR, f"{key} must be text, not {value}", "put it in quotes", path)
-        elif value in ("None", "none") and "string" in types(field):
-            message, hint = f"{key} is the text {value}, not null", "write null, or another word if it is a name"
-            yield Diagnostic(span, "SPC103", "ambiguous-scalar", Severity.WARNING, message, hint, path, fix=(Edit("set", path, None),))
+        declared = types(field)
+        if _is_whole(value) and "integer" in declared and "number" not in declared:
+            whole = int(value)
+            yield Diagnostic(
+                span,
+                "SPC202",
+                "wrong-type",
+                Severity.ERROR,
+                f"{key} must be an integer, not {value}",
+                f"write {whole}",
+                path,
+                fix=(Edit("set", path, whole),),
+            )
+        elif "string" in declared and _passed_for_text(value):
+            yield Diagnostic(
+                span,
+                "SPC202",
+                "wrong-type",
+                Severity.ERROR,
+                f"{key} must be text, not {value}",
+                "put it in quotes",
+                path,
+            )
+        elif "string" in declared and value in ("None", "none"):
+            yield Diagnostic(
+                span,
+                "SPC103",
+                "ambiguous-scalar",
+                Severity.WARNING,
+                f"{key} is the text {value}, not null",
+                "write null, or another word if it is a name",
+                path,
+                fix=(Edit("set", path, None),),
+            )
 
 
-def leaves(data: dict[str, Any], legal: Catalogue) -> Iterator[tuple[str, Any, Path]]:
+def _is_whole(value: Any) -> bool:
+    """Whether a value is 2.0, which JSON Schema takes for an integer."""
+    return isinstance(value, float) and value.is_integer()
+
+
+def _passed_for_text(value: Any) -> bool:
+    """Whether a value is a number that the validator was given as a string."""
+    return isinstance(value, int | float) and isinstance(_json_like(value), str)
+
+
+def layer_entries(data: dict[str, Any], legal: Catalogue) -> Iterator[tuple[str, Any, Path]]:
     """(key, value, path) of every entry of a layer: `section.field`, or a top-level key."""
     for name, node in data.items():
         if isinstance(node, dict) and legal.is_section(name):
-            yield from ((f"{name}.{field}", value, (name, field)) for field, value in node.items())
+            for field, value in node.items():
+                yield f"{name}.{field}", value, (name, field)
         else:
             yield name, node, (name,)

@@ -8,7 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A section of the spec; an unknown key or a value of another type is an error."""
+    """A section of the spec; an unknown key or a value of another type is an error.
+
+    The docstring of a field is its description in the schema, in the documentation and in `dfmspec explain`; one that
+    is longer than a line is cut into adjacent strings in parentheses.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 

@@ -17,11 +17,11 @@ class Catalogue(NamedTuple):
 
     def field(self, key: str) -> dict[str, Any] | None:
         """The schema of `section.field`, or of a top-level key; None when there is no such key."""
-        node = self.schema
+        node: dict[str, Any] | None = self.schema
         for part in key.split("."):
-            if "properties" not in node or (inner := node["properties"].get(part)) is None:
+            if node is None or "properties" not in node:
                 return None
-            node = inner
+            node = node["properties"].get(part)
         return node
 
     def is_section(self, key: str) -> bool:
@@ -31,8 +31,8 @@ class Catalogue(NamedTuple):
 
     def fields(self, section: str) -> tuple[str, ...]:
         """The fields of a section."""
-        node = self.field(section)
-        return tuple(node.get("properties", {})) if node else ()
+        node = self.field(section) or {}
+        return tuple(node.get("properties", {}))
 
     @property
     def top_level(self) -> tuple[str, ...]:
@@ -42,11 +42,11 @@ class Catalogue(NamedTuple):
     def defaults(self) -> Iterator[tuple[str, Any]]:
         """(key, default) of every field, None where it is derived or absent."""
         for name, node in self.schema["properties"].items():
-            if "properties" in node:
-                for field, inner in node["properties"].items():
-                    yield f"{name}.{field}", inner.get("default")
-            else:
+            if "properties" not in node:
                 yield name, node.get("default")
+                continue
+            for field, inner in node["properties"].items():
+                yield f"{name}.{field}", inner.get("default")
 
 
 @lru_cache
@@ -57,5 +57,8 @@ def catalogue_of(schema: str) -> Catalogue:
 
 def types(field: dict[str, Any]) -> tuple[str, ...]:
     """The JSON types that a field takes."""
+    # JSON Schema has a word for one type, and a list for several.
     declared = field.get("type", ())
-    return (declared,) if isinstance(declared, str) else tuple(declared)
+    if isinstance(declared, str):
+        return (declared,)
+    return tuple(declared)

@@ -23,7 +23,10 @@ class Checkpoint(Section):
     save_interval: Count = 1000
     """Iterations between checkpoints; the last iteration is always saved."""
     async_save: bool = False
-    """Write checkpoints while the training goes on, from copies in host memory (18 bytes a bf16 parameter, on one rank of each data-parallel group)."""
+    (
+        "Write checkpoints while the training goes on, from copies in host memory "
+        "(18 bytes a bf16 parameter, on one rank of each data-parallel group)."
+    )
     most_recent_k: Annotated[int, Field(ge=-1)] = -1
     """Checkpoints to keep, at least 2; -1: all."""
 

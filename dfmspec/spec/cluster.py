@@ -26,29 +26,62 @@ class Cluster(Section):
     """Port of node 0; null: the launcher's choice, or the environment's MASTER_PORT."""
 
 
-
-
 def _form(pattern: str, words: str) -> Any:
     """A pattern, with the words that a finding says it in."""
     return Field(pattern=pattern, json_schema_extra={"x-form": words})
 
 
-_Word = Annotated[str, _form(r"^[\w.,@-]+$", "letters, digits, dot, comma, hyphen and underscore")]
-_Label = Annotated[str, _form(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "a name of Kubernetes: at most 63 lower-case letters, digits and hyphens")]
-_Host = Annotated[str, _form(r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", "a host, such as node1 or user@10.0.0.1")]
-_Minutes = Annotated[str, _form(r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$", "minutes, hours:minutes:seconds or days-hours, in quotes")]
-_Option = Annotated[str, _form(r"^--[a-z][a-z-]*(=[^\n]*)?$", "one option a line of the list, such as --exclusive or --constraint=h200")]
-_Place = Annotated[str, _form(r"^/[^\n]*$", "an absolute path")]
+# What a launcher puts into a command line or a manifest, so that no value can be a second option or a second line.
+_Word = Annotated[
+    str,
+    _form(r"^[\w.,@-]+$", "letters, digits, dot, comma, hyphen and underscore"),
+]
+_Label = Annotated[
+    str,
+    _form(
+        r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        "a name of Kubernetes: at most 63 lower-case letters, digits and hyphens",
+    ),
+]
+_Host = Annotated[
+    str,
+    _form(r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", "a host, such as node1 or user@10.0.0.1"),
+]
+_Minutes = Annotated[
+    str,
+    _form(r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$", "minutes, hours:minutes:seconds or days-hours, in quotes"),
+]
+_Option = Annotated[
+    str,
+    _form(
+        r"^--[a-z][a-z-]*(=[^\n]*)?$",
+        "one option a line of the list, such as --exclusive or --constraint=h200",
+    ),
+]
+_Place = Annotated[
+    str,
+    _form(r"^/[^\n]*$", "an absolute path"),
+]
+_Environment = Annotated[
+    dict[str, str],
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}),
+]
 
 
 class Launcher(Section):
     """How the processes are started. Keys that name a launcher in brackets are for that one alone."""
 
     kind: str = "local"
-    """local: torchrun on this machine; every node of the plan on this machine, for trials. ssh, slurm: one torchrun on each node. kubernetes: a JobSet."""
+    (
+        "local: torchrun on this machine; every node of the plan on this machine, for trials. "
+        "ssh, slurm: one torchrun on each node. kubernetes: a JobSet."
+    )
     rendezvous: Literal["static", "c10d"] = "static"
-    """How several nodes meet: static, by node rank, address and port, as in the how-to; or c10d, by address and an id of the attempt."""
-    env: dict[str, str] = Field(default={}, json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}})
+    (
+        "How several nodes meet: static, by node rank, address and port, as in the how-to; "
+        "or c10d, by address and an id of the attempt."
+    )
+    env: _Environment = Field(default={})
     """Environment variables of every process, such as NCCL_ALGO; never secrets."""
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""
@@ -63,7 +96,10 @@ class Launcher(Section):
     qos: _Word | None = None
     """[slurm] Quality of service."""
     time_limit: _Minutes | None = None
-    """[slurm] Most time of an attempt, such as "4:00:00" or "2-00" (days-hours); a run that is not done by then saves, and is queued again."""
+    (
+        '[slurm] Most time of an attempt, such as "4:00:00" or "2-00" (days-hours); '
+        "a run that is not done by then saves, and is queued again."
+    )
     stop_before: Annotated[int, Field(ge=0, le=65535)] = 180
     """[slurm] Seconds before the time limit, or after a preemption's notice, in which the run saves and stops."""
     sbatch_options: list[_Option] = Field(default=[])
@@ -84,8 +120,14 @@ class Run(Section):
     """The run directory and what happens around training."""
 
     output_dir: str = "runs"
-    """Folder of the run directories: <output_dir>/<name>/<run-id>; unless named, in the directory where the run is started."""
+    (
+        "Folder of the run directories: <output_dir>/<name>/<run-id>; "
+        "unless named, in the directory where the run is started."
+    )
     resume: str | int = "auto"
-    """auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. Or an iteration, or a folder: from there."""
+    (
+        "auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. "
+        "Or an iteration, or a folder: from there."
+    )
     num_samples: NonNegativeInt = 0
     """Pictures to sample from the final checkpoint of a run that succeeded."""

@@ -13,11 +13,17 @@ class Dataset(Section):
     """The WebDataset and its packing; names of DFM's data module."""
 
     path: str | None = None
-    """Folder of shards with Energon's .nv-meta, or a metadataset's .yaml, which blends some; the how-to's --dataset-path."""
+    (
+        "Folder of shards with Energon's .nv-meta, or a metadataset's .yaml, which blends some; "
+        "the how-to's --dataset-path."
+    )
     task_encoder_seq_length: Count = 8192
     """Tokens of one packed sequence."""
     packing_buffer_size: Count = derived()
-    """Samples from which packs are chosen; derived: 40, and of drawn samples, whose size is known, as many more as make whole packs."""
+    (
+        "Samples from which packs are chosen; "
+        "derived: 40, and of drawn samples, whose size is known, as many more as make whole packs."
+    )
     shuffle_buffer_size: Count = 100
     """Samples from which the next one is drawn."""
     num_workers: NonNegativeInt = 4
@@ -42,4 +48,7 @@ class Data(Section):
     seed: NonNegativeInt = 0
     """Seed of the embedded pictures."""
     num_streams: Count = derived()
-    """Independent sample streams, a multiple of every data-parallel size the run may have; derived: the data-parallel size x max(1, dataset.num_workers)."""
+    (
+        "Independent sample streams, a multiple of every data-parallel size the run may have; "
+        "derived: the data-parallel size x max(1, dataset.num_workers)."
+    )

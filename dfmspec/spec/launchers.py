@@ -1,4 +1,7 @@
-"""The launchers: how a plan's processes are started. A new one is a module of dfmspec/run/launch and a line in LAUNCHERS."""
+"""The launchers: how a plan's processes are started.
+
+A new one is a module of dfmspec/run/launch and an entry in LAUNCHERS.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A line of LAUNCHERS: what is known of a launcher before its module is imported."""
+    """An entry of LAUNCHERS: what is known of a launcher before its module is imported."""
 
     module: str
     how_to_start: str | None

@@ -1,4 +1,4 @@
-"""What the trainer's kernels take; the rules ask here too."""
+"""What the trainer's kernels take: numbers that the trainer and the rules need alike, free of torch."""
 
 FP8_ALIGNMENT = 16
 """Every side of an FP8 product is a multiple of it (cuBLAS)."""

@@ -59,11 +59,17 @@ class Model(Section):
     transformer_impl: Literal["transformer_engine", "local"] = derived()
     """Attention back end; derived: transformer_engine on cuda, local (scaled_dot_product_attention) on cpu."""
     attention_backend: Literal["auto", "fused", "flash"] = "auto"
-    """On a GPU in bf16: fused: cuDNN through Transformer Engine; flash: FlashAttention 4; auto: flash on Hopper for heads of 64, 72 and
-    128 channels, where the extra `flash` is installed, else fused."""
+    (
+        "On a GPU in bf16: fused: cuDNN through Transformer Engine; flash: FlashAttention 4; "
+        "auto: flash on Hopper for heads of 64, 72 and\n"
+        "128 channels, where the extra `flash` is installed, else fused."
+    )
     cuda_graph_impl: Literal["none", "local"] = "local"
-    """local: on a GPU, replay forward and backward of a microbatch as one CUDA graph where its shape comes again (not with pipeline stages, recomputation
-    or overlap_grad_reduce); none: launch each kernel."""
+    (
+        "local: on a GPU, replay forward and backward of a microbatch as one CUDA graph where its shape comes again "
+        "(not with pipeline stages, recomputation\nor overlap_grad_reduce); "
+        "none: launch each kernel."
+    )
     deterministic_mode: bool = False
     """On a GPU, the same bits from run to run and after a resume, with slower attention."""
     recompute_granularity: Literal["full"] | None = None

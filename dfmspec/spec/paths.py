@@ -33,9 +33,14 @@ RUN_DIR = "${RUN_DIR}"
 
 def local_path(text: str) -> Path:
     """A path of a spec on this machine; one in the home of a user who is not there stays as it is written."""
+    # pathlib's expanduser raises for such a user.
     return Path(os.path.expanduser(text))
 
 
 def is_relative(path: Any) -> TypeGuard[str]:
     """Whether a value is a path that depends on a folder."""
-    return isinstance(path, str) and path != "" and not path.startswith(("/", "~", "${")) and "://" not in path
+    if not isinstance(path, str) or not path:
+        return False
+    # A variable is filled in later, with a whole path; an address, such as s3://, is no path of this machine.
+    has_root = path.startswith(("/", "~", "${")) or "://" in path
+    return not has_root

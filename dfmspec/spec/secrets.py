@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+# Matched whole, and compiled when first asked for: most commands never ask.
 _NAME = r"(?i)(?:.*_)?(?:api_?key|access_?key|token|secret|password|wandb_key)"
 _TOKENS = (
     r"hf_[A-Za-z0-9]{30,}",

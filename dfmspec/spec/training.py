@@ -72,13 +72,19 @@ class Ddp(Section):
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
     overlap_param_gather: bool = False
-    """Gather updated parameters in buckets; they are waited for at once, because averages, evaluations and checkpoints read them."""
+    (
+        "Gather updated parameters in buckets; "
+        "they are waited for at once, because averages, evaluations and checkpoints read them."
+    )
     grad_reduce_in_fp32: bool = True
     """Sum gradients in fp32."""
     bucket_size: Count | None = None
     """Parameters in one gradient bucket; null: megatron-core's choice."""
     check_for_nan_in_grad: bool = False
-    """Name the rank whose gradient is not finite, for a pass over all gradients and a wait; one that is not finite stops the run in any case."""
+    (
+        "Name the rank whose gradient is not finite, for a pass over all gradients and a wait; "
+        "one that is not finite stops the run in any case."
+    )
 
 
 class MixedPrecision(Section):
