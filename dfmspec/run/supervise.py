@@ -128,7 +128,9 @@ def _data_of(plan: Plan) -> str | None:
 
 
 def check_guards(plan: Plan) -> None:
-    """Refuse a saved plan whose code or data is no longer what it was made with; data that is still to be drawn is none yet.
+    """Refuse a saved plan whose code or data is no longer what it was made with.
+
+    Data that is still to be drawn has no guard yet.
 
     Raises:
         StalePlanError: it is stale.
@@ -166,6 +168,7 @@ def _open(launch: _Launch) -> tuple[RunDir, Manifest]:
             return run, manifest
         break
 
+    # Else a new one, where that is allowed.
     if resume.kind == "require":
         raise UsageError(f"run.resume is require, but {launch.folder} has no run of this plan")
     elsewhere = launch.checkpoints_elsewhere
@@ -184,11 +187,15 @@ def _new_run(launch: _Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Mani
     config["checkpoint"] = config["checkpoint"] | _start_elsewhere(launch, same_plan)
     run_id = new_run_id(plan)
     run = RunDir(launch.folder / run_id)
+
+    # What was asked, and what it was compiled to.
     run.path.mkdir(parents=True)
     if request.spec_text is not None:
         run.spec.write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
     write_aside(run.plan, json.dumps(at(plan, run.path).as_json(), indent=2, sort_keys=True) + "\n")
     write_aside(run.path / CONFIG, config_text(config))
+
+    # The record.
     manifest = Manifest(
         run_id=run_id,
         name=plan.name,
@@ -302,6 +309,8 @@ class _Supervisor:
             self._conclude_earlier(handle.attempt if handle else 0)
             if handle is None and self.manifest.verdict == "succeeded":  # while nobody watched
                 return OK
+
+            # One attempt, and those that a scheduler starts after it.
             handle = handle or self._start(module, place)
             while True:
                 attempt = self._begin(handle)
@@ -357,18 +366,27 @@ class _Supervisor:
 
         number: of the attempt that goes on; 0: none does.
         """
-        if self.manifest.attempts:
-            last = self.manifest.attempts[-1]
-            for begun in range(last.number + 1, number or self.run_dir.next_attempt()):
-                if not any(self.run_dir.attempt(begun).path.glob("*")):  # a scheduler refused it, or ended it before it began
-                    continue
-                nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
-                began, _ = span(self.run_dir, begun)
-                self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
+        self._add_unrecorded(number or self.run_dir.next_attempt())
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
+                codes: list[int | None] = [None] * len(attempt.nodes)
                 _, ended = span(self.run_dir, attempt.number)
-                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone", ended=ended)
+                self._conclude(attempt, codes, "its supervisor was gone", ended=ended)
+
+    def _add_unrecorded(self, before: int) -> None:
+        """Add to the manifest the attempts, up to a number, that a scheduler began after the last one in it."""
+        if not self.manifest.attempts:
+            return
+        last = self.manifest.attempts[-1]
+        for begun in range(last.number + 1, before):
+            # A scheduler refused one that is empty, or ended it before it began.
+            if not any(self.run_dir.attempt(begun).path.glob("*")):
+                continue
+            nodes = []
+            for node in last.nodes:
+                nodes.append(NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env))
+            began, _ = span(self.run_dir, begun)
+            self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
 
     def _conclude(self, attempt: Attempt, codes: list[int | None], word: str, ended: str | None = None) -> None:
         attempt.ended = ended or now()
@@ -377,7 +395,10 @@ class _Supervisor:
         write_manifest(self.run_dir, self.manifest)
 
     def _watch(self, handle: Handle) -> list[int | None]:
-        """Pass on rank 0's lines until every node has ended; a signal asks the ranks to save and stop, a second ends them."""
+        """Pass on rank 0's lines until every node has ended.
+
+        A signal asks the ranks to save and stop, a second ends them.
+        """
         talk = self.launch.request.talk
         tail = _Tail(self.run_dir.attempt(handle.attempt).node(0).rank(0).stdout, talk)
         asked = 0
