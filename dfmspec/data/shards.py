@@ -40,7 +40,6 @@ class Sample:
         frames, height, width = self.latent.shape[-3:]
         return frames, height, width
 
-
     @property
     def is_whole(self) -> bool:
         """Whether it has a latent of four axes and a text of two."""
@@ -74,19 +73,23 @@ def shown(shard: Path, folders: Sequence[Path]) -> str:
 @lru_cache(maxsize=8)
 def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     """The first samples of every shard, `limit` in all or one a shard; what cannot be read is told, never raised."""
-    shards = [shard for folder in folders for shard in folder.rglob("*.tar")]
+    shards: list[Path] = []
+    for folder in folders:
+        shards += folder.rglob("*.tar")
     samples: list[Sample] = []
     broken: list[str] = []
     counts: dict[Path, int] = {}
     for shard in sorted(shards):
+        name = shown(shard, folders)
+        of_a_shard = max(1, limit // len(shards))
         try:
-            members, counts[shard] = _members(shard, max(1, limit // len(shards)))
+            members, counts[shard] = _members(shard, of_a_shard)
         except (tarfile.TarError, OSError, EOFError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            broken.append(f"{shown(shard, folders)}: {lines[0]}")
+            first_line, *_ = str(error).splitlines() or [type(error).__name__]
+            broken.append(f"{name}: {first_line}")
             continue
         for key, parts in members.items():
-            samples.append(_sample(f"{key} of {shown(shard, folders)}", parts))
+            samples.append(_sample(f"{key} of {name}", parts))
     return Scan(tuple(samples), tuple(broken), counts)
 
 

@@ -1,7 +1,7 @@
 """Tensors in a sample's files, read without torch and without running anything: shapes, formats and plain statistics.
 
-A pickle is unpickled with stand-ins for the few names that a tensor needs (`data/pickles.py`). Formats: torch.save's zip
-file (.pth), torch.save's older form, and a pickle of a tensor or of a numpy array (.pickle).
+A pickle is unpickled with stand-ins for the few names that a tensor needs (`data/pickles.py`). Formats: torch.save's
+zip file (.pth), torch.save's older form, and a pickle of a tensor or of a numpy array (.pickle).
 """
 
 from __future__ import annotations
@@ -108,12 +108,16 @@ def _from_buffer(buffer: Any, dtype: _Dtype, shape: tuple[int, ...], *rest: Any)
 
 
 def _rebuilt(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *rest: Any) -> _View:
+    """A tensor of torch, as `torch._utils._rebuild_tensor_v2` makes it."""
     if not isinstance(storage, _Storage):
         raise DataError("its pickle builds a tensor on something that is no storage")
     extent = 0
     if math.prod(size):
-        extent = 1 + sum((int(n) - 1) * int(step) for n, step in zip(size, stride, strict=True))
-    return _View(storage, int(offset), tuple(int(n) for n in size), extent)
+        extent = 1
+        for n, step in zip(size, stride, strict=True):
+            extent += (int(n) - 1) * int(step)
+    shape = tuple(int(n) for n in size)
+    return _View(storage, int(offset), shape, extent)
 
 
 def _parameter(tensor: Any, *rest: Any) -> Any:
@@ -154,8 +158,10 @@ class _Unpickler(RestrictedUnpickler):
         """The storage of an id: ("storage", type, key, location, size)."""
         kind, storage_type, key, _, size = pid[:5]
         if kind != "storage" or storage_type not in _OF_STORAGE:
-            raise DataError(f"its pickle names {str(pid)[:60]}, which is no storage of floating-point numbers")
-        return self.storages.setdefault(str(key), _Storage(_OF_STORAGE[storage_type], int(size)))
+            shown = str(pid)[:60]
+            raise DataError(f"its pickle names {shown}, which is no storage of floating-point numbers")
+        storage = _Storage(_OF_STORAGE[storage_type], int(size))
+        return self.storages.setdefault(str(key), storage)
 
 
 def _legacy(data: bytes) -> Any:
@@ -191,8 +197,10 @@ def read_tensor(data: bytes, part: str) -> Tensor:
 
 def _from_zip(data: bytes) -> Any:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # A zip file may unpack to far more than it has.
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
-            raise DataError(f"its pickle unpacks to more than {LARGEST >> 20} MiB")
+            mebibytes = LARGEST >> 20
+            raise DataError(f"its pickle unpacks to more than {mebibytes} MiB")
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = name.removesuffix("data.pkl")
         reader = _Unpickler(archive.read(name))
@@ -205,8 +213,10 @@ def _from_zip(data: bytes) -> Any:
 def _described(value: Any, part: str) -> Tensor:
     if isinstance(value, _View):
         width = value.storage.format.width
-        data = value.storage.data[value.offset * width : (value.offset + value.extent) * width]
-        if len(data) < value.extent * width:
+        start = value.offset * width
+        size = value.extent * width
+        data = value.storage.data[start : start + size]
+        if len(data) < size:
             raise DataError(f"its {part} breaks off")
         return _statistics(value.shape, value.storage.format, data)
     if isinstance(value, _Array):
@@ -222,8 +232,12 @@ def _described_array(state: Any) -> Tensor | None:
         return None
     _, shape, dtype, _, raw = state[:5]
     format_ = _OF_NUMPY.get(dtype.text)
-    if format_ is None or not isinstance(raw, bytes) or len(raw) != math.prod(shape) * format_.width:
+    if format_ is None or not isinstance(raw, bytes):
         return None
+    if len(raw) != math.prod(shape) * format_.width:
+        return None
+
+    # Big-endian numbers are turned round.
     if dtype.order == ">":
         swapped = array(format_.swapped_as, raw)
         swapped.byteswap()
