@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 INFO = (".info.json", ".info.yaml")
 SPLIT = ("split.yaml", "split.json")
 """Energon's own order of looking; Energon 6 writes YAML alone."""
+Counts = dict[str, int]
+"""Shard -> its samples."""
+Splits = dict[str, list[str]]
+"""Split -> its shards."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -38,7 +41,8 @@ def prepared(folder: Path) -> bool:
 
 def metadata_files(folder: Path) -> list[Path]:
     """Energon's files that say what a dataset is."""
-    return [file for file in sorted(folder.glob(".nv-meta/*")) if file.suffix in (".yaml", ".json")]
+    files = sorted(folder.glob(".nv-meta/*"))
+    return [file for file in files if file.suffix in (".yaml", ".json")]
 
 
 def faults(folder: Path) -> Iterator[str]:
@@ -55,26 +59,25 @@ def _fault(folder: Path, part: _Part) -> str | None:
         metadata = folder / ".nv-meta"
         names = " or ".join(part.files)
         return f"{metadata} has no {names}"
-    data = _data(file)
-    if data is None:
+    if _data(file) is None:
         return f"{file} cannot be read: it is empty or damaged"
-    if not isinstance(data, dict) or not part.is_valid(data.get(part.key)):
+    if _value(folder, part) is None:
         return f"{file} has no {part.key} that Energon could read"
     return None
 
 
-def shard_counts(folder: Path) -> dict[str, int] | None:
+def shard_counts(folder: Path) -> Counts | None:
     """The samples of each shard; None when that cannot be told."""
-    counts: dict[str, int] | None = _value(folder, _COUNTS)
+    counts: Counts | None = _value(folder, _COUNTS)
     return counts
 
 
-def split_shards(folder: Path) -> dict[str, list[str]] | None:
+def split_shards(folder: Path) -> Splits | None:
     """The shards of each split; None when that cannot be told."""
-    patterns: dict[str, list[str]] | None = _value(folder, _SPLITS)
+    patterns: Splits | None = _value(folder, _SPLITS)
     if patterns is None:
         return None
-    return {name: list(chain.from_iterable(map(_expanded, each))) for name, each in patterns.items()}
+    return {name: _all_expanded(each) for name, each in patterns.items()}
 
 
 def split_counts(folder: Path) -> dict[str, int] | None:
@@ -86,16 +89,16 @@ def split_counts(folder: Path) -> dict[str, int] | None:
     return {name: _total(counts, shards) for name, shards in splits.items()}
 
 
-def _total(counts: dict[str, int], shards: list[str]) -> int:
+def _total(counts: Counts, shards: list[str]) -> int:
     return sum(counts.get(shard, 0) for shard in shards)
 
 
 def _value(folder: Path, part: _Part) -> Any:
     """The value of a part; None when Energon could not read it."""
     file = _first(folder, part.files)
-    data = None
-    if file is not None:
-        data = _data(file)
+    if file is None:
+        return None
+    data = _data(file)
     if not isinstance(data, dict):
         return None
     found = data.get(part.key)
@@ -165,7 +168,12 @@ def _expanded(pattern: str) -> list[str]:
     width = len(low)
     head = pattern[: match.start()]
     tail = pattern[match.end() :]
-    names = []
-    for number in range(int(low), int(high) + 1):
-        names += _expanded(f"{head}{number:0{width}d}{tail}")
+    numbers = range(int(low), int(high) + 1)
+    return _all_expanded(f"{head}{number:0{width}d}{tail}" for number in numbers)
+
+
+def _all_expanded(patterns: Iterable[str]) -> list[str]:
+    names: list[str] = []
+    for pattern in patterns:
+        names += _expanded(pattern)
     return names

@@ -132,12 +132,12 @@ def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[
 
 
 def _reference(file: Path, node: _Node) -> Reference:
-    path = Path(os.path.normpath(file.parent / node["path"]))
+    path = os.path.normpath(file.parent / node["path"])
     split = node.get("split_part")
     if not isinstance(split, str):
         split = None
     is_configured = bool(node.get("dataset_config") or node.get("split_config"))
-    return Reference(path, split, is_configured)
+    return Reference(Path(path), split, is_configured)
 
 
 def _nodes_of_v2(node: Any) -> _Nodes:
@@ -165,12 +165,13 @@ def _nodes_of_v2(node: Any) -> _Nodes:
 
 def _nodes_of_v1(node: Any) -> _Nodes:
     """The references of a split of the first version, which a file without `__class__` is of."""
-    if not isinstance(node, dict) or not isinstance(node.get("datasets"), list):
+    datasets = node.get("datasets") if isinstance(node, dict) else None
+    if not isinstance(datasets, list):
         return [], (
             "needs datasets, a list; for path or blend, the file must begin with "
             "__module__: megatron.energon and __class__: MetadatasetV2"
         )
-    return _with_paths(node["datasets"])
+    return _with_paths(datasets)
 
 
 def _joined(node: Any) -> list[Any]:

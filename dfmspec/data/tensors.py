@@ -96,7 +96,9 @@ class _Dtype:
         self.order = text[0] if text[0] in "<>" else "<"
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+        if not isinstance(state, tuple) or len(state) < 2:
+            return
+        if state[1] in ("<", ">"):
             self.order = state[1]
 
 
@@ -184,7 +186,8 @@ def read_tensor(data: bytes, part: str) -> Tensor:
         DataError: there is none, or the file wants to run code.
     """
     try:
-        value = _from_zip(data) if data[:2] == b"PK" else _Unpickler(data).load()
+        is_zip = data[:2] == b"PK"
+        value = _from_zip(data) if is_zip else _Unpickler(data).load()
         if value == _MAGIC:
             value = _legacy(data)
         return _described(value, part)
@@ -196,6 +199,7 @@ def read_tensor(data: bytes, part: str) -> Tensor:
 
 
 def _from_zip(data: bytes) -> Any:
+    """What torch.save's zip file holds."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         # A zip file may unpack to far more than it has.
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
@@ -211,6 +215,11 @@ def _from_zip(data: bytes) -> Any:
 
 
 def _described(value: Any, part: str) -> Tensor:
+    """What can be said of what a file holds.
+
+    Raises:
+        DataError: it is no tensor, or breaks off.
+    """
     if isinstance(value, _View):
         width = value.storage.format.width
         start = value.offset * width
@@ -261,9 +270,14 @@ def _statistics(shape: tuple[int, ...], format_: _Format, data: bytes) -> Tensor
 
 
 def _floats(format_: _Format, data: bytes) -> Sequence[float]:
+    """The numbers in some bytes."""
     if format_ is _BF16:  # the upper half of a float
         halves = array("H", data)
-        return array("f", array("I", [half << 16 for half in halves]).tobytes())
+        words = array("I", [half << 16 for half in halves])
+        return array("f", words.tobytes())
     if format_ is _F16:
-        return struct.unpack(f"<{len(data) // 2}e", data)
-    return array("f" if format_ is _F32 else "d", data)
+        count = len(data) // 2
+        return struct.unpack(f"<{count}e", data)
+    if format_ is _F32:
+        return array("f", data)
+    return array("d", data)

@@ -148,8 +148,10 @@ def _shortened(value: Any) -> str:
     """A value as JSON; of a long list, the ends."""
     if not isinstance(value, list) or len(value) <= _LONG:
         return json.dumps(value)
-    first, second, last = (json.dumps(value[i]) for i in (0, 1, -1))
     count = len(value)
+    first = json.dumps(value[0])
+    second = json.dumps(value[1])
+    last = json.dumps(value[-1])
     return f"[{first}, {second}, ... {count} in all ..., {last}]"
 
 
@@ -160,7 +162,9 @@ def _command(resolved: Resolved, made: Plan, node: int | None) -> list[str]:
         line = shell_line(name, value)
         why = reason(name, resolved["launcher.env"])
         lines.append(f"{line}  # {why}")
-    words = [word._replace(text=made.seen(word.text)) for word in made.words(node)]
+    words = []
+    for word in made.words(node):
+        words.append(word._replace(text=made.seen(word.text)))
     lines.append(shell_command(words))
     return lines
 
@@ -202,7 +206,8 @@ def explain(resolved: Resolved, key: str) -> str:
     lines = list(_account(resolved, key, sources, told))
 
     # The script may read another value from the plan than the spec has.
-    reading = target.read_back(resolved.values, config_text(target.config(resolved.values)))
+    text = config_text(target.config(resolved.values))
+    reading = target.read_back(resolved.values, text)
     if reading is None or not _reads_another(reading, key, resolved.values[key]):
         return "\n".join(lines)
     had = json.dumps(reading[key])
@@ -261,8 +266,8 @@ def _account(
     # The values of the layers under it, the lowest first.
     under = resolved.spec.under.get(key)
     if under:
-        layers = (*under, (resolved.spec.values[key], resolved.spec.origins[key]))
-        shown = " < ".join(_layer(value, layer) for value, layer in layers)
+        highest = (resolved.spec.values[key], resolved.spec.origins[key])
+        shown = " < ".join(_layer(*layer) for layer in (*under, highest))
         yield f"{indent}  layers: {shown}"
 
     if origin.layer == "derived" and key not in told:

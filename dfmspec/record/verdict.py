@@ -18,6 +18,8 @@ from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.iterations import folder_of
 
+Event = dict[str, Any]
+Events = Sequence[Event]
 _LOSSES = 100
 """The most iterations whose losses make the final one."""
 
@@ -87,7 +89,7 @@ def _fill_nodes(attempt: Attempt, attempt_dir: AttemptDir, codes: Sequence[int |
             node.host = host.read_text().strip()
 
 
-def _fill_progress(attempt: Attempt, events: Sequence[dict[str, Any]], iterations: Sequence[dict[str, Any]]) -> None:
+def _fill_progress(attempt: Attempt, events: Events, iterations: Events) -> None:
     """From where to where an attempt came, and how long its start took."""
     started = _first(events, "started")
     attempt.from_iteration = None
@@ -100,7 +102,7 @@ def _fill_progress(attempt: Attempt, events: Sequence[dict[str, Any]], iteration
         attempt.to_iteration = iterations[-1]["iteration"]
 
 
-def _target(events: Sequence[dict[str, Any]]) -> int | None:
+def _target(events: Events) -> int | None:
     """The last iteration that an attempt was to reach."""
     started = _first(events, "started")
     if started is None:
@@ -111,8 +113,11 @@ def _target(events: Sequence[dict[str, Any]]) -> int | None:
 
 def span(run: RunDir, attempt: int) -> tuple[str, str]:
     """When an attempt that nobody watched began and ended, by its first and last event; now, while it has none."""
-    times = [event["time"] for event in _events(run, attempt)] or [time.time()]
-    return moment(times[0]), moment(times[-1])
+    events = _events(run, attempt)
+    if not events:
+        now = moment(time.time())
+        return now, now
+    return moment(events[0]["time"]), moment(events[-1]["time"])
 
 
 def exit_code_left(attempt_dir: AttemptDir, node: int) -> int | None:
@@ -123,11 +128,11 @@ def exit_code_left(attempt_dir: AttemptDir, node: int) -> int | None:
         return None
 
 
-def _first(events: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+def _first(events: Events, kind: str) -> Event | None:
     return next((event for event in events if event["type"] == kind), None)
 
 
-def _signal(signals: Sequence[int], events: Sequence[dict[str, Any]]) -> int | None:
+def _signal(signals: Sequence[int], events: Events) -> int | None:
     """The signal that stopped an attempt: the supervisor's, or one that the ranks were sent."""
     if signals:
         return signals[0]
@@ -138,7 +143,7 @@ def _signal(signals: Sequence[int], events: Sequence[dict[str, Any]]) -> int | N
     return number
 
 
-def _start_seconds(started: dict[str, Any], iterations: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+def _start_seconds(started: Event, iterations: Events) -> dict[str, float] | None:
     """Seconds of each stage of the start, and of the first iteration, with what it compiles."""
     if "seconds" not in started:
         return None
@@ -148,9 +153,9 @@ def _start_seconds(started: dict[str, Any], iterations: Sequence[dict[str, Any]]
     return stages
 
 
-def _events(run: RunDir, attempt: int) -> list[dict[str, Any]]:
+def _events(run: RunDir, attempt: int) -> list[Event]:
     """The events of one attempt: from its `started` to the next one's."""
-    found: list[dict[str, Any]] = []
+    found: list[Event] = []
     of_the_attempt = False
     for event in read_events(run.events):
         if event["type"] == "started":
@@ -271,7 +276,7 @@ def _last_line(attempt_dir: AttemptDir) -> str:
     return ""
 
 
-def _fill_metrics(manifest: Manifest, events: Sequence[dict[str, Any]], iterations: Sequence[dict[str, Any]]) -> None:
+def _fill_metrics(manifest: Manifest, events: Events, iterations: Events) -> None:
     """The metrics of an attempt; a run keeps the first loss of its first one."""
     if not iterations:
         return

@@ -76,8 +76,13 @@ class _Launch:
     @classmethod
     def of(cls, request: Request) -> _Launch:
         plan = request.plan
-        folder = Path(plan.located(plan.run["output_dir"])) / plan.name
-        return cls(request, _config_at_launch(plan), Resume.parse(plan.run["resume"]), folder)
+        output_dir = Path(plan.located(plan.run["output_dir"]))
+        return cls(
+            request=request,
+            config=_config_at_launch(plan),
+            resume=Resume.parse(plan.run["resume"]),
+            folder=output_dir / plan.name,
+        )
 
     @property
     def plan_id(self) -> str:
@@ -86,7 +91,8 @@ class _Launch:
 
     def checkpoints(self, run: RunDir) -> Path:
         """Where a run of the plan saves."""
-        return local_path(str(self.config["checkpoint"]["save"]).replace(RUN_DIR, str(run.path)))
+        save = str(self.config["checkpoint"]["save"])
+        return local_path(save.replace(RUN_DIR, str(run.path)))
 
     @property
     def checkpoints_elsewhere(self) -> Path | None:
@@ -142,9 +148,12 @@ def check_guards(plan: Plan) -> None:
     if target_module(plan.target).OWN and "code" not in plan.guards:
         raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
-        if current.get(name) != digest:
-            what = "dfmspec's own code" if name == "code" else f"the metadata of dataset {_data_of(plan)}"
-            raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
+        if current.get(name) == digest:
+            continue
+        what = "dfmspec's own code"
+        if name != "code":
+            what = f"the metadata of dataset {_data_of(plan)}"
+        raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 
 def _open(launch: _Launch) -> tuple[RunDir, Manifest]:
@@ -162,11 +171,11 @@ def _open(launch: _Launch) -> tuple[RunDir, Manifest]:
     for run, manifest in same_plan:
         if manifest.resumed_from != resume.source:
             continue
-        starts_anew = resume.kind == "never" or (resume.source is not None and manifest.verdict == "succeeded")
-        if not starts_anew:
-            _check_same_data(run, manifest, launch.request.plan)
-            return run, manifest
-        break
+        is_over = resume.source is not None and manifest.verdict == "succeeded"
+        if resume.kind == "never" or is_over:
+            break
+        _check_same_data(run, manifest, launch.request.plan)
+        return run, manifest
 
     # Else a new one, where that is allowed.
     if resume.kind == "require":
@@ -192,7 +201,8 @@ def _new_run(launch: _Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Mani
     run.path.mkdir(parents=True)
     if request.spec_text is not None:
         run.spec.write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
-    write_aside(run.plan, json.dumps(at(plan, run.path).as_json(), indent=2, sort_keys=True) + "\n")
+    stored = at(plan, run.path).as_json()
+    write_aside(run.plan, json.dumps(stored, indent=2, sort_keys=True) + "\n")
     write_aside(run.path / CONFIG, config_text(config))
 
     # The record.
@@ -246,8 +256,9 @@ def _tell_of_another(earlier: Sequence[tuple[RunDir, Manifest]], launch: _Launch
         return
     for run, manifest in earlier:
         if manifest.verdict in ("stopped", "failed") and manifest.checkpoints:
+            iteration = manifest.checkpoints[-1].iteration
             launch.request.talk(
-                f"A new run: {run.path}, at iteration {manifest.checkpoints[-1].iteration}, has another plan "
+                f"A new run: {run.path}, at iteration {iteration}, has another plan "
                 f"(dfmspec plan --diff {run.path} tells what differs); run.resume={run.path} goes on from there"
             )
             return
@@ -347,18 +358,19 @@ class _Supervisor:
 
     def _begin(self, handle: Handle) -> Attempt:
         """Write down that an attempt runs; one that an earlier supervisor began is taken up."""
-        attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == handle.attempt), None)
+        number = handle.attempt
+        attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == number), None)
         if attempt is None:
             nodes = []
             for node, (host, argv, env) in enumerate(handle.described()):
                 nodes.append(NodeProcess(node=node, host=host, argv=argv, env=env))
-            began, _ = span(self.run_dir, handle.attempt)
-            attempt = Attempt(number=handle.attempt, started=began, nodes=nodes)
+            began, _ = span(self.run_dir, number)
+            attempt = Attempt(number=number, started=began, nodes=nodes)
             self.manifest.attempts.append(attempt)
         self.manifest.verdict = "running"
         self.manifest.reason = ""
         write_manifest(self.run_dir, self.manifest)
-        self.launch.request.talk(f"Run {self.run_dir.path}, attempt {handle.attempt}")
+        self.launch.request.talk(f"Run {self.run_dir.path}, attempt {number}")
         return attempt
 
     def _conclude_earlier(self, number: int) -> None:
@@ -400,7 +412,8 @@ class _Supervisor:
         A signal asks the ranks to save and stop, a second ends them.
         """
         talk = self.launch.request.talk
-        tail = _Tail(self.run_dir.attempt(handle.attempt).node(0).rank(0).stdout, talk)
+        node = self.run_dir.attempt(handle.attempt).node(0)
+        tail = _Tail(node.rank(0).stdout, talk)
         asked = 0
         deadline = float("inf")
         while True:
