@@ -54,6 +54,7 @@ def faults(folder: Path) -> Iterator[str]:
 
 
 def _fault(folder: Path, part: _Part) -> str | None:
+    """What keeps Energon from reading a part of the metadata; None: nothing."""
     file = _first(folder, part.files)
     if file is None:
         metadata = folder / ".nv-meta"
@@ -90,6 +91,7 @@ def split_counts(folder: Path) -> dict[str, int] | None:
 
 
 def _total(counts: Counts, shards: list[str]) -> int:
+    """The samples of some shards; one that is not counted has none."""
     return sum(counts.get(shard, 0) for shard in shards)
 
 
@@ -115,6 +117,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _are_counts(data: Any) -> bool:
+    """Whether a value is a map of shards to numbers of samples."""
     if not isinstance(data, dict):
         return False
     return all(_is_count(name, count) for name, count in data.items())
@@ -126,6 +129,7 @@ def _is_count(name: Any, count: Any) -> bool:
 
 
 def _are_splits(data: Any) -> bool:
+    """Whether a value is a map of splits to lists of shards."""
     if not isinstance(data, dict):
         return False
     return all(_are_texts(shards) for shards in data.values())
@@ -168,11 +172,14 @@ def _expanded(pattern: str) -> list[str]:
     width = len(low)
     head = pattern[: match.start()]
     tail = pattern[match.end() :]
+
+    # There may be another range in what follows.
     numbers = range(int(low), int(high) + 1)
     return _all_expanded(f"{head}{number:0{width}d}{tail}" for number in numbers)
 
 
 def _all_expanded(patterns: Iterable[str]) -> list[str]:
+    """The names that some patterns stand for, in their order."""
     names: list[str] = []
     for pattern in patterns:
         names += _expanded(pattern)

@@ -33,7 +33,7 @@ class Reference(NamedTuple):
     split_part: str | None
     """The split of that dataset which is read; None: the one of the same name."""
     configured: bool
-    """It names metadata files of its own, which Energon alone judges."""
+    """Whether it names metadata files of its own, which Energon alone judges."""
 
 
 class Leaf(NamedTuple):
@@ -122,6 +122,8 @@ def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[
     faults = []
     for name, node in splits.items():
         nodes, fault = nodes_of(node)
+
+        # Only what is on this machine can be looked into.
         on_disk = [each for each in nodes if "://" not in each["path"]]
         found[str(name)] = [_reference(file, each) for each in on_disk]
         if fault:
@@ -132,6 +134,7 @@ def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[
 
 
 def _reference(file: Path, node: _Node) -> Reference:
+    """What a reference names; its path is relative to the file that it stands in."""
     path = os.path.normpath(file.parent / node["path"])
     split = node.get("split_part")
     if not isinstance(split, str):
@@ -187,7 +190,7 @@ def _items(node: Any) -> list[Any]:
 
 
 def _with_paths(nodes: list[Any]) -> _Nodes:
-    """Those of some references that name a path, and what is wrong unless all do."""
+    """The references of a list that name a path, and what is wrong unless all do."""
     whole = [node for node in nodes if _has_path(node)]
     if not nodes or len(whole) < len(nodes):
         return whole, "needs a path for each of its datasets"
@@ -195,6 +198,7 @@ def _with_paths(nodes: list[Any]) -> _Nodes:
 
 
 def _has_path(node: Any) -> bool:
+    """Whether a reference names a path."""
     return isinstance(node, dict) and isinstance(node.get("path"), str)
 
 

@@ -123,10 +123,12 @@ def _rebuilt(storage: Any, offset: int, size: Sequence[int], stride: Sequence[in
 
 
 def _parameter(tensor: Any, *rest: Any) -> Any:
+    """A parameter of torch: the tensor in it."""
     return tensor
 
 
 def _encoded(text: str, encoding: str) -> bytes:
+    """Bytes, which protocol 2 writes as a text."""
     return text.encode("latin1")
 
 
@@ -255,6 +257,7 @@ def _described_array(state: Any) -> Tensor | None:
 
 
 def _statistics(shape: tuple[int, ...], format_: _Format, data: bytes) -> Tensor:
+    """What can be said of a tensor by its little-endian bytes."""
     values = _floats(format_, data)
     if not all(map(math.isfinite, values)):
         return Tensor(shape, format_.name, finite=False, largest=math.inf, mean=0.0, mean_square=0.0)

@@ -21,7 +21,7 @@ from dfmspec.targets.layout import Layout, RankPlace, crossing, layout_of, place
 _SHOWN_ONE_BY_ONE = 4
 """Up to so many nodes, each one's command is shown."""
 _LONG = 16
-"""Of a longer list, the ends are shown."""
+"""Up to so many entries, a list is shown whole; of a longer one, the ends."""
 
 
 def described(resolved: Resolved, made: Plan) -> str:
@@ -62,7 +62,8 @@ def _head(resolved: Resolved, made: Plan, layout: Layout) -> list[str]:
     device = resolved["cluster.device"]
     lines.append(
         f"  {layout.world_size} ranks = {nnodes} nodes x {nproc} on {device}: "
-        f"TP: {layout.tensor_model_parallel_size}, PP: {layout.pipeline_model_parallel_size}, "
+        f"TP: {layout.tensor_model_parallel_size}, "
+        f"PP: {layout.pipeline_model_parallel_size}, "
         f"CP: {layout.context_parallel_size} -> DP: {dp}"
     )
 
@@ -81,11 +82,13 @@ def _head(resolved: Resolved, made: Plan, layout: Layout) -> list[str]:
 
 def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
     """How much it is: parameters, tokens, operations, disk; and which groups leave a node."""
+    # In the network.
     values = resolved.values
     parameters = target_module(values["target"]).parameters(values)
     millions = parameters / 1e6
     work = _work(values, layout)
 
+    # On disk.
     kept = _kept_checkpoints(values)
     each = checkpoint_bytes(parameters, averaged="diffusion.ema_decay" in values)
     one_gb = _figure(each / 1e9)
@@ -149,6 +152,8 @@ def _shortened(value: Any) -> str:
     if not isinstance(value, list) or len(value) <= _LONG:
         return json.dumps(value)
     count = len(value)
+
+    # Two at the beginning, which show a step, and the last.
     first = json.dumps(value[0])
     second = json.dumps(value[1])
     last = json.dumps(value[-1])
@@ -189,6 +194,7 @@ def rank_table(resolved: Resolved) -> str:
 
 
 def _row(cells: Iterable[Any]) -> str:
+    """A line of a table, its cells flush right."""
     return "".join(f"{cell:>7}" for cell in cells)
 
 
@@ -277,6 +283,7 @@ def _account(
 
 
 def _layer(value: Any, origin: Origin) -> str:
+    """A value and the layer that it is from."""
     shown = json.dumps(value)
     place = _where(origin)
     return f"{shown} ({place})"

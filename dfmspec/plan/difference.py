@@ -102,6 +102,7 @@ def _group(key: str, target: str) -> str:
 
 
 def _group_of_variable(name: str) -> str:
+    """What a difference of an environment variable changes."""
     for pattern, group in _ENVIRONMENT:
         if pattern.fullmatch(name):
             return group
@@ -139,6 +140,7 @@ def described(found: list[Difference]) -> str:
 
 
 def _line(difference: Difference) -> str:
+    """A difference for a reader."""
     one = json.dumps(difference.one)
     other = json.dumps(difference.other)
     return f"  {difference.key}: {one} -> {other}"

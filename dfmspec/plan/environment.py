@@ -39,12 +39,17 @@ def _with_several_nodes(key: str) -> Callable[[Values], str | int | None]:
 
 
 def _threads(values: Values) -> int | None:
+    """OMP_NUM_THREADS: on the CPU, where every process would take all cores."""
     return None if _cuda(values) else 1
 
 
 def _connections(values: Values) -> int | str | None:
+    """CUDA_DEVICE_MAX_CONNECTIONS: the hardware queues of a GPU."""
+    # Megatron FSDP needs more than 1, which the shell may have.
     if values.get("ddp.use_megatron_fsdp"):
         return UNSET
+
+    # With one queue, kernels start in the order in which they are launched.
     is_older = _cuda(values) and values["cluster.gpu"] not in _BLACKWELL
     if is_older and values["model.tensor_model_parallel_size"] > 1:
         return 1
@@ -52,6 +57,7 @@ def _connections(values: Values) -> int | str | None:
 
 
 def _heartbeat(values: Values) -> int | None:
+    """TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC: as long as a collective may take, where that is longer than NCCL's own."""
     minutes: int = values["dist.distributed_timeout_minutes"]
     if not _cuda(values) or minutes <= _HEARTBEAT_MINUTES:
         return None
@@ -72,6 +78,7 @@ def _deterministic(name: str) -> Callable[[Values], str | int | None]:
 
 
 def _wandb_resume(values: Values) -> str | None:
+    """WANDB_RESUME, where the run is logged to Weights & Biases."""
     return "allow" if values.get("logger.wandb_project") else None
 
 

@@ -279,6 +279,7 @@ def _without_resolver(value: Any) -> Any:
 
 
 def _section(values: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """The fields of one section, of which the keys begin with `start`."""
     return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
@@ -329,6 +330,7 @@ def code_digest() -> str:
 
 
 def _digest(files: Iterable[Path]) -> str:
+    """sha256 over the names and contents of files, in their order."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")

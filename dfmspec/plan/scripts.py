@@ -26,6 +26,8 @@ def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = Non
         places: the folders of files by their role, as the shell writes them.
     """
     quoted = [_quoted(word, places or {}) for word in words]
+
+    # The program and its first flag, then a flag with its value a line.
     lines = [" ".join(quoted[:3])]
     rest = quoted[3:]
     while rest:
@@ -43,6 +45,7 @@ def _has_value(words: Sequence[str]) -> bool:
 
 
 def _quoted(word: Word, places: Mapping[Role, str]) -> str:
+    """A word as the shell takes it for one, whatever is in it."""
     if word.role is Role.VARIABLE:
         return f'"{word.text}"'
     if word.role is Role.PATH:
@@ -66,11 +69,14 @@ def where(plan: Plan, base: str) -> list[str]:
         base: what relative paths that nobody named are relative to, as the shell writes it.
     """
     lines = [f'export DFMSPEC_BASE="${{DFMSPEC_BASE:-{base}}}"']
+
+    # The spec's folder, as the bundle sees it.
     if plan.spec_dir is not None:
         spec_dir = _BUNDLE + shlex.quote(plan.spec_dir)
         export = _unless_set("DFMSPEC_SPEC_DIR")
         lines.append(f"{export}{spec_dir}  # paths of the spec are relative to this")
 
+    # The run directory of a bundle that is started by hand has the plan's id for a name.
     output_dir = shell_path(plan.run["output_dir"])
     if is_relative(plan.run["output_dir"]):
         output_dir = _BASE + output_dir

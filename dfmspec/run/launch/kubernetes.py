@@ -56,6 +56,7 @@ def attach(plan: Plan, place: Place) -> None:
 
 def documents(plan: Plan) -> list[dict[str, Any]]:
     """The two objects of the manifest: the ConfigMap with the plan's files, then the JobSet."""
+    # The files, which never change: another plan has another ConfigMap.
     data = _data(plan)
     config_map = {
         "apiVersion": "v1",
@@ -64,6 +65,8 @@ def documents(plan: Plan) -> list[dict[str, Any]]:
         "immutable": True,
         "data": data,
     }
+
+    # A pod a node, started anew all together.
     job = {
         "parallelism": plan.nnodes,
         "completions": plan.nnodes,
