@@ -48,10 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     except (DfmspecError, OSError) as error:
         _record_error(rank_dir, error)
         if isinstance(error, TrainingError):  # perhaps of this rank alone
-            print(f"error: rank {_rank()}: {error}", file=sys.stderr, flush=True)
+            rank = _rank()
+            print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
         else:
             _say(f"error: {error}")
-        return error.exit_code if isinstance(error, DfmspecError) else PREFLIGHT
+        if isinstance(error, DfmspecError):
+            return error.exit_code
+        return PREFLIGHT
     except Exception as error:
         _record_error(rank_dir, error)
         raise
@@ -66,9 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset-path", help="folder of the WebDataset's shards, or a metadataset's .yaml")
     parser.add_argument("--config-file", help="YAML file of overrides")
     parser.add_argument("--mock", action="store_true", help="train on random latents")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as model.tensor_model_parallel_size=2"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.tensor_model_parallel_size=2")
     return parser
 
 
@@ -98,8 +99,11 @@ def _redirect() -> RankDir | None:
     attempt = _attempt()
     if attempt is None:
         return None
-    rank_dir = attempt.node(int(os.environ.get("GROUP_RANK", "0"))).rank(_rank())
+    node = int(os.environ.get("GROUP_RANK", "0"))
+    rank_dir = attempt.node(node).rank(_rank())
     rank_dir.path.mkdir(parents=True, exist_ok=True)
+
+    # The descriptors themselves, for what C libraries print.
     for file, stream in ((rank_dir.stdout, sys.stdout), (rank_dir.stderr, sys.stderr)):
         stream.flush()
         target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -157,7 +161,8 @@ def _resolve(args: argparse.Namespace) -> Resolved:
         _say(render(finding))
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]
     if errors:
-        raise InvalidSpec(f"{errors[0].message} [{errors[0].code}]")
+        first = errors[0]
+        raise InvalidSpec(f"{first.message} [{first.code}]")
     return resolved
 
 
@@ -171,18 +176,22 @@ def run_paths(value: Any, name: str) -> Any:
     run = _run()
     if run is None:
         value = value.replace(f"{RUN_DIR}/checkpoints", RUN_DIR)
-    place = f"checkpoints/{name}" if run is None else str(run.path)
+        place = f"checkpoints/{name}"
+    else:
+        place = str(run.path)
     return os.path.abspath(os.path.expanduser(value.replace(RUN_DIR, place)))
 
 
 def _train(resolved: Resolved) -> int:
     """Hand the configuration to the trainer."""
     config = target_module(resolved.spec.target).config(resolved.values)
-    located = json.loads(canonical(config)) | {"run": {"resume": resolved["run.resume"]}}
+    located = json.loads(canonical(config))
+    located["run"] = {"resume": resolved["run.resume"]}
     for key in PATH_KEYS:
         section, _, field = key.partition(".")
-        if field in located[section]:
-            located[section][field] = run_paths(located[section][field], resolved.spec.name)
+        fields = located[section]
+        if field in fields:
+            fields[field] = run_paths(fields[field], resolved.spec.name)
 
     from dfmspec.spec.experiment import Experiment
 
@@ -208,15 +217,18 @@ def _require_what_it_needs(experiment: Experiment) -> None:
     if experiment.cluster.device != "cuda":
         return
 
+    # A GPU for each process.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = torch.cuda.device_count()
     if processes > gpus:
         need = f"{processes} processes need a GPU each" if processes > 1 else "1 process needs a GPU"
+        there = gpus or "none"
         fewer = "start as many, or " if gpus else ""
         raise PreflightError(
-            f"{need}, and this machine has {gpus or 'none'}; {fewer}give cluster.device=cpu to try it on the CPU"
+            f"{need}, and this machine has {there}; {fewer}give cluster.device=cpu to try it on the CPU"
         )
 
+    # The kernels that the spec asks for.
     if experiment.model.attention_backend == "flash":
         from dfmspec.trainer.ops.libraries import FLASH_ATTENTION, installed
 
@@ -235,6 +247,7 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
     from dfmspec.trainer.clock import Stages
     from dfmspec.trainer.prepare.writer import ensure_dataset
 
+    # Rank 0 draws the data set, where it has to be; the others meet it at the barrier.
     stages = Stages()
     stages.end("imports")
     die_with_parent()

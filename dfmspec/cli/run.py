@@ -33,14 +33,41 @@ class _Source(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+_Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC|PLAN_DIR [KEY=VALUE]...",
+        help="A spec with overrides, or a folder of `plan -o`.",
+        show_default=False,
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", "-n", help="Show the plan and start nothing."),
+]
+_DatasetPath = Annotated[
+    str | None,
+    typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it."),
+]
+_Detach = Annotated[
+    bool,
+    typer.Option(
+        "--detach",
+        help="With launcher slurm: submit the job and return; the same command watches it again.",
+    ),
+]
+_OutputDir = Annotated[
+    str | None,
+    typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir."),
+]
+
+
 def run(
-    words: Annotated[
-        list[str], typer.Argument(metavar="SPEC|PLAN_DIR [KEY=VALUE]...", help="A spec with overrides, or a folder of `plan -o`.", show_default=False)
-    ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan and start nothing.")] = False,
-    dataset_path: Annotated[str | None, typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="With launcher slurm: submit the job and return; the same command watches it again.")] = False,
-    run_output: Annotated[str | None, typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir.")] = None,
+    words: _Words,
+    dry_run: _DryRun = False,
+    dataset_path: _DatasetPath = None,
+    detach: _Detach = False,
+    run_output: _OutputDir = None,
 ) -> None:
     """Train: check the spec, start the plan's commands, supervise them, and record the run.
 
@@ -54,6 +81,7 @@ def run(
     from dfmspec.record.run_dir import RunDir
     from dfmspec.run.supervise import Request, execute, talk_to_stderr
 
+    # The plan: as it was saved, or compiled now.
     file, overrides = one_file(words)
     if Path(file).is_dir():
         source = _from_bundle(Path(file), overrides, dry_run=dry_run)
@@ -162,10 +190,11 @@ def _refuse_accepted(findings: Sequence[Diagnostic]) -> None:
         InvalidSpec: there are some.
     """
     accepted = [finding for finding in findings if finding.suppression is not None]
-    codes = sorted({finding.code for finding in accepted if finding.severity is Severity.ERROR})
+    codes = {finding.code for finding in accepted if finding.severity is Severity.ERROR}
     if codes:
+        listed = ", ".join(sorted(codes))
         raise InvalidSpec(
-            f"{', '.join(codes)} is accepted by a comment, but the trainer refuses it all the same; nothing was started"
+            f"{listed} is accepted by a comment, but the trainer refuses it all the same; nothing was started"
         )
 
 
@@ -185,8 +214,10 @@ def _with_its_data(plan: Plan, *, is_saved: bool) -> Plan:
         return plan
     arguments = [path]
     for name in ("resolution", "num_samples", "seed"):
-        arguments += [f"--{name.replace('_', '-')}", str(data[name])]
-    if trainer_module("prepare", *arguments, quiet=True):
+        flag = name.replace("_", "-")
+        arguments += [f"--{flag}", str(data[name])]
+    code = trainer_module("prepare", *arguments, quiet=True)
+    if code != OK:
         raise PreflightError(f"the embedded dataset {path} could not be made; the lines above say why")
     if is_saved:
         check_guards(plan)
@@ -202,11 +233,12 @@ def _draw(run: RunDir, count: int) -> None:
     if read_manifest(run).artifacts:
         return
     out = unused(run.samples)
-    trainer_module(
-        "commands.sample", str(run), "--out", str(out), "--num-samples", str(count), "--curve", quiet=True
-    )
+    arguments = [str(run), "--out", str(out), "--num-samples", str(count), "--curve"]
+    trainer_module("commands.sample", *arguments, quiet=True)
+
+    # The grid and the curve are told; the single pictures stand beside them.
     manifest = read_manifest(run)
-    drawn = [out / name for name in ("grid.png", "loss.png")]  # the single pictures stand beside them
+    drawn = [out / name for name in ("grid.png", "loss.png")]
     manifest.artifacts = [str(path.relative_to(run.path)) for path in drawn if path.exists()]
     write_manifest(run, manifest)
 

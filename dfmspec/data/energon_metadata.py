@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where it was built
-INFO, SPLIT = (".info.json", ".info.yaml"), ("split.yaml", "split.json")
+# The C loader reads the same, faster, where PyYAML was built with it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+INFO = (".info.json", ".info.yaml")
+SPLIT = ("split.yaml", "split.json")
 """Energon's own order of looking; Energon 6 writes YAML alone."""
+Counts = dict[str, int]
+"""Shard -> its samples."""
+Splits = dict[str, list[str]]
+"""Split -> its shards."""
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class _Part(NamedTuple):
+    """A part of the metadata that dfmspec reads."""
+
+    files: tuple[str, ...]
+    """Names of the files that may hold it; the first that is there does."""
+    key: str
+    """Its key in the file."""
+    is_valid: Callable[[Any], bool]
+    """Whether Energon could read a value of that key."""
 
 
 def prepared(folder: Path) -> bool:
@@ -22,56 +40,109 @@ def prepared(folder: Path) -> bool:
 
 
 def metadata_files(folder: Path) -> list[Path]:
-    """All that says what a dataset is, of Energon's."""
-    return [file for file in sorted(folder.glob(".nv-meta/*")) if file.suffix in (".yaml", ".json")]
+    """Energon's files that say what a dataset is."""
+    files = sorted(folder.glob(".nv-meta/*"))
+    return [file for file in files if file.suffix in (".yaml", ".json")]
 
 
 def faults(folder: Path) -> Iterator[str]:
     """What keeps Energon from reading the counts and the splits of a dataset."""
-    for names, part, holds in ((INFO, "shard_counts", _are_counts), (SPLIT, "split_parts", _are_splits)):
-        file = _first(folder, names)
-        if file is None:
-            yield f"{folder / '.nv-meta'} has no {' or '.join(names)}"
-        elif (data := _data(file)) is None:
-            yield f"{file} cannot be read: it is empty or damaged"
-        elif not isinstance(data, dict) or not holds(data.get(part)):
-            yield f"{file} has no {part} that Energon could read"
+    for part in (_COUNTS, _SPLITS):
+        fault = _fault(folder, part)
+        if fault is not None:
+            yield fault
 
 
-def shard_counts(folder: Path) -> dict[str, int] | None:
+def _fault(folder: Path, part: _Part) -> str | None:
+    """What keeps Energon from reading a part of the metadata; None: nothing."""
+    file = _first(folder, part.files)
+    if file is None:
+        metadata = folder / ".nv-meta"
+        names = " or ".join(part.files)
+        return f"{metadata} has no {names}"
+    if _data(file) is None:
+        return f"{file} cannot be read: it is empty or damaged"
+    if _value(folder, part) is None:
+        return f"{file} has no {part.key} that Energon could read"
+    return None
+
+
+def shard_counts(folder: Path) -> Counts | None:
     """The samples of each shard; None when that cannot be told."""
-    counts: dict[str, int] | None = _part(folder, INFO, "shard_counts", _are_counts)
+    counts: Counts | None = _value(folder, _COUNTS)
     return counts
 
 
-def split_shards(folder: Path) -> dict[str, list[str]] | None:
+def split_shards(folder: Path) -> Splits | None:
     """The shards of each split; None when that cannot be told."""
-    parts = _part(folder, SPLIT, "split_parts", _are_splits)
-    return None if parts is None else {name: [shard for pattern in patterns for shard in _expanded(pattern)] for name, patterns in parts.items()}
+    patterns: Splits | None = _value(folder, _SPLITS)
+    if patterns is None:
+        return None
+    return {name: _all_expanded(each) for name, each in patterns.items()}
 
 
 def split_counts(folder: Path) -> dict[str, int] | None:
-    """Samples of each split; None when that cannot be told."""
-    counts, splits = shard_counts(folder), split_shards(folder)
-    return None if counts is None or splits is None else {name: sum(counts.get(shard, 0) for shard in shards) for name, shards in splits.items()}
+    """The samples of each split; None when that cannot be told."""
+    counts = shard_counts(folder)
+    splits = split_shards(folder)
+    if counts is None or splits is None:
+        return None
+    return {name: _total(counts, shards) for name, shards in splits.items()}
 
 
-def _part(folder: Path, names: tuple[str, ...], part: str, holds: Any) -> Any:
-    data = _data(file) if (file := _first(folder, names)) else None
-    found = data.get(part) if isinstance(data, dict) else None
-    return found if holds(found) else None
+def _total(counts: Counts, shards: list[str]) -> int:
+    """The samples of some shards; one that is not counted has none."""
+    return sum(counts.get(shard, 0) for shard in shards)
+
+
+def _value(folder: Path, part: _Part) -> Any:
+    """The value of a part; None when Energon could not read it."""
+    file = _first(folder, part.files)
+    if file is None:
+        return None
+    data = _data(file)
+    if not isinstance(data, dict):
+        return None
+    found = data.get(part.key)
+    return found if part.is_valid(found) else None
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((file for name in names if (file := folder / ".nv-meta" / name).is_file()), None)
+    """The first file of some names that a dataset has."""
+    for name in names:
+        file = folder / ".nv-meta" / name
+        if file.is_file():
+            return file
+    return None
 
 
 def _are_counts(data: Any) -> bool:
-    return isinstance(data, dict) and all(isinstance(name, str) and type(count) is int and count >= 0 for name, count in data.items())
+    """Whether a value is a map of shards to numbers of samples."""
+    if not isinstance(data, dict):
+        return False
+    return all(_is_count(name, count) for name, count in data.items())
+
+
+def _is_count(name: Any, count: Any) -> bool:
+    # By type: a bool, which is an int too, is no count.
+    return isinstance(name, str) and type(count) is int and count >= 0
 
 
 def _are_splits(data: Any) -> bool:
-    return isinstance(data, dict) and all(isinstance(shards, list) and all(isinstance(shard, str) for shard in shards) for shards in data.values())
+    """Whether a value is a map of splits to lists of shards."""
+    if not isinstance(data, dict):
+        return False
+    return all(_are_texts(shards) for shards in data.values())
+
+
+def _are_texts(data: Any) -> bool:
+    if not isinstance(data, list):
+        return False
+    return all(isinstance(text, str) for text in data)
+
+
+_COUNTS = _Part(INFO, "shard_counts", _are_counts)
+_SPLITS = _Part(SPLIT, "split_parts", _are_splits)
 
 
 def _data(file: Path) -> Any:
@@ -82,18 +153,34 @@ def _data(file: Path) -> Any:
 
 @lru_cache(maxsize=16)
 def _parsed(file: Path, modified: int, size: int) -> Any:
+    """What a file holds; one that was changed has another time or size, and is read anew."""
     try:
         text = file.read_text()
-        return json.loads(text) if file.suffix == ".json" else yaml.load(text, _LOADER)
+        if file.suffix == ".json":
+            return json.loads(text)
+        return yaml.load(text, _LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
 
 
 def _expanded(pattern: str) -> list[str]:
-    """Energon's `shard-{000003..000005}.tar`."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not match:
+    """The names that a pattern of Energon's stands for, such as `shard-{000003..000005}.tar`."""
+    match = _RANGE.search(pattern)
+    if match is None:
         return [pattern]
     low, high = match.groups()
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [name for i in range(int(low), int(high) + 1) for name in _expanded(f"{head}{i:0{len(low)}d}{tail}")]
+    width = len(low)
+    head = pattern[: match.start()]
+    tail = pattern[match.end() :]
+
+    # There may be another range in what follows.
+    numbers = range(int(low), int(high) + 1)
+    return _all_expanded(f"{head}{number:0{width}d}{tail}" for number in numbers)
+
+
+def _all_expanded(patterns: Iterable[str]) -> list[str]:
+    """The names that some patterns stand for, in their order."""
+    names: list[str] = []
+    for pattern in patterns:
+        names += _expanded(pattern)
+    return names

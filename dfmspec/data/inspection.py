@@ -7,36 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from dfmspec.data.energon_metadata import split_counts
-from dfmspec.data.shards import UNIT_VARIANCE, Sample, scan, spread
+from dfmspec.data.shards import UNIT_VARIANCE, Sample, Scan, scan, spread
+from dfmspec.data.tensors import Tensor
 
 
 def inspect(folder: Path) -> dict[str, Any]:
     """Look through the first samples of every shard.
 
-    Returns: shards, samples of each split, how many samples were read, the latents' shapes [C, T, H, W] with their numbers,
-    mean and standard deviation of their values, the least and the most text tokens, and the problems, each of which names
-    its sample or shard.
+    Returns: shards, samples of each split, how many samples were read, the latents' shapes [C, T, H, W] with their
+    numbers, mean and standard deviation of their values, the least and the most text tokens, and the problems, each of
+    which names its sample or shard.
     """
+    # What there is to count: whole samples.
     found = scan(folder)
-    whole = [sample for sample in found.samples if sample.is_whole]
-    latents = [sample.latent for sample in whole if sample.latent is not None and sample.latent.finite]
-    lengths = [sample.text.shape[0] for sample in whole if sample.text is not None]
-    shapes = Counter(str(list(latent.shape)) for latent in latents)
-    mean, deviation = spread(latents) if latents else (None, None)
+    latents: list[Tensor] = []
+    lengths: list[int] = []
+    for sample in found.whole:
+        if sample.latent is not None and sample.latent.finite:
+            latents.append(sample.latent)
+        if sample.text is not None:
+            lengths.append(sample.text.shape[0])
 
-    # What the trainer would stop at.
-    problems: list[str] = []
-    if not (folder / ".nv-meta").is_dir():
-        command = f"energon prepare --sample-type CrudeWebdataset {folder}"
-        problems.append(f"{folder} has no .nv-meta; run: {command}")
-    problems += [f"{folder}/{fault}" for fault in found.broken]
-    for sample in found.samples:
-        fault = _fault(sample)
-        if fault:
-            problems.append(f"sample {sample.place}: {fault}")
-    if deviation is not None and not UNIT_VARIANCE[0] <= deviation <= UNIT_VARIANCE[1]:
-        expected = "the trainer expects about 1 and multiplies by sigma_data"
-        problems.append(f"latents have standard deviation {deviation:.3f}; {expected}")
+    # Statistics.
+    shapes = Counter(str(list(latent.shape)) for latent in latents)
+    mean = None
+    deviation = None
+    if latents:
+        mean, deviation = spread(latents)
 
     return {
         "path": str(folder),
@@ -47,20 +44,44 @@ def inspect(folder: Path) -> dict[str, Any]:
         "latent_mean": None if mean is None else round(mean, 4),
         "latent_std": None if deviation is None else round(deviation, 4),
         "text_tokens": [min(lengths), max(lengths)] if lengths else None,
-        "problems": problems,
+        "problems": _problems(folder, found, deviation),
     }
+
+
+def _problems(folder: Path, found: Scan, deviation: float | None) -> list[str]:
+    """What the trainer would stop at, or train badly on."""
+    problems: list[str] = []
+
+    # What cannot be read.
+    if not (folder / ".nv-meta").is_dir():
+        command = f"energon prepare --sample-type CrudeWebdataset {folder}"
+        problems.append(f"{folder} has no .nv-meta; run: {command}")
+    problems += [f"{folder}/{fault}" for fault in found.broken]
+    for sample in found.samples:
+        fault = _fault(sample)
+        if fault:
+            problems.append(f"sample {sample.place}: {fault}")
+
+    # What training on them would suffer from.
+    if deviation is not None and not UNIT_VARIANCE[0] <= deviation <= UNIT_VARIANCE[1]:
+        expected = "the trainer expects about 1 and multiplies by sigma_data"
+        problems.append(f"latents have standard deviation {deviation:.3f}; {expected}")
+    return problems
 
 
 def _fault(sample: Sample) -> str:
     """What keeps a sample from being trained on; empty: nothing that can be seen of it alone."""
     if sample.missing:
-        return f"it has no .{sample.missing[0]} file"
+        first = sample.missing[0]
+        return f"it has no .{first} file"
     if sample.fault or sample.latent is None or sample.text is None:
         return sample.fault
-    if len(sample.latent.shape) != 4:
-        return f"its .pth has shape {list(sample.latent.shape)}, not 4 axes"
-    if len(sample.text.shape) != 2:
-        return f"its .pickle has shape {list(sample.text.shape)}, not 2 axes"
+    latent_shape = list(sample.latent.shape)
+    text_shape = list(sample.text.shape)
+    if len(latent_shape) != 4:
+        return f"its .pth has shape {latent_shape}, not 4 axes"
+    if len(text_shape) != 2:
+        return f"its .pickle has shape {text_shape}, not 2 axes"
     if not sample.latent.finite:
         return "its .pth has values that are not finite"
     if not sample.text.finite:

@@ -10,12 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 _ONE_OF = ("path", "blend", "blend_epochized", "join")
+_NEEDS_ONE_OF = "needs one of " + ", ".join(_ONE_OF)
+_NO_SPLITS = "it has no splits"
+
+_Node = dict[str, Any]
+"""A reference as the file has it."""
+_Nodes = tuple[list[_Node], str]
+"""The references of a split that can be followed, and what is wrong with it; empty: nothing."""
 
 
 class Reference(NamedTuple):
@@ -25,7 +33,7 @@ class Reference(NamedTuple):
     split_part: str | None
     """The split of that dataset which is read; None: the one of the same name."""
     configured: bool
-    """It names metadata files of its own, which Energon alone judges."""
+    """Whether it names metadata files of its own, which Energon alone judges."""
 
 
 class Leaf(NamedTuple):
@@ -53,45 +61,71 @@ def everything(dataset: Path, *, energon: int) -> list[Path]:
     """A dataset and, where it is a metadataset, all that its splits name, by way of other metadatasets too."""
     found = [dataset]
     for part in found:  # which grows
-        if is_metadataset(part):
-            references = [reference for each in read(part, energon=energon)[0].values() for reference in each]
-            found += [inner for inner in dict.fromkeys(reference.path for reference in references) if inner not in found]
+        if not is_metadataset(part):
+            continue
+        for reference in _references(part, energon=energon):
+            if reference.path not in found:
+                found.append(reference.path)
     return found
 
 
 def names_itself(file: Path, *, energon: int) -> bool:
     """Whether a metadataset is among what it names, which Energon would follow for ever."""
-    return any(file in everything(reference.path, energon=energon) for references in read(file, energon=energon)[0].values() for reference in references)
+    references = _references(file, energon=energon)
+    return any(file in everything(reference.path, energon=energon) for reference in references)
+
+
+def _references(file: Path, *, energon: int) -> Iterator[Reference]:
+    """The references of all splits of a metadataset."""
+    splits, _ = read(file, energon=energon)
+    return chain.from_iterable(splits.values())
 
 
 def leaves(dataset: Path, split: str, *, energon: int, by_way_of: tuple[Path, ...] = ()) -> Iterator[Leaf | Gap]:
-    """What is read when a split of a dataset is."""
+    """What is read when a split of a dataset is: folders of shards, and splits that are missing.
+
+    Args:
+        dataset: a folder of shards, or a metadataset.
+        split: such as "train".
+        energon: the major version that reads.
+        by_way_of: the metadatasets that led here, none of which is followed again.
+    """
     if not is_metadataset(dataset):
         yield Leaf(dataset, split)
         return
     splits, _ = read(dataset, energon=energon)
     if split not in splits:
         yield Gap(dataset, split, tuple(splits))
-    for reference in splits.get(split, ()):
+        return
+
+    followed = (*by_way_of, dataset)
+    for reference in splits[split]:
         inner = reference.split_part or split
         if not is_metadataset(reference.path):
             yield Leaf(reference.path, inner, reference.configured)
-        elif reference.path not in (*by_way_of, dataset):  # else it names itself
-            yield from leaves(reference.path, inner, energon=energon, by_way_of=(*by_way_of, dataset))
+        elif reference.path not in followed:  # else it names itself
+            yield from leaves(reference.path, inner, energon=energon, by_way_of=followed)
 
 
 def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[str]]:
     """The references of each split of a metadataset, and what of it Energon would not take."""
     data = _data(file, energon=energon)
-    splits = data.get("splits") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return {}, [_NO_SPLITS]
+    splits = data.get("splits")
     if not isinstance(splits, dict) or not splits:
-        return {}, ["it has no splits"]
-    of_split = _blend if data.get("__class__") == "MetadatasetV2" else _datasets
+        return {}, [_NO_SPLITS]
+
+    # Each split, in the form of the file's version.
+    nodes_of = _nodes_of_v2 if data.get("__class__") == "MetadatasetV2" else _nodes_of_v1
     found: dict[str, list[Reference]] = {}
     faults = []
     for name, node in splits.items():
-        nodes, fault = of_split(node)
-        found[str(name)] = [_reference(file, each) for each in nodes if "://" not in each["path"]]
+        nodes, fault = nodes_of(node)
+
+        # Only what is on this machine can be looked into.
+        on_disk = [each for each in nodes if "://" not in each["path"]]
+        found[str(name)] = [_reference(file, each) for each in on_disk]
         if fault:
             faults.append(f"its split {name} {fault}")
         if any(each.get("aux") for each in nodes):
@@ -99,59 +133,97 @@ def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[
     return found, faults
 
 
-def _reference(file: Path, node: dict[str, Any]) -> Reference:
-    split, configured = node.get("split_part"), bool(node.get("dataset_config") or node.get("split_config"))
-    return Reference(Path(os.path.normpath(file.parent / node["path"])), split if isinstance(split, str) else None, configured)
+def _reference(file: Path, node: _Node) -> Reference:
+    """What a reference names; its path is relative to the file that it stands in."""
+    path = os.path.normpath(file.parent / node["path"])
+    split = node.get("split_part")
+    if not isinstance(split, str):
+        split = None
+    is_configured = bool(node.get("dataset_config") or node.get("split_config"))
+    return Reference(Path(path), split, is_configured)
 
 
-def _blend(node: Any) -> tuple[list[dict[str, Any]], str]:
-    """The references of a MetadatasetV2's split, and what is wrong with it."""
-    kinds = [kind for kind in _ONE_OF if isinstance(node, dict) and kind in node]
+def _nodes_of_v2(node: Any) -> _Nodes:
+    """The references of a split of a MetadatasetV2."""
+    if not isinstance(node, dict):
+        return [], _NEEDS_ONE_OF
+    kinds = [kind for kind in _ONE_OF if kind in node]
     if len(kinds) != 1:
-        return [], f"needs one of {', '.join(_ONE_OF)}"
-    if kinds == ["path"]:
+        return [], _NEEDS_ONE_OF
+    kind = kinds[0]
+    if kind == "path":
         return _with_paths([node])
-    inner = node[kinds[0]]
-    if kinds == ["join"]:
-        return _with_paths(_joined(inner))
-    parts = inner if isinstance(inner, list) else []
-    return _with_paths([each for part in parts for each in (_joined(part["join"]) if isinstance(part, dict) and "join" in part else [part])])
+    if kind == "join":
+        return _with_paths(_joined(node[kind]))
+
+    # A blend: datasets, and joins of several.
+    nodes = []
+    for part in _items(node[kind]):
+        if isinstance(part, dict) and "join" in part:
+            nodes += _joined(part["join"])
+        else:
+            nodes.append(part)
+    return _with_paths(nodes)
 
 
-def _datasets(node: Any) -> tuple[list[dict[str, Any]], str]:
-    """The same of a split of the first version, which a file without `__class__` is of."""
-    if not isinstance(node, dict) or not isinstance(node.get("datasets"), list):
-        return [], "needs datasets, a list; for path or blend, the file must begin with __module__: megatron.energon and __class__: MetadatasetV2"
-    return _with_paths(node["datasets"])
+def _nodes_of_v1(node: Any) -> _Nodes:
+    """The references of a split of the first version, which a file without `__class__` is of."""
+    datasets = node.get("datasets") if isinstance(node, dict) else None
+    if not isinstance(datasets, list):
+        return [], (
+            "needs datasets, a list; for path or blend, the file must begin with "
+            "__module__: megatron.energon and __class__: MetadatasetV2"
+        )
+    return _with_paths(datasets)
 
 
 def _joined(node: Any) -> list[Any]:
-    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    """The datasets of a join, which is a map or a list of them."""
+    if isinstance(node, dict):
+        return list(node.values())
+    return _items(node)
 
 
-def _with_paths(nodes: list[Any]) -> tuple[list[dict[str, Any]], str]:
-    """Those of some references that name a path, and what is wrong unless all do."""
-    whole = [each for each in nodes if isinstance(each, dict) and isinstance(each.get("path"), str)]
-    return whole, "" if nodes and len(whole) == len(nodes) else "needs a path for each of its datasets"
+def _items(node: Any) -> list[Any]:
+    """A list as it is; nothing of what is none."""
+    return node if isinstance(node, list) else []
+
+
+def _with_paths(nodes: list[Any]) -> _Nodes:
+    """The references of a list that name a path, and what is wrong unless all do."""
+    whole = [node for node in nodes if _has_path(node)]
+    if not nodes or len(whole) < len(nodes):
+        return whole, "needs a path for each of its datasets"
+    return whole, ""
+
+
+def _has_path(node: Any) -> bool:
+    """Whether a reference names a path."""
+    return isinstance(node, dict) and isinstance(node.get("path"), str)
 
 
 class _AsRapidYaml(yaml.BaseLoader):
-    """Energon 7's: an alias is its own text, and a date one too."""
+    """Reads as Energon 7 does, by Rapid YAML: an alias is its own text, and a date one too."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            return yaml.ScalarNode("tag:yaml.org,2002:str", f"*{self.get_event().anchor}")  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)
+        """A node of the document; an alias is a text, not the node that it stands for."""
+        if not self.check_event(yaml.AliasEvent):
+            return super().compose_node(parent, index)
+        alias = self.get_event().anchor  # type: ignore[no-untyped-call]
+        return yaml.ScalarNode("tag:yaml.org,2002:str", f"*{alias}")
 
 
 def _data(file: Path, *, energon: int) -> Any:
+    """What a metadataset holds; None when it cannot be read."""
     stat = file.stat()
     return _parsed(file, stat.st_mtime_ns, stat.st_size, energon)
 
 
 @lru_cache(maxsize=64)
 def _parsed(file: Path, modified: int, size: int, energon: int) -> Any:
+    """What a file holds; one that was changed has another time or size, and is read anew."""
+    loader = _AsRapidYaml if energon >= 7 else yaml.SafeLoader
     try:
-        return yaml.load(file.read_text(), _AsRapidYaml if energon >= 7 else yaml.SafeLoader)
+        return yaml.load(file.read_text(), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None

@@ -12,17 +12,25 @@ def first_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
     that never stopped. A sample longer than `length` has a pack of its own.
     """
     packs: list[list[int]] = []
-    with_room: list[tuple[int, int]] = []
-    """(tokens that are free, pack) of the packs that may take another, in their order."""
     smallest = min(sizes, default=0)
-    for index in sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True):
-        at = next((at for at, (free, _) in enumerate(with_room) if sizes[index] <= free), None)
+    longest_first = sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True)
+
+    # (tokens that are free, pack) of the packs that may take another, in their order.
+    with_room: list[tuple[int, int]] = []
+    for index in longest_first:
+        size = sizes[index]
+        at = next((at for at, (free, _) in enumerate(with_room) if size <= free), None)
         if at is None:
-            at, free, pack = len(with_room), length, len(packs)
+            at = len(with_room)
+            free = length
+            pack = len(packs)
             packs.append([])
         else:
             free, pack = with_room.pop(at)
         packs[pack].append(index)
-        if free - sizes[index] >= smallest:
-            with_room.insert(at, (free - sizes[index], pack))
+
+        # A pack that not even the shortest sample fits in is looked at no more.
+        left = free - size
+        if left >= smallest:
+            with_room.insert(at, (left, pack))
     return packs

@@ -25,7 +25,7 @@ TENSOR_NAMES: frozenset[Name] = frozenset(
         ("torch._utils", "_rebuild_parameter"),
         ("torch._utils", "_rebuild_tensor_v2"),
         ("torch.storage", "_load_from_bytes"),
-        # numpy arrays: protocols 2 to 4 rebuild them, protocol 5 takes their buffer; the modules were renamed in numpy 2.
+        # numpy arrays: protocols 2 to 4 rebuild them, protocol 5 takes their buffer; numpy 2 renamed the modules.
         ("_codecs", "encode"),
         ("numpy", "dtype"),
         ("numpy", "ndarray"),

@@ -16,6 +16,8 @@ from dfmspec.errors import DataError
 SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """Energon's own way to split a member's name into the sample's and the part's."""
 PARTS = ("pth", "pickle", "json")
+_Files = dict[str, bytes]
+"""Part -> what its file holds, of one sample."""
 SAMPLES = 64
 """How many samples are read of a dataset; one at least of every shard."""
 
@@ -39,7 +41,6 @@ class Sample:
         assert self.latent is not None
         frames, height, width = self.latent.shape[-3:]
         return frames, height, width
-
 
     @property
     def is_whole(self) -> bool:
@@ -74,25 +75,31 @@ def shown(shard: Path, folders: Sequence[Path]) -> str:
 @lru_cache(maxsize=8)
 def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     """The first samples of every shard, `limit` in all or one a shard; what cannot be read is told, never raised."""
-    shards = [shard for folder in folders for shard in folder.rglob("*.tar")]
+    shards: list[Path] = []
+    for folder in folders:
+        shards += folder.rglob("*.tar")
     samples: list[Sample] = []
     broken: list[str] = []
     counts: dict[Path, int] = {}
     for shard in sorted(shards):
+        name = shown(shard, folders)
+        of_a_shard = max(1, limit // len(shards))
         try:
-            members, counts[shard] = _members(shard, max(1, limit // len(shards)))
+            members, counts[shard] = _members(shard, of_a_shard)
         except (tarfile.TarError, OSError, EOFError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
-            broken.append(f"{shown(shard, folders)}: {lines[0]}")
+            reason = lines[0]
+            broken.append(f"{name}: {reason}")
             continue
         for key, parts in members.items():
-            samples.append(_sample(f"{key} of {shown(shard, folders)}", parts))
+            place = f"{key} of {name}"
+            samples.append(_sample(place, parts))
     return Scan(tuple(samples), tuple(broken), counts)
 
 
-def _members(shard: Path, limit: int) -> tuple[dict[str, dict[str, bytes]], int]:
+def _members(shard: Path, limit: int) -> tuple[dict[str, _Files], int]:
     """The parts of the first samples, and how many samples there are."""
-    samples: dict[str, dict[str, bytes]] = {}
+    samples: dict[str, _Files] = {}
     count = 0
     last = None
     with tarfile.open(shard) as tar:
@@ -110,14 +117,18 @@ def _members(shard: Path, limit: int) -> tuple[dict[str, dict[str, bytes]], int]
             # The rest is walked over, header by header: a shard that breaks off is found.
             if key not in samples and len(samples) == limit:
                 continue
+            content = b""
             handle = tar.extractfile(member) if member.size <= LARGEST else None
-            samples.setdefault(key, {})[part] = handle.read() if handle else b""
+            if handle is not None:
+                content = handle.read()
+            samples.setdefault(key, {})[part] = content
         if shard.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it ends without an end mark")
     return samples, count
 
 
-def _sample(place: str, parts: dict[str, bytes]) -> Sample:
+def _sample(place: str, parts: _Files) -> Sample:
+    """What is found of a sample, by its files."""
     missing = tuple(part for part in PARTS if part not in parts)
     if missing:
         return Sample(place, missing)
@@ -126,13 +137,18 @@ def _sample(place: str, parts: dict[str, bytes]) -> Sample:
         text = read_tensor(parts["pickle"], ".pickle")
     except DataError as error:
         return Sample(place, fault=str(error))
-    return Sample(place, latent=_unbatched(latent, 4), text=_unbatched(text, 2))
+    return Sample(
+        place,
+        latent=_unbatched(latent, 4),
+        text=_unbatched(text, 2),
+    )
 
 
 def _unbatched(tensor: Tensor, axes: int) -> Tensor:
     """Without a leading axis of 1."""
-    if len(tensor.shape) == axes + 1 and tensor.shape[0] == 1:
-        return replace(tensor, shape=tensor.shape[1:])
+    shape = tensor.shape
+    if len(shape) == axes + 1 and shape[0] == 1:
+        return replace(tensor, shape=shape[1:])
     return tensor
 
 
@@ -140,9 +156,11 @@ def spread(latents: Sequence[Tensor]) -> tuple[float, float]:
     """Mean and standard deviation of all values of some latents; there is at least one."""
     weights = [math.prod(latent.shape) for latent in latents]
     total = sum(weights)
-    mean = sum(weight * latent.mean for weight, latent in zip(weights, latents, strict=True)) / total
-    square = sum(weight * latent.mean_square for weight, latent in zip(weights, latents, strict=True)) / total
-    return mean, math.sqrt(max(0.0, square - mean * mean))
+    weighted = list(zip(weights, latents, strict=True))
+    mean = sum(weight * latent.mean for weight, latent in weighted) / total
+    square = sum(weight * latent.mean_square for weight, latent in weighted) / total
+    variance = max(0.0, square - mean * mean)
+    return mean, math.sqrt(variance)
 
 
 UNIT_VARIANCE = (0.7, 1.4)

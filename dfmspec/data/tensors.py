@@ -1,7 +1,7 @@
 """Tensors in a sample's files, read without torch and without running anything: shapes, formats and plain statistics.
 
-A pickle is unpickled with stand-ins for the few names that a tensor needs (`data/pickles.py`). Formats: torch.save's zip
-file (.pth), torch.save's older form, and a pickle of a tensor or of a numpy array (.pickle).
+A pickle is unpickled with stand-ins for the few names that a tensor needs (`data/pickles.py`). Formats: torch.save's
+zip file (.pth), torch.save's older form, and a pickle of a tensor or of a numpy array (.pickle).
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class _Dtype:
         self.order = text[0] if text[0] in "<>" else "<"
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+        if not isinstance(state, tuple) or len(state) < 2:
+            return
+        if state[1] in ("<", ">"):
             self.order = state[1]
 
 
@@ -108,19 +110,25 @@ def _from_buffer(buffer: Any, dtype: _Dtype, shape: tuple[int, ...], *rest: Any)
 
 
 def _rebuilt(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *rest: Any) -> _View:
+    """A tensor of torch, as `torch._utils._rebuild_tensor_v2` makes it."""
     if not isinstance(storage, _Storage):
         raise DataError("its pickle builds a tensor on something that is no storage")
     extent = 0
     if math.prod(size):
-        extent = 1 + sum((int(n) - 1) * int(step) for n, step in zip(size, stride, strict=True))
-    return _View(storage, int(offset), tuple(int(n) for n in size), extent)
+        extent = 1
+        for n, step in zip(size, stride, strict=True):
+            extent += (int(n) - 1) * int(step)
+    shape = tuple(int(n) for n in size)
+    return _View(storage, int(offset), shape, extent)
 
 
 def _parameter(tensor: Any, *rest: Any) -> Any:
+    """A parameter of torch: the tensor in it."""
     return tensor
 
 
 def _encoded(text: str, encoding: str) -> bytes:
+    """Bytes, which protocol 2 writes as a text."""
     return text.encode("latin1")
 
 
@@ -154,8 +162,10 @@ class _Unpickler(RestrictedUnpickler):
         """The storage of an id: ("storage", type, key, location, size)."""
         kind, storage_type, key, _, size = pid[:5]
         if kind != "storage" or storage_type not in _OF_STORAGE:
-            raise DataError(f"its pickle names {str(pid)[:60]}, which is no storage of floating-point numbers")
-        return self.storages.setdefault(str(key), _Storage(_OF_STORAGE[storage_type], int(size)))
+            shown = str(pid)[:60]
+            raise DataError(f"its pickle names {shown}, which is no storage of floating-point numbers")
+        storage = _Storage(_OF_STORAGE[storage_type], int(size))
+        return self.storages.setdefault(str(key), storage)
 
 
 def _legacy(data: bytes) -> Any:
@@ -178,7 +188,8 @@ def read_tensor(data: bytes, part: str) -> Tensor:
         DataError: there is none, or the file wants to run code.
     """
     try:
-        value = _from_zip(data) if data[:2] == b"PK" else _Unpickler(data).load()
+        is_zip = data[:2] == b"PK"
+        value = _from_zip(data) if is_zip else _Unpickler(data).load()
         if value == _MAGIC:
             value = _legacy(data)
         return _described(value, part)
@@ -190,9 +201,12 @@ def read_tensor(data: bytes, part: str) -> Tensor:
 
 
 def _from_zip(data: bytes) -> Any:
+    """What torch.save's zip file holds."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # A zip file may unpack to far more than it has.
         if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
-            raise DataError(f"its pickle unpacks to more than {LARGEST >> 20} MiB")
+            mebibytes = LARGEST >> 20
+            raise DataError(f"its pickle unpacks to more than {mebibytes} MiB")
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = name.removesuffix("data.pkl")
         reader = _Unpickler(archive.read(name))
@@ -203,10 +217,17 @@ def _from_zip(data: bytes) -> Any:
 
 
 def _described(value: Any, part: str) -> Tensor:
+    """What can be said of what a file holds.
+
+    Raises:
+        DataError: it is no tensor, or breaks off.
+    """
     if isinstance(value, _View):
         width = value.storage.format.width
-        data = value.storage.data[value.offset * width : (value.offset + value.extent) * width]
-        if len(data) < value.extent * width:
+        start = value.offset * width
+        size = value.extent * width
+        data = value.storage.data[start : start + size]
+        if len(data) < size:
             raise DataError(f"its {part} breaks off")
         return _statistics(value.shape, value.storage.format, data)
     if isinstance(value, _Array):
@@ -222,8 +243,12 @@ def _described_array(state: Any) -> Tensor | None:
         return None
     _, shape, dtype, _, raw = state[:5]
     format_ = _OF_NUMPY.get(dtype.text)
-    if format_ is None or not isinstance(raw, bytes) or len(raw) != math.prod(shape) * format_.width:
+    if format_ is None or not isinstance(raw, bytes):
         return None
+    if len(raw) != math.prod(shape) * format_.width:
+        return None
+
+    # Big-endian numbers are turned round.
     if dtype.order == ">":
         swapped = array(format_.swapped_as, raw)
         swapped.byteswap()
@@ -232,6 +257,7 @@ def _described_array(state: Any) -> Tensor | None:
 
 
 def _statistics(shape: tuple[int, ...], format_: _Format, data: bytes) -> Tensor:
+    """What can be said of a tensor by its little-endian bytes."""
     values = _floats(format_, data)
     if not all(map(math.isfinite, values)):
         return Tensor(shape, format_.name, finite=False, largest=math.inf, mean=0.0, mean_square=0.0)
@@ -247,9 +273,14 @@ def _statistics(shape: tuple[int, ...], format_: _Format, data: bytes) -> Tensor
 
 
 def _floats(format_: _Format, data: bytes) -> Sequence[float]:
+    """The numbers in some bytes."""
     if format_ is _BF16:  # the upper half of a float
         halves = array("H", data)
-        return array("f", array("I", [half << 16 for half in halves]).tobytes())
+        words = array("I", [half << 16 for half in halves])
+        return array("f", words.tobytes())
     if format_ is _F16:
-        return struct.unpack(f"<{len(data) // 2}e", data)
-    return array("f" if format_ is _F32 else "d", data)
+        count = len(data) // 2
+        return struct.unpack(f"<{count}e", data)
+    if format_ is _F32:
+        return array("f", data)
+    return array("d", data)

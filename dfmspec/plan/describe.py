@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dfmspec.errors import UsageError
@@ -15,126 +15,290 @@ from dfmspec.read.load import Origin, unaliased
 from dfmspec.read.resolve import Resolved
 from dfmspec.read.structure import meant_key
 from dfmspec.spec.launchers import LAUNCHERS
-from dfmspec.targets import catalogue, target_module
+from dfmspec.targets import Reading, catalogue, target_module
 from dfmspec.targets.layout import Layout, RankPlace, crossing, layout_of, places
 
-_SHOWN_ONE_BY_ONE, _LONG = 4, 16
-
-
-def _sizes(resolved: Resolved, ranks: Layout) -> list[str]:
-    """How much it is: parameters, tokens, operations, disk; and which groups leave a node."""
-
-    values = resolved.values
-    interval, iters = values["checkpoint.save_interval"], values["train.train_iters"] or 0
-    saves = -(-iters // interval) if interval else 1
-    kept = saves if (values["checkpoint.most_recent_k"] or -1) < 1 else min(saves, max(2, values["checkpoint.most_recent_k"]))
-    parameters = target_module(values["target"]).parameters(values)
-    each = checkpoint_bytes(parameters, averaged="diffusion.ema_decay" in values)
-    lines = [
-        f"  {parameters / 1e6:,.1f} M parameters{_work(values, ranks)}",
-        f"  a checkpoint is about {_figure(each / 1e9)} GB; {kept} of them {_figure(kept * each / 1e9)} GB",
-    ]
-    if crossed := crossing(ranks, values["cluster.nproc_per_node"]):
-        lines.append(f"  groups that reach over nodes: {', '.join(crossed)}")
-    return lines
-
-
-def _figure(value: float) -> str:
-    """Three digits, and never an exponent for a large one."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
-
-
-def _work(values: Mapping[str, Any], ranks: Layout) -> str:
-    """Tokens and operations of an iteration."""
-    packs = values["train.global_batch_size"]
-    tokens, each, of_what = target_module(values["target"]).work(values)
-    operations = packs * each
-    return (
-        f"; an iteration is {packs * tokens:,} tokens and {_figure(operations / 1e15)} PFLOP ({of_what}), "
-        f"{_figure(operations / ranks.world_size / 1e12)} TFLOP a rank"
-    )
-
-
-def ranks(resolved: Resolved) -> dict[str, Any]:
-    """Every rank with its node, its GPU and its coordinate in each group; and the kinds of groups that reach over nodes."""
-    every, nproc = layout_of(resolved.values), resolved["cluster.nproc_per_node"]
-    return {"ranks": [place._asdict() for place in places(every, nproc)], "over_nodes": [name.lower() for name in crossing(every, nproc)]}
-
-
-def rank_table(resolved: Resolved) -> str:
-    """The same for a reader; a group's name has a star when a group of the kind reaches over nodes."""
-    found = ranks(resolved)
-    names = [name + "*" * (name in found["over_nodes"]) for name in RankPlace._fields]
-    return "\n".join("".join(f"{value:>7}" for value in row) for row in (names, *(place.values() for place in found["ranks"])))
-
-
-def explain(resolved: Resolved, key: str) -> str:
-    """Where a value comes from, and what it was derived from, down to what somebody set."""
-    target, legal = target_module(resolved.spec.target), catalogue(resolved.spec.target)
-    key = unaliased(key)
-    if known := legal.fields(key):
-        raise UsageError(f"--why {key}: that is a section; name one of its keys: {', '.join(f'{key}.{name}' for name in known[:3])}, ...")
-    if key not in resolved.values:
-        section, _, name = key.rpartition(".")
-        meant = meant_key(name, section, resolved.spec.target)
-        raise UsageError(f"--why {key}: there is no such key; {f'did you mean {meant}?' if meant else 'dfmspec schema experiment lists them'}")
-    sources = {derivation.key: derivation.sources for derivation in target.DERIVED}
-    lines: list[str] = []
-    told: set[str] = set()
-
-    def tell(key: str, depth: int) -> None:
-        origin, indent = resolved.origins[key], "  " * depth
-        lines.append(f"{indent}{key} = {json.dumps(resolved.values[key])}  {_where(origin)}")
-        if under := resolved.spec.under.get(key):
-            layers = (*under, (resolved.spec.values[key], resolved.spec.origins[key]))
-            lines.append(f"{indent}  layers: " + " < ".join(f"{json.dumps(value)} ({_where(layer)})" for value, layer in layers))
-        for source in sources.get(key, ()) if origin.layer == "derived" and key not in told else ():
-            told.add(key)
-            tell(source, depth + 1)
-
-    tell(key, 0)
-    reading = target.read_back(resolved.values, config_text(target.config(resolved.values)))
-    section, _, name = key.rpartition(".")
-    if reading is not None and name in (reading.tree.get(section) or {}) and reading[key] != resolved.values[key]:
-        source = (legal.field(key) or {}).get("x-overwritten-by")
-        lines.append(f"upstream has {json.dumps(reading[key])}: " + (f"{source} is copied over it" if source else "it fills in what is null"))
-        if source:
-            tell(source, 1)
-    return "\n".join(lines)
-
-
-def _where(origin: Origin) -> str:
-    place = origin.note if origin.layer == "derived" else "" if origin.layer == "default" else str(origin.span)
-    return origin.layer + (f": {place}" if place else "")
+_SHOWN_ONE_BY_ONE = 4
+"""Up to so many nodes, each one's command is shown."""
+_LONG = 16
+"""Up to so many entries, a list is shown whole; of a longer one, the ends."""
 
 
 def described(resolved: Resolved, made: Plan) -> str:
     """The plan for a reader: sizes, then each node's command as the how-to writes it."""
-    every = layout_of(resolved.values)
-    microbatches = resolved["train.global_batch_size"] // (resolved["train.micro_batch_size"] * max(1, every.data_parallel_size))
+    layout = layout_of(resolved.values)
+    lines = _head(resolved, made, layout)
+    lines += _sizes(resolved, layout)
+    lines += _set_by_user(resolved)
+
+    # The commands: of each node, or one for all.
+    if made.nnodes > _SHOWN_ONE_BY_ONE:
+        lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}")
+        lines += _command(resolved, made, None)
+    else:
+        for node in range(made.nnodes):
+            lines.append(f"\n# node {node}")
+            lines += _command(resolved, made, node)
+
+    # What is left to do by hand.
+    kind = made.launcher["kind"]
+    how = LAUNCHERS[kind].how_to_start
+    if not target_module(made.target).OWN:
+        how = LAUNCHERS[kind].how_to_start_bundle
+    if how:
+        lines.append(f"\n# launcher {kind}: {how}")
+    return "\n".join(lines)
+
+
+def _head(resolved: Resolved, made: Plan, layout: Layout) -> list[str]:
+    """What is trained, on how many ranks, in what batches."""
+    recipe = resolved["recipe"]
+    dp = layout.data_parallel_size
+    lines = [f"{made.name}: recipe {recipe} for target {made.target}, plan {made.short_id}"]
+
+    # The ranks.
+    nnodes = resolved["cluster.nnodes"]
+    nproc = resolved["cluster.nproc_per_node"]
+    device = resolved["cluster.device"]
+    lines.append(
+        f"  {layout.world_size} ranks = {nnodes} nodes x {nproc} on {device}: "
+        f"TP: {layout.tensor_model_parallel_size}, "
+        f"PP: {layout.pipeline_model_parallel_size}, "
+        f"CP: {layout.context_parallel_size} -> DP: {dp}"
+    )
+
+    # The batches.
+    packs = resolved["train.global_batch_size"]
+    micro = resolved["train.micro_batch_size"]
+    iters = resolved["train.train_iters"]
+    interval = resolved["checkpoint.save_interval"]
+    microbatches = packs // (micro * max(1, dp))
+    lines.append(
+        f"  global batch {packs} packs = {microbatches} microbatches x {micro} x DP {dp}; "
+        f"{iters} iterations; a checkpoint every {interval}"
+    )
+    return lines
+
+
+def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
+    """How much it is: parameters, tokens, operations, disk; and which groups leave a node."""
+    # In the network.
+    values = resolved.values
+    parameters = target_module(values["target"]).parameters(values)
+    millions = parameters / 1e6
+    work = _work(values, layout)
+
+    # On disk.
+    kept = _kept_checkpoints(values)
+    each = checkpoint_bytes(parameters, averaged="diffusion.ema_decay" in values)
+    one_gb = _figure(each / 1e9)
+    all_gb = _figure(kept * each / 1e9)
+
     lines = [
-        f"{made.name}: recipe {resolved['recipe']} for target {made.target}, plan {made.plan_id[:12]}",
-        f"  {every.world_size} ranks = {resolved['cluster.nnodes']} nodes x {resolved['cluster.nproc_per_node']} on {resolved['cluster.device']}: "
-        f"TP: {every.tensor_model_parallel_size}, "
-        f"PP: {every.pipeline_model_parallel_size}, CP: {every.context_parallel_size} -> DP: {every.data_parallel_size}",
-        f"  global batch {resolved['train.global_batch_size']} packs = {microbatches} microbatches x {resolved['train.micro_batch_size']} "
-        f"x DP {every.data_parallel_size}; {resolved['train.train_iters']} iterations; a checkpoint every {resolved['checkpoint.save_interval']}",
+        f"  {millions:,.1f} M parameters; {work}",
+        f"  a checkpoint is about {one_gb} GB; {kept} of them {all_gb} GB",
     ]
-    lines += _sizes(resolved, every)
-    set_by_user = [(key, origin) for key, origin in resolved.origins.items() if origin.is_users]
-    if set_by_user:
-        lines += ["  set:", *(f"    {key} = {_shortened(resolved.values[key])}  ({origin.span})" for key, origin in set_by_user)]
-    for node in [None] if made.nnodes > _SHOWN_ONE_BY_ONE else range(made.nnodes):
-        lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}" if node is None else f"\n# node {node}")
-        lines += [f"{shell_line(name, value)}  # {reason(name, resolved['launcher.env'])}" for name, value in made.env.items()]
-        lines.append(shell_command([word._replace(text=made.seen(word.text)) for word in made.words(node)]))
-    start = LAUNCHERS[made.launcher["kind"]]
-    how = start.how_to_start if target_module(made.target).OWN else start.how_to_start_bundle
-    return "\n".join([*lines, *([f"\n# launcher {made.launcher['kind']}: {how}"] if how else [])])
+    crossed = ", ".join(crossing(layout, values["cluster.nproc_per_node"]))
+    if crossed:
+        lines.append(f"  groups that reach over nodes: {crossed}")
+    return lines
+
+
+def _kept_checkpoints(values: Mapping[str, Any]) -> int:
+    """How many checkpoints are on disk at the end of training."""
+    interval = values["checkpoint.save_interval"]
+    iters: int = values["train.train_iters"] or 0
+    saves = 1
+    if interval:
+        saves = -(-iters // interval)
+    most_recent = values["checkpoint.most_recent_k"] or -1
+    if most_recent < 1:  # all are kept
+        return saves
+    return min(saves, max(2, most_recent))
+
+
+def _figure(value: float) -> str:
+    """Three digits, and never an exponent for a large one."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:,.3g}"
+
+
+def _work(values: Mapping[str, Any], layout: Layout) -> str:
+    """Tokens and operations of an iteration."""
+    packs = values["train.global_batch_size"]
+    work = target_module(values["target"]).work(values)
+    tokens = packs * work.tokens
+    operations = packs * work.flops
+    petaflop = _figure(operations / 1e15)
+    teraflop = _figure(operations / layout.world_size / 1e12)
+    return f"an iteration is {tokens:,} tokens and {petaflop} PFLOP ({work.held}), {teraflop} TFLOP a rank"
+
+
+def _set_by_user(resolved: Resolved) -> list[str]:
+    """The values that a person set, and where."""
+    by_user = {key: origin for key, origin in resolved.origins.items() if origin.is_users}
+    if not by_user:
+        return []
+    lines = ["  set:"]
+    for key, origin in by_user.items():
+        value = _shortened(resolved.values[key])
+        lines.append(f"    {key} = {value}  ({origin.span})")
+    return lines
 
 
 def _shortened(value: Any) -> str:
     """A value as JSON; of a long list, the ends."""
-    if isinstance(value, list) and len(value) > _LONG:
-        return f"[{json.dumps(value[0])}, {json.dumps(value[1])}, ... {len(value)} in all ..., {json.dumps(value[-1])}]"
-    return json.dumps(value)
+    if not isinstance(value, list) or len(value) <= _LONG:
+        return json.dumps(value)
+    count = len(value)
+
+    # Two at the beginning, which show a step, and the last.
+    first = json.dumps(value[0])
+    second = json.dumps(value[1])
+    last = json.dumps(value[-1])
+    return f"[{first}, {second}, ... {count} in all ..., {last}]"
+
+
+def _command(resolved: Resolved, made: Plan, node: int | None) -> list[str]:
+    """What one node, or (None) any of them, does: its variables with their reasons, and its command."""
+    lines = []
+    for name, value in made.env.items():
+        line = shell_line(name, value)
+        why = reason(name, resolved["launcher.env"])
+        lines.append(f"{line}  # {why}")
+    words = []
+    for word in made.words(node):
+        words.append(word._replace(text=made.seen(word.text)))
+    lines.append(shell_command(words))
+    return lines
+
+
+def ranks(resolved: Resolved) -> dict[str, Any]:
+    """Every rank with its node, its GPU and its coordinate in each group; and the kinds of groups that leave a node."""
+    layout = layout_of(resolved.values)
+    nproc = resolved["cluster.nproc_per_node"]
+    return {
+        "ranks": [place._asdict() for place in places(layout, nproc)],
+        "over_nodes": [name.lower() for name in crossing(layout, nproc)],
+    }
+
+
+def rank_table(resolved: Resolved) -> str:
+    """The ranks as a table; a group's name has a star when a group of the kind reaches over nodes."""
+    found = ranks(resolved)
+    names = [name + "*" * (name in found["over_nodes"]) for name in RankPlace._fields]
+    lines = [_row(names)]
+    lines += [_row(place.values()) for place in found["ranks"]]
+    return "\n".join(lines)
+
+
+def _row(cells: Iterable[Any]) -> str:
+    """A line of a table, its cells flush right."""
+    return "".join(f"{cell:>7}" for cell in cells)
+
+
+def explain(resolved: Resolved, key: str) -> str:
+    """Where a value comes from, and what it was derived from, down to what somebody set.
+
+    Raises:
+        UsageError: the key is a section, or there is no such key.
+    """
+    key = unaliased(key)
+    _require_key(resolved, key)
+    target = target_module(resolved.spec.target)
+    sources = {derivation.key: derivation.sources for derivation in target.DERIVED}
+    told: set[str] = set()
+    lines = list(_account(resolved, key, sources, told))
+
+    # The script may read another value from the plan than the spec has.
+    text = config_text(target.config(resolved.values))
+    reading = target.read_back(resolved.values, text)
+    if reading is None or not _reads_another(reading, key, resolved.values[key]):
+        return "\n".join(lines)
+    had = json.dumps(reading[key])
+    field = catalogue(resolved.spec.target).field(key) or {}
+    source = field.get("x-overwritten-by")
+    if source:
+        lines.append(f"upstream has {had}: {source} is copied over it")
+        lines += _account(resolved, source, sources, told, depth=1)
+    else:
+        lines.append(f"upstream has {had}: it fills in what is null")
+    return "\n".join(lines)
+
+
+def _require_key(resolved: Resolved, key: str) -> None:
+    """Refuse what is no key of a value.
+
+    Raises:
+        UsageError: the key is a section, or there is no such key.
+    """
+    known = catalogue(resolved.spec.target).fields(key)
+    if known:
+        some = ", ".join(f"{key}.{name}" for name in known[:3])
+        raise UsageError(f"--why {key}: that is a section; name one of its keys: {some}, ...")
+    if key in resolved.values:
+        return
+    section, _, name = key.rpartition(".")
+    meant = meant_key(name, section, resolved.spec.target)
+    hint = "dfmspec schema experiment lists them"
+    if meant:
+        hint = f"did you mean {meant}?"
+    raise UsageError(f"--why {key}: there is no such key; {hint}")
+
+
+def _account(
+    resolved: Resolved,
+    key: str,
+    sources: Mapping[str, Sequence[str]],
+    told: set[str],
+    depth: int = 0,
+) -> Iterator[str]:
+    """The lines that tell where a value comes from, then its sources, one level deeper.
+
+    Args:
+        resolved: the configuration.
+        key: whose value is told.
+        sources: the keys that a derived value follows from.
+        told: the derived keys whose sources have been told already; grows.
+        depth: how far the lines are indented.
+    """
+    indent = "  " * depth
+    origin = resolved.origins[key]
+    value = json.dumps(resolved.values[key])
+    place = _where(origin)
+    yield f"{indent}{key} = {value}  {place}"
+
+    # The values of the layers under it, the lowest first.
+    under = resolved.spec.under.get(key)
+    if under:
+        highest = (resolved.spec.values[key], resolved.spec.origins[key])
+        shown = " < ".join(_layer(*layer) for layer in (*under, highest))
+        yield f"{indent}  layers: {shown}"
+
+    if origin.layer == "derived" and key not in told:
+        told.add(key)
+        for source in sources.get(key, ()):
+            yield from _account(resolved, source, sources, told, depth + 1)
+
+
+def _layer(value: Any, origin: Origin) -> str:
+    """A value and the layer that it is from."""
+    shown = json.dumps(value)
+    place = _where(origin)
+    return f"{shown} ({place})"
+
+
+def _where(origin: Origin) -> str:
+    """The layer that a value is from, and the place in it."""
+    if origin.layer == "default":
+        return origin.layer
+    place = origin.note if origin.layer == "derived" else str(origin.span)
+    return f"{origin.layer}: {place}" if place else origin.layer
+
+
+def _reads_another(reading: Reading, key: str, value: Any) -> bool:
+    """Whether a target's script has the key, with another value."""
+    section, _, name = key.rpartition(".")
+    fields = reading.tree.get(section) or {}
+    return name in fields and reading[key] != value

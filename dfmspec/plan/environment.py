@@ -11,9 +11,10 @@ from dfmspec.targets import target_module
 Values = Mapping[str, Any]
 _BLACKWELL = ("b200", "b300", "gb200", "gb300")
 _HEARTBEAT_MINUTES = 8
-
+"""How long NCCL's monitor waits by itself."""
 
 UNSET = ""
+"""The value of a variable that a run must not have."""
 
 
 class Variable(NamedTuple):
@@ -25,19 +26,44 @@ class Variable(NamedTuple):
     why: str
 
 
-def _of_several_nodes(key: str) -> Callable[[Values], str | int | None]:
-    return lambda values: values[key] if values["cluster.nnodes"] > 1 else None
+def _with_several_nodes(key: str) -> Callable[[Values], str | int | None]:
+    """The value of a key, for a run of several nodes."""
+
+    def value(values: Values) -> str | int | None:
+        if values["cluster.nnodes"] <= 1:  # torchrun finds its own
+            return None
+        found: str | int | None = values[key]
+        return found
+
+    return value
+
+
+def _threads(values: Values) -> int | None:
+    """OMP_NUM_THREADS: on the CPU, where every process would take all cores."""
+    return None if _cuda(values) else 1
 
 
 def _connections(values: Values) -> int | str | None:
+    """CUDA_DEVICE_MAX_CONNECTIONS: the hardware queues of a GPU."""
+    # Megatron FSDP needs more than 1, which the shell may have.
     if values.get("ddp.use_megatron_fsdp"):
         return UNSET
-    return 1 if _cuda(values) and values["model.tensor_model_parallel_size"] > 1 and values["cluster.gpu"] not in _BLACKWELL else None
+
+    # With one queue, kernels start in the order in which they are launched.
+    is_older = _cuda(values) and values["cluster.gpu"] not in _BLACKWELL
+    if is_older and values["model.tensor_model_parallel_size"] > 1:
+        return 1
+    return None
 
 
 def _heartbeat(values: Values) -> int | None:
-    minutes = values["dist.distributed_timeout_minutes"]
-    return minutes * 60 if _cuda(values) and minutes > _HEARTBEAT_MINUTES and values["cluster.nnodes"] * values["cluster.nproc_per_node"] > 1 else None
+    """TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC: as long as a collective may take, where that is longer than NCCL's own."""
+    minutes: int = values["dist.distributed_timeout_minutes"]
+    if not _cuda(values) or minutes <= _HEARTBEAT_MINUTES:
+        return None
+    if values["cluster.nnodes"] * values["cluster.nproc_per_node"] <= 1:
+        return None
+    return minutes * 60
 
 
 def _deterministic(name: str) -> Callable[[Values], str | int | None]:
@@ -51,39 +77,87 @@ def _deterministic(name: str) -> Callable[[Values], str | int | None]:
     return value
 
 
+def _wandb_resume(values: Values) -> str | None:
+    """WANDB_RESUME, where the run is logged to Weights & Biases."""
+    return "allow" if values.get("logger.wandb_project") else None
+
+
 def _cuda(values: Values) -> bool:
     return bool(values["cluster.device"] == "cuda")
 
 
 VARIABLES = (
-    Variable("MASTER_ADDR", _of_several_nodes("cluster.master_addr"), "cluster.master_addr"),
-    Variable("MASTER_PORT", _of_several_nodes("cluster.master_port"), "cluster.master_port"),
-    Variable("OMP_NUM_THREADS", lambda values: None if _cuda(values) else 1, "processes share the cores"),
-    Variable("CUDA_DEVICE_MAX_CONNECTIONS", _connections,
-             "1 keeps tensor-parallel collectives ahead of the kernels that hide them, before Blackwell; Megatron FSDP needs more"),
-    Variable("NCCL_ALGO", _deterministic("NCCL_ALGO"), "model.deterministic_mode: sums in one order"),
     Variable(
-        "NVTE_ALLOW_NONDETERMINISTIC_ALGO", _deterministic("NVTE_ALLOW_NONDETERMINISTIC_ALGO"),
+        "MASTER_ADDR",
+        _with_several_nodes("cluster.master_addr"),
+        "cluster.master_addr",
+    ),
+    Variable(
+        "MASTER_PORT",
+        _with_several_nodes("cluster.master_port"),
+        "cluster.master_port",
+    ),
+    Variable(
+        "OMP_NUM_THREADS",
+        _threads,
+        "processes share the cores",
+    ),
+    Variable(
+        "CUDA_DEVICE_MAX_CONNECTIONS",
+        _connections,
+        "1 keeps tensor-parallel collectives ahead of the kernels that hide them, before Blackwell; "
+        "Megatron FSDP needs more",
+    ),
+    Variable(
+        "NCCL_ALGO",
+        _deterministic("NCCL_ALGO"),
+        "model.deterministic_mode: sums in one order",
+    ),
+    Variable(
+        "NVTE_ALLOW_NONDETERMINISTIC_ALGO",
+        _deterministic("NVTE_ALLOW_NONDETERMINISTIC_ALGO"),
         "model.deterministic_mode: Transformer Engine's kernels too",
     ),
-    Variable("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", _heartbeat, "NCCL's monitor waits as long as dist.distributed_timeout_minutes, not its own 8 minutes"),
-    Variable("WANDB_RESUME", lambda values: "allow" if values.get("logger.wandb_project") else None, "a resumed run goes on in the same Weights & Biases run"),
+    Variable(
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC",
+        _heartbeat,
+        "NCCL's monitor waits as long as dist.distributed_timeout_minutes, not its own 8 minutes",
+    ),
+    Variable(
+        "WANDB_RESUME",
+        _wandb_resume,
+        "a resumed run goes on in the same Weights & Biases run",
+    ),
 )
 """What the plan sets; `launcher.env` goes over it."""
 
 
 def environment(values: Values) -> dict[str, str | None]:
     """Name and value of each variable of a run; None: the run must not have it."""
-    found = ((variable.name, variable.value(values)) for variable in VARIABLES)
-    return {name: str(value) if value != UNSET else None for name, value in found if value is not None} | dict(sorted(values["launcher.env"].items()))
+    found: dict[str, str | None] = {}
+    for variable in VARIABLES:
+        value = variable.value(values)
+        if value is not None:
+            found[variable.name] = None if value == UNSET else str(value)
+    of_the_user = dict(sorted(values["launcher.env"].items()))
+    return found | of_the_user
 
 
 def shell_line(name: str, value: str | None) -> str:
     """A variable as the shell sets or removes it."""
-    return f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+    if value is None:
+        return f"unset {name}"
+    quoted = shlex.quote(value)
+    return f"export {name}={quoted}"
 
 
 def reason(name: str, of_the_user: Mapping[str, str]) -> str:
-    """Why a variable is set."""
-    rules = (variable.why for variable in VARIABLES if variable.name == name)
-    return "launcher.env" if name in of_the_user else next(rules)
+    """Why a variable is set.
+
+    Args:
+        name: a variable of the plan's environment.
+        of_the_user: `launcher.env` of the spec.
+    """
+    if name in of_the_user:
+        return "launcher.env"
+    return next(variable.why for variable in VARIABLES if variable.name == name)

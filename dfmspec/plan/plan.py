@@ -1,7 +1,7 @@
 """From Resolved to a Plan: the files and commands of a run, byte for byte the same wherever they are made.
 
-A plan's identity is the sha256 of its canonical JSON. What may change behind its back (dfmspec's own code, the dataset's
-metadata) stands beside it as guards: a run whose guards no longer hold is refused.
+A plan's identity is the sha256 of its canonical JSON. What may change behind its back (dfmspec's own code, the
+dataset's metadata) stands beside it as guards: a run whose guards no longer hold is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -27,11 +27,15 @@ from dfmspec.targets import Reading, target_module
 
 FORMAT_VERSION = 1
 
-RANK, ADDR, PORT, ID = "$NODE_RANK", "$MASTER_ADDR", "$MASTER_PORT", "$DFMSPEC_RDZV_ID"
+RANK = "$NODE_RANK"
+ADDR = "$MASTER_ADDR"
+PORT = "$MASTER_PORT"
+ENDPOINT = f"{ADDR}:{PORT}"
+ID = "$DFMSPEC_RDZV_ID"
 IS_HOST = "is_host=$((NODE_RANK == 0))"
 """Node 0 keeps the rendezvous, whatever name its address resolves to."""
 OF_A_NODE = (RANK, IS_HOST)
-VARIABLES = (*OF_A_NODE, ADDR, PORT, ID, f"{ADDR}:{PORT}")
+VARIABLES = (*OF_A_NODE, ADDR, PORT, ID, ENDPOINT)
 """Words of torchrun's flags that the environment fills in, as in the how-to."""
 
 
@@ -47,7 +51,7 @@ class Role(Enum):
 
 
 _ROLES = {"--config-file": Role.CONFIG, "--dataset-path": Role.PATH}
-"""Of the word after a flag of the script."""
+"""Flag of the script -> the role of the word after it."""
 
 
 class Word(NamedTuple):
@@ -74,43 +78,66 @@ class Plan:
     run: Mapping[str, Any]
     """The `run` section: where the run directory goes, how it resumes. Not part of the identity."""
     launcher: Mapping[str, Any]
-    """The `launcher` section: how the commands are started. Not part of the identity: a run goes on under another time limit."""
+    """The `launcher` section: how the commands are started.
+
+    Not part of the identity: a run goes on under another time limit.
+    """
     guards: Mapping[str, str]
     spec_dir: str | None = None
-    """The spec's folder, from the working directory (on disk: from the bundle); None: no path needs it. Not part of the identity."""
+    """The spec's folder, from the working directory (on disk: from the bundle); None: no path needs it.
+
+    Not part of the identity.
+    """
 
     @property
     def identity(self) -> dict[str, Any]:
         """What is hashed."""
         return {
-            "format_version": FORMAT_VERSION, "name": self.name, "target": self.target, "config": self.config,
-            "nnodes": self.nnodes, "command": list(self.command), "gpus_per_node": self.gpus_per_node, "env": dict(self.env),
-        }  # fmt: skip
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "target": self.target,
+            "config": self.config,
+            "nnodes": self.nnodes,
+            "command": list(self.command),
+            "gpus_per_node": self.gpus_per_node,
+            "env": dict(self.env),
+        }
 
     @property
     def plan_id(self) -> str:
         """sha256 of the identity, hexadecimal."""
         return hashlib.sha256(canonical(self.identity).encode()).hexdigest()
 
+    @property
+    def short_id(self) -> str:
+        """The first twelve digits of plan_id, by which scripts and folders name the plan."""
+        return self.plan_id[:12]
+
     def words(self, node: int | None) -> tuple[Word, ...]:
         """What one node runs, or (None) any of them; the rendezvous is still the environment's."""
-        own = {} if node is None else {RANK: str(node), IS_HOST: f"is_host={int(node == 0)}"}
-        script = self.command.index(target_module(self.target).ENTRY)
-        program, *flags = self.command[:script]
+        at_script = self.command.index(target_module(self.target).ENTRY)
+        program, *flags = self.command[:at_script]
         found = [Word(program, Role.PROGRAM)]
-        found += [Word(own[word]) if word in own else Word(word, Role.VARIABLE if word in VARIABLES else Role.TEXT) for word in flags]
-        found.append(Word(self.command[script], Role.SCRIPT))
-        found += [Word(word, _ROLES.get(flag, Role.TEXT)) for flag, word in pairwise(self.command[script:])]
+        found += [_flag_word(flag, node) for flag in flags]
+
+        # The script, and its arguments: what each is, the flag before it tells.
+        found.append(Word(self.command[at_script], Role.SCRIPT))
+        for before, text in pairwise(self.command[at_script:]):
+            found.append(Word(text, _ROLES.get(before, Role.TEXT)))
         return tuple(found)
 
     def argv(self, node: int) -> tuple[str, ...]:
-        """The same as plain words."""
+        """What one node runs, as plain words."""
         return tuple(word.text for word in self.words(node))
 
     def seen(self, path: Any) -> Any:
         """A path of the plan, as seen from the working directory; any other value as it is."""
-        start = next((start for start in (SPEC_DIR, SPEC_DIR_UPSTREAM) if isinstance(path, str) and path.startswith(start)), None)
-        return path if start is None else os.path.relpath((self.spec_dir or ".") + path.removeprefix(start))
+        if not isinstance(path, str):
+            return path
+        for start in (SPEC_DIR, SPEC_DIR_UPSTREAM):
+            if path.startswith(start):
+                return os.path.relpath((self.spec_dir or ".") + path.removeprefix(start))
+        return path
 
     def located(self, path: str) -> str:
         """A path of the plan, absolute."""
@@ -123,8 +150,28 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json."""
-        beside = {"run": dict(self.run), "launcher": dict(self.launcher), "launch": self.launch_digest, "guards": dict(self.guards), "spec_dir": self.spec_dir}
-        return {"plan_id": f"sha256:{self.plan_id}", **self.identity, **beside}
+        return {
+            "plan_id": f"sha256:{self.plan_id}",
+            **self.identity,
+            # Beside the identity.
+            "run": dict(self.run),
+            "launcher": dict(self.launcher),
+            "launch": self.launch_digest,
+            "guards": dict(self.guards),
+            "spec_dir": self.spec_dir,
+        }
+
+
+def _flag_word(text: str, node: int | None) -> Word:
+    """A word of torchrun's flags; a node's own rank is filled in, unless (None) the word is for any of them."""
+    if text not in VARIABLES:
+        return Word(text)
+    if node is None or text not in OF_A_NODE:
+        return Word(text, Role.VARIABLE)
+    if text == RANK:
+        return Word(str(node))
+    is_host = int(node == 0)
+    return Word(f"is_host={is_host}")
 
 
 def canonical(value: Any) -> str:
@@ -145,58 +192,112 @@ def make_plan(resolved: Resolved) -> Plan:
     """
     target = target_module(resolved.spec.target)
     values = _portable(resolved)
+    nproc = values["cluster.nproc_per_node"]
     nnodes = values["cluster.nnodes"]
-    flags = _torchrun_flags(values["cluster.nproc_per_node"], nnodes, values["launcher.rendezvous"])
+
+    # The command, and the configuration that it reads.
+    flags = _torchrun_flags(nproc, nnodes, values["launcher.rendezvous"])
     command = ("torchrun", *flags, target.ENTRY, *target.arguments(values, resolved.origins))
     config = target.config(values)
     _require_kept(config, target.read_back(values, config_text(config)))
-    gpus = values["cluster.nproc_per_node"] if values["cluster.device"] == "cuda" else 0
+
+    needs_spec_dir = values != resolved.values
     return Plan(
-        resolved.spec.name, resolved.spec.target, config, nnodes, command, gpus, environment(values),
-        _section(values, "run."), _section(values, "launcher."), guards(resolved.values, resolved.spec.target),
-        os.path.relpath(resolved.spec.folder) if values != resolved.values else None,
-    )  # fmt: skip
+        name=resolved.spec.name,
+        target=resolved.spec.target,
+        config=config,
+        nnodes=nnodes,
+        command=command,
+        gpus_per_node=nproc if values["cluster.device"] == "cuda" else 0,
+        env=environment(values),
+        run=_section(values, "run."),
+        launcher=_section(values, "launcher."),
+        guards=guards(resolved.values, resolved.spec.target),
+        spec_dir=os.path.relpath(resolved.spec.folder) if needs_spec_dir else None,
+    )
 
 
 def _portable(resolved: Resolved) -> dict[str, Any]:
-    """The values, with every relative path of a person's as seen from the spec's folder; what nobody named stays where a run is started."""
-    sources = {derivation.key: derivation.sources for derivation in target_module(resolved.spec.target).DERIVED}
+    """The values, with every relative path that a person named as seen from the spec's folder.
 
-    def named(key: str) -> bool:
-        origin = resolved.origins[key]
-        return origin.is_users or (origin.layer == "derived" and any(named(source) for source in PATH_KEYS.intersection(sources[key])))
+    A relative path that nobody named stays: it is relative to where a run is started.
+    """
+    derived = target_module(resolved.spec.target).DERIVED
+    sources = {derivation.key: derivation.sources for derivation in derived}
+    values = dict(resolved.values)
+    for key in PATH_KEYS:
+        path = values.get(key)
+        if not is_relative(path):
+            continue
+        if not _is_named(key, resolved, sources):
+            continue
+        from_spec = os.path.relpath(path, resolved.spec.folder)
+        values[key] = f"{SPEC_DIR}/{from_spec}"
+    return values
 
-    paths = {key: value for key in PATH_KEYS if is_relative(value := resolved.values.get(key)) and named(key)}
-    return {**resolved.values, **{key: f"{SPEC_DIR}/{os.path.relpath(value, resolved.spec.folder)}" for key, value in paths.items()}}
+
+def _is_named(key: str, resolved: Resolved, sources: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a person named a path, or one that it is derived from."""
+    origin = resolved.origins[key]
+    if origin.is_users:
+        return True
+    if origin.layer != "derived":
+        return False
+    return any(_is_named(source, resolved, sources) for source in PATH_KEYS.intersection(sources[key]))
 
 
 def _require_kept(config: Mapping[str, Any], reading: Reading | None) -> None:
-    """Nothing that a plan says may be lost; null asks the script to derive the value."""
+    """Nothing that a plan says may be lost; null asks the script to derive the value.
+
+    Raises:
+        InvalidSpec: the script would drop a key, or make another value of it.
+    """
     if reading is None:
         return
     lost = [f"{key} is dropped" for key in reading.skipped]
     for section, fields in config.items():
         for name, value in fields.items():
-            meant, had = value.replace("${oc.env:DFMSPEC_", "${") if isinstance(value, str) else value, reading[f"{section}.{name}"]
-            if name != "_target_" and had != meant and meant is not None:
-                lost.append(f"{section}.{name} {canonical(meant)} becomes {canonical(had)}")
+            key = f"{section}.{name}"
+            meant = _without_resolver(value)
+            had = reading[key]
+            if name == "_target_" or meant is None or had == meant:
+                continue
+            lost.append(f"{key} {canonical(meant)} becomes {canonical(had)}")
     if lost:
-        raise InvalidSpec(f"the script would not read the plan as it is meant: {'; '.join(lost)}; set what it makes of it, or leave the key out")
+        all_lost = "; ".join(lost)
+        raise InvalidSpec(
+            f"the script would not read the plan as it is meant: {all_lost}; "
+            "set what it makes of it, or leave the key out"
+        )
+
+
+def _without_resolver(value: Any) -> Any:
+    """A value of the configuration as the script has it read back: OmegaConf's `oc.env` is filled in."""
+    if isinstance(value, str):
+        return value.replace("${oc.env:DFMSPEC_", "${")
+    return value
 
 
 def _section(values: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """The fields of one section, of which the keys begin with `start`."""
     return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
 def _torchrun_flags(nproc: int, nnodes: int, rendezvous: str) -> list[str]:
     """The how-to's flags, in its order; or those of a rendezvous where the ranks of the nodes are agreed on."""
     flags = ["--nproc-per-node", str(nproc)]
-    if nnodes > 1:
-        flags += ["--nnodes", str(nnodes)]
-        if rendezvous == "static":
-            flags += ["--node-rank", RANK, "--master-addr", ADDR, "--master-port", PORT]
-        else:
-            flags += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDR}:{PORT}", "--rdzv-id", ID, "--rdzv-conf", IS_HOST]
+    if nnodes <= 1:
+        return flags
+    flags += ["--nnodes", str(nnodes)]
+    if rendezvous == "static":
+        flags += ["--node-rank", RANK]
+        flags += ["--master-addr", ADDR]
+        flags += ["--master-port", PORT]
+    else:
+        flags += ["--rdzv-backend", "c10d"]
+        flags += ["--rdzv-endpoint", ENDPOINT]
+        flags += ["--rdzv-id", ID]
+        flags += ["--rdzv-conf", IS_HOST]
     return flags
 
 
@@ -205,10 +306,21 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     trainer = target_module(target)
     found = {"code": code_digest()} if trainer.OWN else {}
     path = values["dataset.path"]
-    if path and os.path.exists(dataset := local_path(path)):  # noqa: PTH110  which a name too long does not stop
-        parts = everything(dataset, energon=trainer.ENERGON)
-        if files := [file for part in parts for file in ([part] if is_metadataset(part) else metadata_files(part))]:
-            found["dataset"] = _digest(files)
+    if not path:
+        return found
+    dataset = local_path(path)
+    if not os.path.exists(dataset):  # noqa: PTH110  which a name too long does not stop
+        return found
+
+    # A metadataset is metadata itself; a folder of shards has files of it.
+    files: list[Path] = []
+    for part in everything(dataset, energon=trainer.ENERGON):
+        if is_metadataset(part):
+            files.append(part)
+        else:
+            files += metadata_files(part)
+    if files:
+        found["dataset"] = _digest(files)
     return found
 
 
@@ -217,7 +329,8 @@ def code_digest() -> str:
     return _digest(sorted(Path(__file__).parents[1].rglob("*.py")))
 
 
-def _digest(files: Any) -> str:
+def _digest(files: Iterable[Path]) -> str:
+    """sha256 over the names and contents of files, in their order."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")

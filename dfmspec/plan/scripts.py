@@ -12,73 +12,138 @@ from dfmspec.targets import target_module
 
 SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""
+_BUNDLE = '"$DFMSPEC_BUNDLE"/'
+_BASE = '"$DFMSPEC_BASE"/'
+_STARTS = {f"{SPEC_DIR}/": '"$DFMSPEC_SPEC_DIR"/', "~/": '"$HOME"/'}
+"""How a path of a plan may begin -> how a script writes that."""
 
 
 def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = None) -> str:
-    """A command over several lines, as the how-to writes it; the variables stay variables. places: folders of files, as the shell writes them."""
+    """A command over several lines, as the how-to writes it; the variables stay variables.
+
+    Args:
+        words: torchrun's and the script's.
+        places: the folders of files by their role, as the shell writes them.
+    """
     quoted = [_quoted(word, places or {}) for word in words]
-    first, rest = quoted[:3], quoted[3:]
-    lines, i = [" ".join(first)], 0
-    while i < len(rest):
-        pair = rest[i].startswith("--") and i + 1 < len(rest) and not rest[i + 1].startswith("--")
-        lines.append(" ".join(rest[i : i + 2]) if pair else rest[i])
-        i += 2 if pair else 1
+
+    # The program and its first flag, then a flag with its value a line.
+    lines = [" ".join(quoted[:3])]
+    rest = quoted[3:]
+    while rest:
+        taken = 2 if _has_value(rest) else 1
+        lines.append(" ".join(rest[:taken]))
+        rest = rest[taken:]
     return " \\\n    ".join(lines)
 
 
+def _has_value(words: Sequence[str]) -> bool:
+    """Whether the first word is a flag and the second its value."""
+    if len(words) == 1:
+        return False
+    return words[0].startswith("--") and not words[1].startswith("--")
+
+
 def _quoted(word: Word, places: Mapping[Role, str]) -> str:
+    """A word as the shell takes it for one, whatever is in it."""
     if word.role is Role.VARIABLE:
         return f'"{word.text}"'
-    return shell_path(word.text) if word.role is Role.PATH else places.get(word.role, "") + shlex.quote(word.text)
+    if word.role is Role.PATH:
+        return shell_path(word.text)
+    return places.get(word.role, "") + shlex.quote(word.text)
 
 
 def shell_path(path: str) -> str:
     """A path of a plan as a script writes it."""
-    start, place = next(((start, place) for start, place in _STARTS if path.startswith(start)), ("", ""))
-    return place + shlex.quote(path.removeprefix(start))
-
-
-_STARTS = ((f"{SPEC_DIR}/", '"$DFMSPEC_SPEC_DIR"/'), ("~/", '"$HOME"/'))
+    for start, written in _STARTS.items():
+        if path.startswith(start):
+            return written + shlex.quote(path.removeprefix(start))
+    return shlex.quote(path)
 
 
 def where(plan: Plan, base: str) -> list[str]:
-    """Lines that find the folders of a plan, unless the caller has said them; base: what relative paths that nobody named are relative to."""
+    """Lines that find the folders of a plan, unless the caller has said them.
+
+    Args:
+        plan: the plan.
+        base: what relative paths that nobody named are relative to, as the shell writes it.
+    """
     lines = [f'export DFMSPEC_BASE="${{DFMSPEC_BASE:-{base}}}"']
+
+    # The spec's folder, as the bundle sees it.
     if plan.spec_dir is not None:
-        lines.append(f"{_unless_set('DFMSPEC_SPEC_DIR')}\"$DFMSPEC_BUNDLE\"/{shlex.quote(plan.spec_dir)}  # paths of the spec are relative to this")
-    output_dir = ('"$DFMSPEC_BASE"/' if is_relative(plan.run["output_dir"]) else "") + shell_path(plan.run["output_dir"])
-    lines.append(f"{_unless_set('DFMSPEC_RUN_DIR')}{output_dir}/{plan.name}/{plan.plan_id[:12]}  # checkpoints and logs; the same on every node")
+        spec_dir = _BUNDLE + shlex.quote(plan.spec_dir)
+        export = _unless_set("DFMSPEC_SPEC_DIR")
+        lines.append(f"{export}{spec_dir}  # paths of the spec are relative to this")
+
+    # The run directory of a bundle that is started by hand has the plan's id for a name.
+    output_dir = shell_path(plan.run["output_dir"])
+    if is_relative(plan.run["output_dir"]):
+        output_dir = _BASE + output_dir
+    run_dir = f"{output_dir}/{plan.name}/{plan.short_id}"
+    export = _unless_set("DFMSPEC_RUN_DIR")
+    lines.append(f"{export}{run_dir}  # checkpoints and logs; the same on every node")
     return lines
 
 
 def _unless_set(name: str) -> str:
-    """The left side of an assignment; the value may have quotes of its own, which a default inside quotes may not."""
+    """The left side of an assignment.
+
+    The value may have quotes of its own, which a default inside quotes may not.
+    """
     return f'[ -n "${{{name}:-}}" ] || export {name}='
 
 
 def node_script(plan: Plan, node: int | None) -> str:
-    """The script of a node, or (None) the one for all, which takes the rank: from any working directory, without dfmspec on the launch host."""
-    which = f"node {node} of {plan.nnodes}" if node is not None else f"any of {plan.nnodes} nodes"
-    shebang, comment, strict = heading(f"{plan.name}: {which}; plan {plan.plan_id[:12]}")
-    lines = [shebang, comment, "# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are", strict]
-    lines += [*plan.launcher["setup"], "set -u"]
-    lines += [shell_line(name, value) for name, value in plan.env.items()]  # before what the script sets, which it so cannot undo
+    """The script of a node, or (None) the one for all, which takes the rank.
+
+    It runs from any working directory, without dfmspec on the launch host.
+    """
+    which = f"any of {plan.nnodes} nodes" if node is None else f"node {node} of {plan.nnodes}"
+    shebang, comment, strict = heading(f"{plan.name}: {which}; plan {plan.short_id}")
+    lines = [
+        shebang,
+        comment,
+        "# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are",
+        strict,
+        *plan.launcher["setup"],
+        "set -u",
+    ]
+
+    # The plan's variables stand before what the script sets, which they so cannot undo.
+    lines += [shell_line(name, value) for name, value in plan.env.items()]
     if node is None:
-        lines.append(f'{RANK[1:]}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
+        rank = RANK.removeprefix("$")
+        lines.append(f'{rank}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
     lines.append('DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)')
-    lines += [*where(plan, "$PWD"), 'mkdir -p "$DFMSPEC_RUN_DIR"']
-    if "WANDB_RESUME" in plan.env and "WANDB_RUN_ID" not in plan.env:
-        lines.append(f'export WANDB_RUN_ID="${{WANDB_RUN_ID:-{plan.name}-{plan.plan_id[:12]}}}"')
-    if plan.nnodes > 1:
-        lines += [f': "${{{name}:?set {name} to that of node 0}}"' for name in ("MASTER_ADDR", "MASTER_PORT") if name not in plan.env]
-        if plan.launcher["rendezvous"] == "c10d":
-            lines.append(f'DFMSPEC_RDZV_ID="${{DFMSPEC_RDZV_ID:-{plan.plan_id[:12]}}}"')
+    lines += where(plan, "$PWD")
+    lines.append('mkdir -p "$DFMSPEC_RUN_DIR"')
+    lines += _of_the_run(plan)
+
+    # The packages of a checkout, and the command.
+    places = {Role.SCRIPT: _BUNDLE, Role.CONFIG: _BUNDLE}
     checkout = target_module(plan.target).CHECKOUT
     if checkout is not None:
+        places[Role.SCRIPT] = f'"{checkout}"/'
         lines.append(f'export PYTHONPATH="{checkout}${{PYTHONPATH:+:$PYTHONPATH}}"  # for the packages of its checkout')
-    bundle = '"$DFMSPEC_BUNDLE"/'
-    places = {Role.SCRIPT: bundle if checkout is None else f'"{checkout}"/', Role.CONFIG: bundle}
-    return "\n".join([*lines, f"exec {shell_command(plan.words(node), places)}"]) + "\n"
+    command = shell_command(plan.words(node), places)
+    lines.append(f"exec {command}")
+    return "\n".join(lines) + "\n"
+
+
+def _of_the_run(plan: Plan) -> list[str]:
+    """Lines for what one run's processes agree on: its id at Weights & Biases, and where its nodes meet."""
+    lines = []
+    if "WANDB_RESUME" in plan.env and "WANDB_RUN_ID" not in plan.env:
+        lines.append(f'export WANDB_RUN_ID="${{WANDB_RUN_ID:-{plan.name}-{plan.short_id}}}"')
+    if plan.nnodes == 1:
+        return lines
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in plan.env:
+            lines.append(f': "${{{name}:?set {name} to that of node 0}}"')
+    if plan.launcher["rendezvous"] == "c10d":
+        lines.append(f'DFMSPEC_RDZV_ID="${{DFMSPEC_RDZV_ID:-{plan.short_id}}}"')
+    return lines
 
 
 def heading(words: str) -> list[str]:
@@ -88,9 +153,13 @@ def heading(words: str) -> list[str]:
 
 def script_names(plan: Plan) -> dict[str, int | None]:
     """The scripts of a bundle, and the node of each; None: of any."""
-    return {f"node{node}.sh": node for node in range(plan.nnodes)} if plan.nnodes <= SCRIPT_A_NODE else {"node.sh": None}
+    if plan.nnodes > SCRIPT_A_NODE:
+        return {"node.sh": None}
+    return {f"node{node}.sh": node for node in range(plan.nnodes)}
 
 
 def script_of(plan: Plan, node: int) -> list[str]:
     """The script of one node, and its arguments."""
-    return [f"node{node}.sh"] if plan.nnodes <= SCRIPT_A_NODE else ["node.sh", str(node)]
+    if plan.nnodes > SCRIPT_A_NODE:
+        return ["node.sh", str(node)]
+    return [f"node{node}.sh"]

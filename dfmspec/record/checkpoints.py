@@ -1,6 +1,7 @@
 """Committed checkpoints as files, without torch: which there are, whether they are whole, which one a path means.
 
-The trainer writes them (`trainer/checkpoint/writer.py`): a folder `iter_N` with a manifest of every file's size and checksum.
+The trainer writes them (`trainer/checkpoint/writer.py`): a folder `iter_N` with a manifest of every file's size and
+checksum.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
     """
     if iteration is not None:
         return _of_iteration(folder, iteration)
+
+    # The newest first, down to one that is whole.
     candidates = iteration_folders(folder)
     for path in candidates:
         fault = problem(path)
@@ -85,7 +88,9 @@ def _of_iteration(folder: Path, iteration: int) -> Path:
 
 
 def locate(place: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that a path means, with its manifest: itself, or the newest whole one of a folder or a run directory.
+    """The checkpoint that a path means, with its manifest.
+
+    It is the path itself, or the newest whole one of a folder or a run directory.
 
     Raises:
         CheckpointError: there is none, or it is not whole.
@@ -95,10 +100,12 @@ def locate(place: Path) -> tuple[Path, dict[str, Any]]:
         if fault:
             raise CheckpointError(f"checkpoint {place} is not whole: {fault}")
         return place, read_manifest(place)
+
+    # A run that saves elsewhere says where.
     run = RunDir(place)
     folders = [place, run.checkpoints]
     for event in reversed(read_events(run.events)):
-        if event["type"] == "checkpoint":  # a run that saves elsewhere says where
+        if event["type"] == "checkpoint":
             folders.append(Path(event["path"]).parent)
             break
     for folder in folders:
@@ -120,20 +127,24 @@ def problem(checkpoint: Path) -> str | None:
         files = read_manifest(checkpoint)["files"]
         expected = [(name, facts["size"], facts["crc32"]) for name, facts in files.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its {MANIFEST} cannot be read ({type(error).__name__})"
+        kind = type(error).__name__
+        return f"its {MANIFEST} cannot be read ({kind})"
 
     # Sizes first: they cost nothing.
     for name, size, _ in expected:
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        found_size = path.stat().st_size
+        if found_size != size:
+            return f"{name} has {found_size} bytes instead of {size}"
 
+    # Then every byte.
     try:
         found = crc32s([checkpoint / name for name, _, _ in expected])
     except OSError as error:
-        return f"{Path(error.filename).relative_to(checkpoint)} cannot be read ({error.strerror})"
+        unread = Path(error.filename).relative_to(checkpoint)
+        return f"{unread} cannot be read ({error.strerror})"
     for (name, _, checksum), crc in zip(expected, found, strict=True):
         if crc != checksum:
             return f"{name} does not have its checksum"

@@ -1,8 +1,13 @@
 """events.jsonl: one JSON object a line, written by rank 0 while it trains.
 
-Types: started (iteration, train_iters, attempt, seconds of the start's stages), iteration (iteration, loss, grad_norm, lr, seconds, tokens_per_second,
-padding, a share of the packs), evaluation (iteration, loss), checkpoint (iteration, path, seconds, blocked), save_failed (iteration, error),
-stopped and finished (iteration, signal). Each has `time`, seconds since the epoch.
+The types, and what each has beside `type` and `time`, in seconds since the epoch:
+
+- started: iteration, train_iters, attempt, seconds of the start's stages
+- iteration: iteration, loss, grad_norm, lr, seconds, tokens_per_second, padding (a share of the packs)
+- evaluation: iteration, loss
+- checkpoint: iteration, path, seconds, blocked
+- save_failed: iteration, error
+- stopped and finished: iteration, signal
 """
 
 from __future__ import annotations

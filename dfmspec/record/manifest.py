@@ -1,4 +1,7 @@
-"""The manifest of a run: what was asked, what ran where, what came of it. Whole at every moment; written aside, renamed."""
+"""The manifest of a run: what was asked, what ran where, what came of it.
+
+It is whole at every moment: each new one is written aside, then renamed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +126,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def now() -> str:
-    """RFC 3339, UTC."""
+    """This moment, as RFC 3339, UTC."""
     return moment(time.time())
 
 
@@ -142,7 +146,7 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def write_manifest(run: RunDir, manifest: Manifest) -> None:
-    """manifest.json, atomically."""
+    """Replace manifest.json, atomically."""
     write_aside(run.manifest, json.dumps(manifest.model_dump(), indent=2) + "\n")
 
 
@@ -152,46 +156,57 @@ def read_manifest(run: RunDir) -> Manifest:
     Raises:
         OSError, ValueError: it is absent or damaged.
     """
-    return Manifest.model_validate(json.loads(run.manifest.read_text()))  # paths need not be UTF-8
+    # Not model_validate_json, which wants UTF-8: paths need not be that.
+    return Manifest.model_validate(json.loads(run.manifest.read_text()))
 
 
 def launch_host() -> dict[str, Any]:
     """What the launch host is, without importing torch."""
     packages = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
-        "host": socket.gethostname(), "platform": platform.platform(), "python": platform.python_version(),
-        "processors": os.cpu_count(), "packages": packages, "gpus": _gpus(),
-    }  # fmt: skip
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "packages": packages,
+        "gpus": _gpus(),
+    }
 
 
 def _gpus() -> list[dict[str, str]]:
+    """Each GPU of the machine as nvidia-smi has it: name, uuid, memory.total, driver_version."""
     if not shutil.which("nvidia-smi"):
         return []
     fields = ("name", "uuid", "memory.total", "driver_version")
-    text = _output(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
+    query = ",".join(fields)
+    text = _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]) or ""
     found = []
-    for line in (text or "").splitlines():
+    for line in text.splitlines():
         words = [word.strip() for word in line.split(",")]
-        if len(words) == len(fields):  # warnings may stand among the lines
+
+        # Warnings may stand among the lines.
+        if len(words) == len(fields):
             found.append(dict(zip(fields, words, strict=True)))
     return found
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and state of the repository around a folder."""
+    """Commit and state of the repository around a folder; None outside one."""
     commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
     if not commit:
         return None
     changes = _output(["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain"])
-    return {"commit": commit.strip(), "dirty": None if changes is None else bool(changes.strip())}
+    is_dirty = None  # git took too long to tell
+    if changes is not None:
+        is_dirty = bool(changes.strip())
+    return {"commit": commit.strip(), "dirty": is_dirty}
 
 
 def _output(argv: list[str]) -> str | None:
+    """What a program prints; None when it is not there, fails, or takes over five seconds."""
     try:
         result = subprocess.run(argv, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

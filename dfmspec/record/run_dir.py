@@ -1,10 +1,10 @@
 """The layout of a run directory: every name in it, in one place.
 
-    runs/<name>/<run-id>/
-      spec.yaml plan.json config.yaml manifest.json events.jsonl
-      attempts/<n>/node<i>/rank<r>/{stdout,stderr,pid,error.json}
-      checkpoints/ tensorboard/ samples/
-    runs/<name>/latest -> <run-id>
+runs/<name>/<run-id>/
+  spec.yaml plan.json config.yaml manifest.json events.jsonl
+  attempts/<n>/node<i>/rank<r>/{stdout,stderr,pid,error.json}
+  checkpoints/ tensorboard/ samples/
+runs/<name>/latest -> <run-id>
 """
 
 from __future__ import annotations

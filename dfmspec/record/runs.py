@@ -20,14 +20,17 @@ from dfmspec.record.run_dir import LATEST, LOCK, OWNER, RunDir
 
 
 def new_run_id(plan: Plan) -> str:
-    """Sortable by time, and telling which plan it runs."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plan.plan_id[:8]}-{secrets.token_hex(2)}"
+    """An id that sorts by time and tells which plan the run is of."""
+    started = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    digits = plan.plan_id[:8]
+    random = secrets.token_hex(2)
+    return f"{started}-{digits}-{random}"
 
 
 def runs_of(folder: Path) -> Iterator[tuple[RunDir, Manifest]]:
     """The runs of `<output_dir>/<name>`, newest first; directories without a readable manifest are passed over."""
     for path in sorted(folder.glob("*"), reverse=True):
-        if not path.is_dir() or path.is_symlink():
+        if not path.is_dir() or path.is_symlink():  # a link is `latest`
             continue
         try:
             yield RunDir(path), read_manifest(RunDir(path))
@@ -44,8 +47,11 @@ def find_run(reference: str, output_dir: Path) -> RunDir:
     direct = RunDir(Path(reference))
     if direct.manifest.exists():
         return direct
+
+    # A name stands for its latest run; of an id, the beginning is enough.
     by_name = output_dir / reference / LATEST
-    by_id = output_dir.glob(f"*/{glob.escape(reference)}*")
+    beginning = glob.escape(reference)
+    by_id = output_dir.glob(f"*/{beginning}*")
     for candidate in (by_name, *by_id):
         if RunDir(candidate).manifest.exists():
             return RunDir(candidate.resolve())
@@ -74,9 +80,14 @@ def is_owned(run: RunDir) -> bool:
 def reached(run: RunDir, manifest: Manifest) -> int | None:
     """The last iteration of a run's last attempt; of one that goes on, by its events."""
     if manifest.verdict == "running":
-        done = [event["iteration"] for event in read_events(run.events) if event["type"] == "iteration"]
-        return done[-1] if done else None
-    return manifest.attempts[-1].to_iteration if manifest.attempts else None
+        iterations = [event for event in read_events(run.events) if event["type"] == "iteration"]
+        if not iterations:
+            return None
+        last: int = iterations[-1]["iteration"]
+        return last
+    if not manifest.attempts:
+        return None
+    return manifest.attempts[-1].to_iteration
 
 
 def state(run: RunDir, manifest: Manifest) -> str:
@@ -88,7 +99,11 @@ def state(run: RunDir, manifest: Manifest) -> str:
 
 @contextmanager
 def owned(folder: Path, what: str) -> Iterator[None]:
-    """Own a folder (`what` it is: of a run, say) for as long as the block lasts; the kernel frees it when the process dies.
+    """Own a folder for as long as the block lasts; the kernel frees it when the process dies.
+
+    Args:
+        folder: what is owned.
+        what: it is, for the message of an error, such as "run".
 
     Raises:
         LockedError: another process owns it.
@@ -100,15 +115,24 @@ def owned(folder: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        try:
-            who = json.loads(owner.read_text())
-            by = f"process {who['pid']} on {who['host']} since {who['since']}"
-        except (OSError, ValueError, KeyError):
-            by = "another process"
+        by = _told_owner(owner)
         raise LockedError(f"{what} {folder} is locked by {by}; wait for it, or stop that process") from None
     try:
-        write_aside(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}) + "\n")
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        write_aside(owner, json.dumps(who) + "\n")
         yield
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _told_owner(file: Path) -> str:
+    """Who owns a folder, by the file that it keeps there."""
+    try:
+        who = json.loads(file.read_text())
+        pid = who["pid"]
+        host = who["host"]
+        since = who["since"]
+    except (OSError, ValueError, KeyError):
+        return "another process"
+    return f"process {pid} on {host} since {since}"

@@ -12,9 +12,7 @@ from dfmspec.spec.paths import local_path
 from dfmspec.spec.resume import Resume
 
 
-def start_of(
-    resume: Resume, *, load: Path, save: Path, step: int | None, report: Callable[[str], None]
-) -> Path | None:
+def start_of(resume: Resume, *, load: Path, save: Path, step: int | None, report: Callable[[str], None]) -> Path | None:
     """The checkpoint that a training starts from; None: afresh.
 
     Args:
@@ -28,7 +26,9 @@ def start_of(
         CheckpointError: what is asked for is not there, or `never` meets checkpoints.
     """
     elsewhere = save != load  # somebody named a place to resume from
-    if elsewhere and resume.kind == "auto" and save.is_dir():  # begun from there once; this may be the same run again
+
+    # A run that began from there once may be this one: it goes on where it was.
+    if elsewhere and resume.kind == "auto" and save.is_dir():
         continued = find(save, iteration=None, report=report)
         if continued is not None:
             return continued
@@ -37,7 +37,10 @@ def start_of(
             raise CheckpointError(f"{load} has checkpoints and run.resume is never; use another folder, or resume=auto")
         return None
 
-    folder = local_path(resume.folder).absolute() if resume.folder is not None else load
+    # From the place that run.resume or checkpoint.load names.
+    folder = load
+    if resume.folder is not None:
+        folder = local_path(resume.folder).absolute()
     wanted = step if resume.iteration is None else resume.iteration
     found = None
     if folder.is_dir() or wanted is not None:

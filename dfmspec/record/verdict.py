@@ -18,6 +18,8 @@ from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.iterations import folder_of
 
+Event = dict[str, Any]
+Events = Sequence[Event]
 _LOSSES = 100
 """The most iterations whose losses make the final one."""
 
@@ -42,21 +44,12 @@ def conclude(
         signals: those that asked the supervisor to stop.
         word: the last that a scheduler said.
     """
+    # What it left.
     attempt_dir = run.attempt(attempt.number)
-    for node, code in zip(attempt.nodes, codes, strict=True):
-        left = exit_code_left(attempt_dir, node.node) if code is None else code
-        node.exit_code = -signal.SIGKILL if left is None else left
-        host = attempt_dir.node(node.node).host
-        if host.exists():
-            node.host = host.read_text().strip()
-
-    # How far it came.
+    _fill_nodes(attempt, attempt_dir, codes)
     events = _events(run, attempt.number)
     iterations = [event for event in events if event["type"] == "iteration"]
-    started = _first(events, "started")
-    attempt.from_iteration = started["iteration"] if started else None
-    attempt.to_iteration = iterations[-1]["iteration"] if iterations else attempt.from_iteration
-    attempt.start_seconds = _start_seconds(started, iterations)
+    _fill_progress(attempt, events, iterations)
     attempt.signal = _signal(signals, events)
     attempt.failure = _first_failure(attempt_dir)
     manifest.checkpoints = _records(folder)
@@ -65,7 +58,7 @@ def conclude(
     # What came of it.
     kinds = {event["type"] for event in events}
     fault = _fault_of(folder, attempt.to_iteration)
-    target = started["train_iters"] if started else None
+    target = _target(events)
     if "finished" in kinds and attempt.to_iteration == target and fault is None:
         attempt.outcome = "finished"
         manifest.verdict = "succeeded"
@@ -77,13 +70,54 @@ def conclude(
     else:
         attempt.outcome = "failed"
         manifest.verdict = "failed"
-        manifest.reason = _why(attempt, attempt_dir, fault if "finished" in kinds else None, signals, word)
+        if "finished" not in kinds:  # then a checkpoint of the last iteration was not to be expected
+            fault = None
+        manifest.reason = _why(attempt, attempt_dir, fault, signals, word)
+
+
+def _fill_nodes(attempt: Attempt, attempt_dir: AttemptDir, codes: Sequence[int | None]) -> None:
+    """What torchrun ended with on each node, and on which host."""
+    for node, code in zip(attempt.nodes, codes, strict=True):
+        left = code
+        if left is None:
+            left = exit_code_left(attempt_dir, node.node)
+        if left is None:
+            left = -signal.SIGKILL
+        node.exit_code = left
+        host = attempt_dir.node(node.node).host
+        if host.exists():
+            node.host = host.read_text().strip()
+
+
+def _fill_progress(attempt: Attempt, events: Events, iterations: Events) -> None:
+    """From where to where an attempt came, and how long its start took."""
+    started = _first(events, "started")
+    attempt.from_iteration = None
+    attempt.start_seconds = None
+    if started is not None:
+        attempt.from_iteration = started["iteration"]
+        attempt.start_seconds = _start_seconds(started, iterations)
+    attempt.to_iteration = attempt.from_iteration
+    if iterations:
+        attempt.to_iteration = iterations[-1]["iteration"]
+
+
+def _target(events: Events) -> int | None:
+    """The last iteration that an attempt was to reach."""
+    started = _first(events, "started")
+    if started is None:
+        return None
+    target: int = started["train_iters"]
+    return target
 
 
 def span(run: RunDir, attempt: int) -> tuple[str, str]:
     """When an attempt that nobody watched began and ended, by its first and last event; now, while it has none."""
-    times = [event["time"] for event in _events(run, attempt)] or [time.time()]
-    return moment(times[0]), moment(times[-1])
+    events = _events(run, attempt)
+    if not events:
+        now = moment(time.time())
+        return now, now
+    return moment(events[0]["time"]), moment(events[-1]["time"])
 
 
 def exit_code_left(attempt_dir: AttemptDir, node: int) -> int | None:
@@ -94,20 +128,24 @@ def exit_code_left(attempt_dir: AttemptDir, node: int) -> int | None:
         return None
 
 
-def _first(events: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+def _first(events: Events, kind: str) -> Event | None:
     return next((event for event in events if event["type"] == kind), None)
 
 
-def _signal(signals: Sequence[int], events: Sequence[dict[str, Any]]) -> int | None:
+def _signal(signals: Sequence[int], events: Events) -> int | None:
     """The signal that stopped an attempt: the supervisor's, or one that the ranks were sent."""
     if signals:
         return signals[0]
     stopped = _first(events, "stopped")
-    return stopped["signal"] if stopped else None
+    if stopped is None:
+        return None
+    number: int | None = stopped["signal"]
+    return number
 
 
-def _start_seconds(started: dict[str, Any] | None, iterations: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    if started is None or "seconds" not in started:
+def _start_seconds(started: Event, iterations: Events) -> dict[str, float] | None:
+    """Seconds of each stage of the start, and of the first iteration, with what it compiles."""
+    if "seconds" not in started:
         return None
     stages: dict[str, float] = dict(started["seconds"])
     if iterations:
@@ -115,9 +153,9 @@ def _start_seconds(started: dict[str, Any] | None, iterations: Sequence[dict[str
     return stages
 
 
-def _events(run: RunDir, attempt: int) -> list[dict[str, Any]]:
+def _events(run: RunDir, attempt: int) -> list[Event]:
     """The events of one attempt: from its `started` to the next one's."""
-    found: list[dict[str, Any]] = []
+    found: list[Event] = []
     of_the_attempt = False
     for event in read_events(run.events):
         if event["type"] == "started":
@@ -138,8 +176,8 @@ def _why(attempt: Attempt, attempt_dir: AttemptDir, fault: str | None, signals: 
         return f"the last checkpoint cannot be used: {fault}"
     codes = ", ".join(str(node.exit_code) for node in attempt.nodes)
     why = f"torchrun ended with {codes} before the last iteration"
-    said = [words for words in (word, _last_line(attempt_dir)) if words]
-    return ": ".join([why, "; ".join(said)]) if said else why
+    said = "; ".join(words for words in (word, _last_line(attempt_dir)) if words)
+    return f"{why}: {said}" if said else why
 
 
 def _records(folder: Path) -> list[CheckpointRecord]:
@@ -162,7 +200,9 @@ def _fault_of(folder: Path, iteration: int | None) -> str | None:
     Later ones are damaged, and were passed over when the attempt began.
     """
     path = folder / folder_of(iteration or 0)
-    return checkpoints.problem(path) if path.exists() else "there is none"
+    if not path.exists():
+        return "there is none"
+    return checkpoints.problem(path)
 
 
 def _first_failure(attempt_dir: AttemptDir) -> Failure | None:
@@ -170,6 +210,8 @@ def _first_failure(attempt_dir: AttemptDir) -> Failure | None:
     ended = _ended_by_signal(attempt_dir)
     if ended and ended.error_type == "SIGKILL":  # what others then say is that they lost it
         return ended
+
+    # (time, what happened) of every rank that left an error.
     failures: list[tuple[float, Failure]] = []
     for node, path in attempt_dir.errors():
         try:
@@ -199,8 +241,7 @@ def _ended_by_signal(attempt_dir: AttemptDir) -> Failure | None:
         found = _ROOT_CAUSE.search(_end_of(log))
         if found is None:
             continue
-        number = int(found[2])
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        name = _signal_name(int(found[2]))
         message = "the process was ended by a signal"
         if name == "SIGKILL":
             message = "killed from outside; when nobody did that, the machine's memory ran out (see dmesg)"
@@ -208,7 +249,15 @@ def _ended_by_signal(attempt_dir: AttemptDir) -> Failure | None:
     return None
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _end_of(path: Path, size: int = 1 << 16) -> str:
+    """The last bytes of a file, at most `size`, as text."""
     with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - size))
         return handle.read().decode(errors="replace")
@@ -219,18 +268,21 @@ def _last_line(attempt_dir: AttemptDir) -> str:
     node = attempt_dir.node(0)
     rank = node.rank(0)
     for path in (rank.stderr, rank.stdout, node.torchrun_log):
-        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        if not path.exists():
+            continue
+        lines = path.read_text(errors="replace").strip().splitlines()
         if lines:
             return lines[-1][:300]
     return ""
 
 
-def _fill_metrics(
-    manifest: Manifest, events: Sequence[dict[str, Any]], iterations: Sequence[dict[str, Any]]
-) -> None:
+def _fill_metrics(manifest: Manifest, events: Events, iterations: Events) -> None:
+    """The metrics of an attempt; a run keeps the first loss of its first one."""
     if not iterations:
         return
     metrics = manifest.metrics
+
+    # Losses.
     losses = [event["loss"] for event in iterations]
     if metrics.first_loss is None:
         metrics.first_loss = losses[0]
@@ -239,7 +291,9 @@ def _fill_metrics(
     evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
     if evaluations:
         metrics.eval_loss = evaluations[-1]
+
+    # Speed; earlier versions did not tell the padding.
     metrics.tokens_per_second = statistics.median(event["tokens_per_second"] for event in iterations)
-    shares = [event["padding"] for event in iterations if "padding" in event]  # earlier versions did not tell it
+    shares = [event["padding"] for event in iterations if "padding" in event]
     metrics.padding = statistics.fmean(shares) if shares else None
     metrics.seconds_per_iteration = statistics.median(event["seconds"] for event in iterations)

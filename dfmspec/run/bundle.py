@@ -1,4 +1,7 @@
-"""A plan on disk: its files, all of them a function of the plan; written whole, and read back only when nobody has edited them."""
+"""A plan on disk: its files, all of them a function of the plan.
+
+They are written whole, and read back only when nobody has edited them.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,37 @@ PLAN = "plan.json"
 
 def at(plan: Plan, folder: Path) -> Plan:
     """A plan as seen from the folder in which it lies."""
-    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(plan.spec_dir, os.path.realpath(folder)))
+    if plan.spec_dir is None:
+        return plan
+    return replace(plan, spec_dir=os.path.relpath(plan.spec_dir, os.path.realpath(folder)))
+
+
+def _seen_from_here(plan: Plan, folder: Path) -> Plan:
+    """A plan that lies in a folder, as seen from the working directory."""
+    if plan.spec_dir is None:
+        return plan
+    spec_dir = os.path.join(os.path.realpath(folder), plan.spec_dir)
+    return replace(plan, spec_dir=os.path.relpath(spec_dir))
 
 
 def bundle_files(plan: Plan) -> dict[str, str]:
-    """name -> text, of a plan at its folder: plan.json, config.yaml, a script a node, the launcher's own, and the entry script."""
-    return {PLAN: _json(plan.as_json()), CONFIG: config_text(plan.config), **programs(plan)}
+    """name -> text, of a plan as seen from the bundle: plan.json, config.yaml, and what is run."""
+    return {
+        PLAN: _json(plan.as_json()),
+        CONFIG: config_text(plan.config),
+        **programs(plan),
+    }
 
 
 def programs(plan: Plan) -> dict[str, str]:
-    """What is run: the scripts, and the entry."""
+    """name -> text of what is run: a script a node, the launcher's own files, and the entry script."""
     files = {name: node_script(plan, node) for name, node in script_names(plan).items()}
     files |= launcher(plan.launcher["kind"]).files(plan)
+
+    # Another target's entry script is in its checkout.
     target = target_module(plan.target)
     if target.CHECKOUT is None:
-        entry = target.ENTRY
-        files[entry] = resource(entry).read_text(encoding="utf-8")
+        files[target.ENTRY] = resource(target.ENTRY).read_text(encoding="utf-8")
     return files
 
 
@@ -46,8 +64,11 @@ def write_bundle(plan: Plan, out: Path) -> None:
     Raises:
         UsageError: the folder exists and is not empty.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it")
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty_folder:
+        raise UsageError(
+            f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it"
+        )
     write_files(bundle_files(at(plan, out)), out)
 
 
@@ -74,20 +95,37 @@ def read_bundle(folder: Path) -> Plan:
 
 
 def read_plan(file: Path) -> Plan:
-    """A plan from its file, whatever the file's name; raises as `read_bundle` does."""
+    """A plan from its file, whatever the file's name.
+
+    Raises:
+        UsageError: there is no such file, or it may not be read.
+        StalePlanError: it is damaged, was edited, or is of another version.
+    """
     try:
         stored = json.loads(file.read_text())
         plan = Plan(
-            stored["name"], stored["target"], stored["config"], stored["nnodes"], tuple(stored["command"]),
-            stored["gpus_per_node"], stored["env"], stored["run"], stored["launcher"], stored["guards"], stored["spec_dir"],
-        )  # fmt: skip
+            name=stored["name"],
+            target=stored["target"],
+            config=stored["config"],
+            nnodes=stored["nnodes"],
+            command=tuple(stored["command"]),
+            gpus_per_node=stored["gpus_per_node"],
+            env=stored["env"],
+            run=stored["run"],
+            launcher=stored["launcher"],
+            guards=stored["guards"],
+            spec_dir=stored["spec_dir"],
+        )
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise StalePlanError(f"{file} cannot be read: {error}; make the plan again") from error
-    if stored.get("plan_id") != f"sha256:{plan.plan_id}" or stored.get("launch") != plan.launch_digest:
+
+    # Its digests are those of its content, unless somebody has edited it.
+    is_same_plan = stored.get("plan_id") == f"sha256:{plan.plan_id}"
+    if not is_same_plan or stored.get("launch") != plan.launch_digest:
         raise StalePlanError(f"{file} was edited: its content is not that of its digests; make the plan again")
-    return plan if plan.spec_dir is None else replace(plan, spec_dir=os.path.relpath(os.path.join(os.path.realpath(file.parent), plan.spec_dir)))
+    return _seen_from_here(plan, file.parent)
 
 
 def check_files(plan: Plan, folder: Path) -> None:
@@ -96,30 +134,44 @@ def check_files(plan: Plan, folder: Path) -> None:
     Raises:
         StalePlanError: a file is not what the plan gives.
     """
-    if stale := stale_files(plan, folder):
-        raise StalePlanError(f"{folder} is not what its plan gives: {', '.join(stale)}; make the plan again, from a spec that says what was edited")
+    stale = ", ".join(stale_files(plan, folder))
+    if stale:
+        raise StalePlanError(
+            f"{folder} is not what its plan gives: {stale}; make the plan again, from a spec that says what was edited"
+        )
 
 
 def stale_files(plan: Plan, folder: Path) -> list[str]:
-    """The files of a folder that are not what the plan would write; guards aside, which are of a machine and a version.
+    """The files of a folder that are not what the plan would write.
 
-    Left alone is what runs leave that are started in the folder: folders that no bundle has, and Slurm's own logs.
+    Left out are guards, which are of a machine and a version, and files of runs that were started in the folder.
     """
     fresh = bundle_files(at(plan, folder))
-    written = {Path(name).parts[0] for name in fresh if "/" in name}
+    own_folders = {Path(name).parts[0] for name in fresh if "/" in name}
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    present = {name for name in present if (Path(name).parts[0] in written if "/" in name else not re.fullmatch(r"slurm-\S+", name))}
-    return sorted(name for name in fresh.keys() | present if not _same(fresh.get(name), folder / name))
+    judged = fresh.keys() | {name for name in present if not _is_of_a_run(name, own_folders)}
+    return sorted(name for name in judged if not _is_fresh(fresh.get(name), folder / name))
 
 
-def _same(text: str | None, file: Path) -> bool:
+def _is_of_a_run(name: str, own_folders: set[str]) -> bool:
+    """Whether a run has left a file in a bundle: in a folder that no bundle has, or as a log of Slurm's."""
+    if "/" in name:
+        return Path(name).parts[0] not in own_folders
+    return re.fullmatch(r"slurm-\S+", name) is not None
+
+
+def _is_fresh(text: str | None, file: Path) -> bool:
+    """Whether a file holds the text that the plan would write; None: it would write no such file."""
+    if text is None:
+        return False
     try:
         found = file.read_bytes()
-        if text is not None and file.name == PLAN:
-            text = _json({**json.loads(text), "guards": json.loads(found)["guards"]})
+        if file.name == PLAN:
+            guards = json.loads(found)["guards"]
+            text = _json({**json.loads(text), "guards": guards})
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return text is not None and text.encode("utf-8", "surrogateescape") == found
+    return text.encode("utf-8", "surrogateescape") == found
 
 
 def _json(plan: dict[str, Any]) -> str:

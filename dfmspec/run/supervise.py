@@ -77,8 +77,13 @@ class Launch:
     def of(cls, request: Request) -> Launch:
         """What follows from a request's plan."""
         plan = request.plan
-        folder = Path(plan.located(plan.run["output_dir"])) / plan.name
-        return cls(request, _config_at_launch(plan), Resume.parse(plan.run["resume"]), folder)
+        output_dir = Path(plan.located(plan.run["output_dir"]))
+        return cls(
+            request=request,
+            config=_config_at_launch(plan),
+            resume=Resume.parse(plan.run["resume"]),
+            folder=output_dir / plan.name,
+        )
 
     @property
     def plan_id(self) -> str:
@@ -87,7 +92,8 @@ class Launch:
 
     def checkpoints(self, run: RunDir) -> Path:
         """Where a run of the plan saves."""
-        return local_path(str(self.config["checkpoint"]["save"]).replace(RUN_DIR, str(run.path)))
+        save = str(self.config["checkpoint"]["save"])
+        return local_path(save.replace(RUN_DIR, str(run.path)))
 
     @property
     def checkpoints_elsewhere(self) -> Path | None:
@@ -129,7 +135,9 @@ def _data_of(plan: Plan) -> str | None:
 
 
 def check_guards(plan: Plan) -> None:
-    """Refuse a saved plan whose code or data is no longer what it was made with; data that is still to be drawn is none yet.
+    """Refuse a saved plan whose code or data is no longer what it was made with.
+
+    Data that is still to be drawn has no guard yet.
 
     Raises:
         StalePlanError: it is stale.
@@ -141,9 +149,12 @@ def check_guards(plan: Plan) -> None:
     if target_module(plan.target).OWN and "code" not in plan.guards:
         raise StalePlanError("the plan is stale: it has no guard of dfmspec's own code; make the plan again")
     for name, digest in plan.guards.items():
-        if current.get(name) != digest:
-            what = "dfmspec's own code" if name == "code" else f"the metadata of dataset {_data_of(plan)}"
-            raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
+        if current.get(name) == digest:
+            continue
+        what = "dfmspec's own code"
+        if name != "code":
+            what = f"the metadata of dataset {_data_of(plan)}"
+        raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 
 def _open(launch: Launch) -> tuple[RunDir, Manifest]:
@@ -161,12 +172,13 @@ def _open(launch: Launch) -> tuple[RunDir, Manifest]:
     for run, manifest in same_plan:
         if manifest.resumed_from != resume.source:
             continue
-        starts_anew = resume.kind == "never" or (resume.source is not None and manifest.verdict == "succeeded")
-        if not starts_anew:
-            _check_same_data(run, manifest, launch.request.plan)
-            return run, manifest
-        break
+        is_over = resume.source is not None and manifest.verdict == "succeeded"
+        if resume.kind == "never" or is_over:
+            break
+        _check_same_data(run, manifest, launch.request.plan)
+        return run, manifest
 
+    # Else a new one, where that is allowed.
     if resume.kind == "require":
         raise UsageError(f"run.resume is require, but {launch.folder} has no run of this plan")
     elsewhere = launch.checkpoints_elsewhere
@@ -185,11 +197,16 @@ def _new_run(launch: Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manif
     config["checkpoint"] = config["checkpoint"] | _start_elsewhere(launch, same_plan)
     run_id = new_run_id(plan)
     run = RunDir(launch.folder / run_id)
+
+    # What was asked, and what it was compiled to.
     run.path.mkdir(parents=True)
     if request.spec_text is not None:
         run.spec.write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
-    write_aside(run.plan, json.dumps(at(plan, run.path).as_json(), indent=2, sort_keys=True) + "\n")
+    stored = at(plan, run.path).as_json()
+    write_aside(run.plan, json.dumps(stored, indent=2, sort_keys=True) + "\n")
     write_aside(run.path / CONFIG, config_text(config))
+
+    # The record.
     manifest = Manifest(
         run_id=run_id,
         name=plan.name,
@@ -240,8 +257,9 @@ def _tell_of_another(earlier: Sequence[tuple[RunDir, Manifest]], launch: Launch)
         return
     for run, manifest in earlier:
         if manifest.verdict in ("stopped", "failed") and manifest.checkpoints:
+            iteration = manifest.checkpoints[-1].iteration
             launch.request.talk(
-                f"A new run: {run.path}, at iteration {manifest.checkpoints[-1].iteration}, has another plan "
+                f"A new run: {run.path}, at iteration {iteration}, has another plan "
                 f"(dfmspec plan --diff {run.path} tells what differs); run.resume={run.path} goes on from there"
             )
             return
@@ -303,6 +321,8 @@ class _Supervisor:
             self._conclude_earlier(handle.attempt if handle else 0)
             if handle is None and self.manifest.verdict == "succeeded":  # while nobody watched
                 return OK
+
+            # One attempt, and those that a scheduler starts after it.
             handle = handle or self._start(module, place)
             while True:
                 attempt = self._begin(handle)
@@ -339,18 +359,19 @@ class _Supervisor:
 
     def _begin(self, handle: Handle) -> Attempt:
         """Write down that an attempt runs; one that an earlier supervisor began is taken up."""
-        attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == handle.attempt), None)
+        number = handle.attempt
+        attempt = next((attempt for attempt in self.manifest.attempts if attempt.number == number), None)
         if attempt is None:
             nodes = []
             for node, (host, argv, env) in enumerate(handle.described()):
                 nodes.append(NodeProcess(node=node, host=host, argv=argv, env=env))
-            began, _ = span(self.run_dir, handle.attempt)
-            attempt = Attempt(number=handle.attempt, started=began, nodes=nodes)
+            began, _ = span(self.run_dir, number)
+            attempt = Attempt(number=number, started=began, nodes=nodes)
             self.manifest.attempts.append(attempt)
         self.manifest.verdict = "running"
         self.manifest.reason = ""
         write_manifest(self.run_dir, self.manifest)
-        self.launch.request.talk(f"Run {self.run_dir.path}, attempt {handle.attempt}")
+        self.launch.request.talk(f"Run {self.run_dir.path}, attempt {number}")
         return attempt
 
     def _conclude_earlier(self, number: int) -> None:
@@ -358,18 +379,27 @@ class _Supervisor:
 
         number: of the attempt that goes on; 0: none does.
         """
-        if self.manifest.attempts:
-            last = self.manifest.attempts[-1]
-            for begun in range(last.number + 1, number or self.run_dir.next_attempt()):
-                if not any(self.run_dir.attempt(begun).path.glob("*")):  # a scheduler refused it, or ended it before it began
-                    continue
-                nodes = [NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env) for node in last.nodes]
-                began, _ = span(self.run_dir, begun)
-                self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
+        self._add_unrecorded(number or self.run_dir.next_attempt())
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
+                codes: list[int | None] = [None] * len(attempt.nodes)
                 _, ended = span(self.run_dir, attempt.number)
-                self._conclude(attempt, [None] * len(attempt.nodes), "its supervisor was gone", ended=ended)
+                self._conclude(attempt, codes, "its supervisor was gone", ended=ended)
+
+    def _add_unrecorded(self, before: int) -> None:
+        """Add to the manifest the attempts, up to a number, that a scheduler began after the last one in it."""
+        if not self.manifest.attempts:
+            return
+        last = self.manifest.attempts[-1]
+        for begun in range(last.number + 1, before):
+            # A scheduler refused one that is empty, or ended it before it began.
+            if not any(self.run_dir.attempt(begun).path.glob("*")):
+                continue
+            nodes = []
+            for node in last.nodes:
+                nodes.append(NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env))
+            began, _ = span(self.run_dir, begun)
+            self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
 
     def _conclude(self, attempt: Attempt, codes: list[int | None], word: str, ended: str | None = None) -> None:
         attempt.ended = ended or now()
@@ -378,9 +408,13 @@ class _Supervisor:
         write_manifest(self.run_dir, self.manifest)
 
     def _watch(self, handle: Handle) -> list[int | None]:
-        """Pass on rank 0's lines until every node has ended; a signal asks the ranks to save and stop, a second ends them."""
+        """Pass on rank 0's lines until every node has ended.
+
+        A signal asks the ranks to save and stop, a second ends them.
+        """
         talk = self.launch.request.talk
-        tail = _Tail(self.run_dir.attempt(handle.attempt).node(0).rank(0).stdout, talk)
+        node = self.run_dir.attempt(handle.attempt).node(0)
+        tail = _Tail(node.rank(0).stdout, talk)
         asked = 0
         deadline = float("inf")
         while True:

@@ -47,14 +47,14 @@ class Handle(Protocol):
         """(host, argv, names of the variables set) of each node."""
 
     def again(self) -> bool:
-        """Whether the attempt has ended because a scheduler starts the next one; the handle is that one's from now on."""
+        """Whether a scheduler starts the next attempt after one has ended; the handle is that one's from now on."""
 
     def last_word(self) -> str:
         """What a scheduler said of the end; empty when there is none."""
 
 
 class Launcher(Protocol):
-    """A module of this package."""
+    """What a module of this package offers."""
 
     OUTLIVES: bool
     """Whether what it starts goes on without this process."""

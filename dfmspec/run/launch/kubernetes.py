@@ -1,6 +1,7 @@
-"""Launcher kubernetes: a manifest of a ConfigMap with the plan's files and a JobSet (jobset.x-k8s.io/v1alpha2) with a pod a node.
+"""Launcher kubernetes: a manifest of a ConfigMap with the plan's files and a JobSet with a pod a node.
 
-A failed pod restarts the whole set, which goes on from its last checkpoint: the run directory is on a volume, by the plan's id.
+The JobSet is of jobset.x-k8s.io/v1alpha2. A failed pod restarts the whole set, which goes on from its last checkpoint:
+the run directory is on a volume, by the plan's id.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ OUTLIVES = False
 RUNS_SCRIPTS = False
 check = None
 MANIFEST = "jobset.yaml"
+_SCRIPT = "node.sh"
+_ENTRY = "entry.py"
+"""The key of the entry script."""
 _PORT = 29500  # a pod has its own address, so the port is always free
 _RESTARTS = 3
 _GRACE_SECONDS = 180
@@ -34,91 +38,169 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def launch(plan: Plan, place: Place) -> Any:
-    """Never: what a cluster admits and when is its own affair.
+    """Refuse: what a cluster admits and when is its own affair.
 
     Raises:
         PreflightError: always, with the command that hands the manifest over.
     """
-    raise PreflightError(f"dfmspec writes the manifest and does not watch clusters: dfmspec plan SPEC -o DIR, then kubectl apply -f DIR/{MANIFEST}")
+    raise PreflightError(
+        "dfmspec writes the manifest and does not watch clusters: "
+        f"dfmspec plan SPEC -o DIR, then kubectl apply -f DIR/{MANIFEST}"
+    )
 
 
 def attach(plan: Plan, place: Place) -> None:
-    """Never."""
+    """None: nothing is launched from here, so there is nothing to go on watching."""
     return
 
 
 def documents(plan: Plan) -> list[dict[str, Any]]:
-    """The two objects."""
-    name = _name(plan.name)
-    target = target_module(plan.target)
-    node = "node.sh"
-    data = {CONFIG: config_text(plan.config), node: node_script(plan, None if plan.nnodes > 1 else 0)}
-    items = [{"key": key, "path": key} for key in data]
-    if target.CHECKOUT is None:
-        data["entry.py"] = resource(target.ENTRY).read_text(encoding="utf-8")
-        items.append({"key": "entry.py", "path": target.ENTRY})
-    metadata = {"name": name, **({"namespace": plan.launcher["namespace"]} if plan.launcher["namespace"] else {})}
-    labels = {"labels": {"kueue.x-k8s.io/queue-name": plan.launcher["queue"]}} if plan.launcher["queue"] else {}
-    annotations = {"annotations": {"dfmspec.dev/plan": f"sha256:{plan.plan_id}"}}
-    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "name": _config_map(plan), **annotations}, "immutable": True, "data": data}
+    """The two objects of the manifest: the ConfigMap with the plan's files, then the JobSet."""
+    # The files, which never change: another plan has another ConfigMap.
+    data = _data(plan)
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {**_metadata(plan), "name": _config_map(plan), **_annotations(plan)},
+        "immutable": True,
+        "data": data,
+    }
+
+    # A pod a node, started anew all together.
     job = {
-        "parallelism": plan.nnodes, "completions": plan.nnodes, "completionMode": "Indexed", "backoffLimit": 0,
-        "template": {"spec": _pod(plan, name, items)},
-    }  # fmt: skip
+        "parallelism": plan.nnodes,
+        "completions": plan.nnodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "template": {"spec": _pod(plan, _items(plan, data))},
+    }
     job_set = {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {**metadata, **labels, **annotations},
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {**_metadata(plan), **_labels(plan), **_annotations(plan)},
         "spec": {
             "failurePolicy": {"maxRestarts": _RESTARTS},
             "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}],
         },
-    }  # fmt: skip
+    }
     return [config_map, job_set]
 
 
-def _pod(plan: Plan, name: str, items: list[dict[str, str]]) -> dict[str, Any]:
-    run_dir = f"{plan.run['output_dir']}/{plan.name}/{plan.plan_id[:12]}"
-    env = {"DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_BASE": "/", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
-    if plan.nnodes > 1:
-        env |= {"MASTER_ADDR": f"{name}-node-0-0.{name}", "MASTER_PORT": str(_PORT)}
-    attempt: list[dict[str, Any]] = []
-    if plan.nnodes > 1 and plan.launcher["rendezvous"] == "c10d":  # pods of one start of the set meet under an id of its own
-        attempt.append({"name": "DFMSPEC_RESTART", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_RESTART}']"}}})
-        env["DFMSPEC_RDZV_ID"] = f"{plan.plan_id[:12]}.$(DFMSPEC_RESTART)"
+def _metadata(plan: Plan) -> dict[str, Any]:
+    metadata = {"name": _name(plan.name)}
+    if plan.launcher["namespace"]:
+        metadata["namespace"] = plan.launcher["namespace"]
+    return metadata
+
+
+def _labels(plan: Plan) -> dict[str, Any]:
+    """The queue of Kueue, where one is named."""
+    if not plan.launcher["queue"]:
+        return {}
+    return {"labels": {"kueue.x-k8s.io/queue-name": plan.launcher["queue"]}}
+
+
+def _annotations(plan: Plan) -> dict[str, Any]:
+    return {"annotations": {"dfmspec.dev/plan": f"sha256:{plan.plan_id}"}}
+
+
+def _data(plan: Plan) -> dict[str, str]:
+    """Key of the ConfigMap -> text of a file of the bundle."""
+    node = None if plan.nnodes > 1 else 0
+    data = {CONFIG: config_text(plan.config), _SCRIPT: node_script(plan, node)}
+    target = target_module(plan.target)
+    if target.CHECKOUT is None:
+        data[_ENTRY] = resource(target.ENTRY).read_text(encoding="utf-8")
+    return data
+
+
+def _items(plan: Plan, data: dict[str, str]) -> list[dict[str, str]]:
+    """Where the pod sees each file of the ConfigMap: at its key, but for the entry script, whose path has slashes."""
+    paths = {_ENTRY: target_module(plan.target).ENTRY}
+    return [{"key": key, "path": paths.get(key, key)} for key in data]
+
+
+def _pod(plan: Plan, items: list[dict[str, str]]) -> dict[str, Any]:
+    """What a pod is: one container, and what is mounted in it."""
     claims = sorted(plan.launcher["volumes"].items())
+    volumes: list[dict[str, Any]] = [
+        {"name": "plan", "configMap": {"name": _config_map(plan), "items": items}},
+        # The loaders' workers hand batches over in shared memory.
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "plan", "mountPath": "/plan", "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    for i, (claim, path) in enumerate(claims):
+        volumes.append({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": f"claim-{i}", "mountPath": path})
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "containers": [_container(plan, mounts)],
+        "volumes": volumes,
+    }
+
+
+def _container(plan: Plan, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The container that runs a node's script; the index of its pod is the node's rank."""
     container: dict[str, Any] = {
-        "name": "torchrun", "image": plan.launcher["image"],
-        "command": ["bash", "-c", 'mkdir -p "$DFMSPEC_RUN_DIR" && exec bash /plan/node.sh "$JOB_COMPLETION_INDEX"'],
-        "env": [*attempt, *({"name": key, "value": value} for key, value in env.items())],
-        "volumeMounts": [
-            {"name": "plan", "mountPath": "/plan", "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"},
-            *({"name": f"claim-{i}", "mountPath": path} for i, (_, path) in enumerate(claims)),
+        "name": "torchrun",
+        "image": plan.launcher["image"],
+        "command": [
+            "bash",
+            "-c",
+            f'mkdir -p "$DFMSPEC_RUN_DIR" && exec bash /plan/{_SCRIPT} "$JOB_COMPLETION_INDEX"',
         ],
-    }  # fmt: skip
+        "env": _environment(plan),
+        "volumeMounts": mounts,
+    }
     if plan.launcher["env_from"]:
         container["envFrom"] = [{"secretRef": {"name": plan.launcher["env_from"]}}]
     if plan.nnodes > 1:
         container["ports"] = [{"containerPort": _PORT, "protocol": "TCP"}]
     if plan.gpus_per_node:
         container["resources"] = {"limits": {"nvidia.com/gpu": plan.gpus_per_node}}
-    return {
-        "restartPolicy": "Never", "terminationGracePeriodSeconds": _GRACE_SECONDS, "containers": [container],
-        "volumes": [
-            {"name": "plan", "configMap": {"name": _config_map(plan), "items": items}},
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # the loaders' workers hand batches over in shared memory
-            *({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}} for i, (claim, _) in enumerate(claims)),
-        ],
-    }  # fmt: skip
+    return container
+
+
+def _environment(plan: Plan) -> list[dict[str, Any]]:
+    """The variables of a container: where the run is, and where its nodes meet."""
+    output_dir = plan.run["output_dir"]
+    env = {
+        "DFMSPEC_RUN_DIR": f"{output_dir}/{plan.name}/{plan.short_id}",
+        "DFMSPEC_BASE": "/",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+    }
+    if plan.nnodes > 1:
+        name = _name(plan.name)
+        env["MASTER_ADDR"] = f"{name}-node-0-0.{name}"
+        env["MASTER_PORT"] = str(_PORT)
+
+    # Pods of one start of the set meet under an id of its own.
+    restart: list[dict[str, Any]] = []
+    if plan.nnodes > 1 and plan.launcher["rendezvous"] == "c10d":
+        label = {"fieldPath": f"metadata.labels['{_RESTART}']"}
+        restart.append({"name": "DFMSPEC_RESTART", "valueFrom": {"fieldRef": label}})
+        env["DFMSPEC_RDZV_ID"] = f"{plan.short_id}.$(DFMSPEC_RESTART)"
+    return [*restart, *({"name": name, "value": value} for name, value in env.items())]
 
 
 def _config_map(plan: Plan) -> str:
-    """Each plan has its own: a pod that starts again never finds another one's files."""
-    return f"{_name(plan.name)}-{plan.plan_id[:12]}"
+    """The name of the ConfigMap. Each plan has its own: a pod that starts again finds no other one's files."""
+    name = _name(plan.name)
+    return f"{name}-{plan.short_id}"
 
 
 def _name(name: str) -> str:
     """The experiment's name as Kubernetes has names: with room for what JobSet adds."""
-    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "run"
-    return word if word[0].isalpha() else f"run-{word}"
+    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    word = word[:40].strip("-") or "run"
+    if word[0].isalpha():
+        return word
+    return f"run-{word}"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -16,7 +16,7 @@ from string import Template
 from typing import IO
 
 from dfmspec.errors import PreflightError
-from dfmspec.plan.plan import Plan, Role
+from dfmspec.plan.plan import Plan, Role, Word
 from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
@@ -34,7 +34,7 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def attach(plan: Plan, place: Place) -> None:
-    """Never: the processes end with their supervisor."""
+    """None: the processes end with their supervisor, so there is nothing to go on watching."""
     return
 
 
@@ -48,28 +48,64 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     program = str(torchrun) if torchrun.exists() else shutil.which("torchrun")
     if program is None:
         raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
-    port = str(free_port())
-    env = dict(plan.env) | {"DFMSPEC_RUN_DIR": str(place.run.path), "DFMSPEC_ATTEMPT_DIR": str(place.attempt_dir.path), "TQDM_DISABLE": "1"}
-    if plan.nnodes > 1:
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DFMSPEC_RDZV_ID": f"{place.run.path.name}.{place.attempt}"}
-    else:
-        env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}  # never torchrun's fixed 29500
-    entry = target_module(plan.target).ENTRY
-    places = {Role.PROGRAM: program, Role.SCRIPT: str(resource(entry)), Role.CONFIG: str(place.run.path / CONFIG)}
+    env = _environment(plan, place)
+    places = {
+        Role.PROGRAM: program,
+        Role.SCRIPT: str(resource(target_module(plan.target).ENTRY)),
+        Role.CONFIG: str(place.run.path / CONFIG),
+    }
     run = LocalRun(place.attempt)
     for node in range(plan.nnodes):
-        written = {Role.VARIABLE: lambda text: Template(text).substitute(env), Role.PATH: plan.located}
-        argv = [written[role](text) if role in written else places.get(role, text) for text, role in plan.words(node)]
-        if plan.launcher["setup"]:
-            argv = ["bash", "-c", "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"']), "bash", *argv]
+        argv = [_argument(word, plan, env, places) for word in plan.words(node)]
         folder = place.attempt_dir.node(node)
         folder.path.mkdir(parents=True, exist_ok=True)
-        run.start(argv, env, folder)
+        run.start(_after_setup(plan, argv), env, folder)
     return run
 
 
+def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
+    """The plan's variables, and where the run is and its nodes meet; None: torchrun must not have it."""
+    port = str(free_port())
+    env = dict(plan.env)
+    env["DFMSPEC_RUN_DIR"] = str(place.run.path)
+    env["DFMSPEC_ATTEMPT_DIR"] = str(place.attempt_dir.path)
+    env["TQDM_DISABLE"] = "1"
+    if plan.nnodes > 1:
+        env["MASTER_ADDR"] = "127.0.0.1"
+        env["MASTER_PORT"] = port
+        env["DFMSPEC_RDZV_ID"] = f"{place.run.path.name}.{place.attempt}"
+    else:
+        # Torchrun's own is always 29500, which another run may have.
+        env["PET_MASTER_ADDR"] = "127.0.0.1"
+        env["PET_MASTER_PORT"] = port
+    return env
+
+
+def _argument(word: Word, plan: Plan, env: Mapping[str, object], places: Mapping[Role, str]) -> str:
+    """A word of the plan's command as this machine needs it."""
+    if word.role is Role.VARIABLE:
+        return Template(word.text).substitute(env)
+    if word.role is Role.PATH:
+        return plan.located(word.text)
+    return places.get(word.role, word.text)
+
+
+def _after_setup(plan: Plan, argv: list[str]) -> list[str]:
+    """A command that runs after the lines of launcher.setup, where there are any."""
+    if not plan.launcher["setup"]:
+        return argv
+    script = "\n".join(["set -eo pipefail", *plan.launcher["setup"], 'exec "$@"'])
+    return ["bash", "-c", script, "bash", *argv]
+
+
 def free_port() -> int:
-    """A port that nobody uses at this moment, below those that systems give out by themselves and torchrun's own: it is taken seconds later."""
+    """A port that nobody uses at this moment; it is taken seconds later.
+
+    It lies below those that systems give out by themselves, and below torchrun's own.
+
+    Raises:
+        PreflightError: of fifty ports, none is free.
+    """
     for port in random.sample(range(20000, 29500), 50):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
@@ -90,9 +126,10 @@ class LocalRun:
     def start(self, argv: list[str], env: Mapping[str, str | None], folder: NodeDir) -> None:
         """One node's torchrun; it dies when this process does."""
         log = folder.torchrun_log.open("wb")
+        merged = {**os.environ, **env}
         process = subprocess.Popen(
             argv,
-            env={name: value for name, value in {**os.environ, **env}.items() if value is not None},
+            env={name: value for name, value in merged.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -148,16 +185,21 @@ class LocalRun:
         """End every process of the run, and those that they started."""
         import psutil
 
+        # Each torchrun, and what it has started.
         family: list[psutil.Process] = []
         for process in self._processes:
             with suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(process.pid)
                 family += [*parent.children(recursive=True), parent]
-        for rank in self._ranks():  # of a torchrun that is gone
+
+        # Ranks of a torchrun that is gone; another process may have the number by now.
+        for rank in self._ranks():
+            attempt_dir = str(self._folders[0].path.parent)
             with suppress(psutil.Error):
                 left = psutil.Process(rank)
-                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == str(self._folders[0].path.parent):
+                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == attempt_dir:
                     family += [*left.children(recursive=True), left]
+
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()

@@ -1,4 +1,4 @@
-"""What launchers of other machines share: a run directory that every node sees, and a file that asks the ranks to stop."""
+"""What launchers of other machines share: a run directory that every node sees, and a file that asks ranks to stop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from zlib import crc32
 
+from dfmspec.plan.environment import shell_line
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import script_of
 from dfmspec.record.run_dir import AttemptDir
@@ -42,20 +43,26 @@ def programs_path() -> str:
 
 
 def start_script(plan: Plan, place: Place, node: int, env: Mapping[str, str]) -> Path:
-    """Write what a machine of its own runs for a node: `bash FILE`, whatever its login shell is. Output goes beside it.
+    """Write what another machine runs for a node: `bash FILE`, whatever its login shell is. Output goes beside it.
 
-    Its own torchrun is first on PATH, as in a virtual environment that is activated.
+    This dfmspec's torchrun is first on PATH, as in a virtual environment that is activated.
+
+    Returns: the file.
     """
     folder = place.attempt_dir.node(node)
     folder.path.mkdir(parents=True, exist_ok=True)
     script, *arguments = script_of(plan, node)
+    path = programs_path()
+    log = shlex.quote(str(folder.torchrun_log))
+    working_directory = shlex.quote(str(Path.cwd()))
+    command = shlex.join(["bash", f"{place.run.path}/{script}", *arguments])
     lines = [
         "#!/usr/bin/env bash",
-        f'export PATH={programs_path()}:"$PATH"',
-        *(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
-        f"exec > {shlex.quote(str(folder.torchrun_log))} 2>&1",
-        f"cd {shlex.quote(str(Path.cwd()))}",
-        f"exec bash {shlex.join([f'{place.run.path}/{script}', *arguments])}",
+        f'export PATH={path}:"$PATH"',
+        *(shell_line(name, value) for name, value in env.items()),
+        f"exec > {log} 2>&1",
+        f"cd {working_directory}",
+        f"exec {command}",
     ]
     file = folder.start_script
     file.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")

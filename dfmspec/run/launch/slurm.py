@@ -1,7 +1,8 @@
 """Launcher slurm: a job script that stands alone, and a watcher of the job.
 
-The script gives every node its script by `srun`, refuses an allocation that is not the plan's, and before the time limit asks the
-run to save and queues the job again: the next attempt goes on from there. The run directory is on a file system that all nodes share.
+The script gives every node its script by `srun`, refuses an allocation that is not the plan's, and before the time
+limit asks the run to save and queues the job again: the next attempt goes on from there. The run directory is on a file
+system that all nodes share.
 """
 
 from __future__ import annotations
@@ -31,7 +32,20 @@ JOB = "job.sbatch"
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 _SECONDS_FOR_THE_LAST_FILES = 10.0
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "GONE"}
+_GONE = "GONE"
+"""Our own word for the state of a job that Slurm no longer knows."""
+_ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+    _GONE,
+}
 """Every other state, also one of a later Slurm, is one of a job that goes on."""
 
 
@@ -41,19 +55,19 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def job_script(plan: Plan) -> str:
-    """The job: `sbatch job.sbatch` from the bundle, without dfmspec; or submitted by `dfmspec run`, which says where things go.
+    """The text of the job: `sbatch job.sbatch` from the bundle, without dfmspec; or `dfmspec run` submits it.
 
     The template beside this file says what it does; its holes are `@NAME@`.
     """
     holes = {
         "NAME": plan.name,
-        "PLAN": plan.plan_id[:12],
+        "PLAN": plan.short_id,
         "NODES": str(plan.nnodes),
         "OPTIONS": "\n".join(f"#SBATCH {_option(option)}" for option in _options(plan)),
         "CHECK_GPUS": _check_gpus(plan),
         "FOLDERS": "\n".join(where(plan, "$SLURM_SUBMIT_DIR")),
         "RENDEZVOUS": _SEVERAL_NODES if plan.nnodes > 1 else _ONE_NODE,
-        "SCRIPT": 'node$SLURM_NODEID.sh"' if plan.nnodes <= SCRIPT_A_NODE else 'node.sh" "$SLURM_NODEID"',
+        "SCRIPT": _SHARED_SCRIPT if plan.nnodes > SCRIPT_A_NODE else _OWN_SCRIPT,
         "ON_SIGNAL": _on_signal(plan),
         "AGAIN": _again(plan),
         "ATTEMPTS": ATTEMPTS,
@@ -76,6 +90,9 @@ def _filled(text: str, hole: str) -> str:
 _ADDRESS = r'''MASTER_ADDR="$(scontrol show node "${hosts[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"'''
 _SEVERAL_NODES = f'{_ADDRESS}\nexport MASTER_ADDR MASTER_PORT="$port"'
 _ONE_NODE = 'export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$port"'
+_OWN_SCRIPT = 'node$SLURM_NODEID.sh"'
+_SHARED_SCRIPT = 'node.sh" "$SLURM_NODEID"'
+"""The script of a node, after the folder of the bundle and inside its quotes."""
 
 
 def _options(plan: Plan) -> list[str]:
@@ -85,45 +102,60 @@ def _options(plan: Plan) -> list[str]:
     if plan.gpus_per_node:
         options.append(f"--gpus-per-node={plan.gpus_per_node}")
     for key in ("partition", "account", "qos"):
-        if launcher[key] is not None:
-            options.append(f"--{key}={launcher[key]}")
-    if launcher["time_limit"] is not None:
-        options.append(f"--time={launcher['time_limit']}")
-    options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{launcher['stop_before']}"]
+        value = launcher[key]
+        if value is not None:
+            options.append(f"--{key}={value}")
+    time_limit = launcher["time_limit"]
+    if time_limit is not None:
+        options.append(f"--time={time_limit}")
+
+    # Before the time limit the script itself is signalled (B), and the job is queued again with its log kept.
+    stop_before = launcher["stop_before"]
+    options += ["--requeue", "--open-mode=append", f"--signal=B:USR1@{stop_before}"]
     return [*options, *launcher["sbatch_options"]]
 
 
 def _option(option: str) -> str:
     """An option of sbatch in a #SBATCH line, where quotes are read as the shell's."""
     name, equals, value = option.partition("=")
-    return name + equals + (shlex.quote(value) if equals else "")
+    if not equals:
+        return name
+    return f"{name}=" + shlex.quote(value)
 
 
 def _check_gpus(plan: Plan) -> str:
+    """What a job does first: it refuses an allocation of another number of GPUs."""
     if not plan.gpus_per_node:
         return ""
     count = plan.gpus_per_node
-    return "\n".join(
-        [
-            f'if [ "${{SLURM_GPUS_ON_NODE:=0}}" != {count} ]; then',
-            f'    echo "error: the plan is for {count} GPUs a node, and the job has $SLURM_GPUS_ON_NODE; '
-            'submit the script as it is" >&2',
-            "    exit 4",
-            "fi",
-        ]
+    error = (
+        f"error: the plan is for {count} GPUs a node, and the job has $SLURM_GPUS_ON_NODE; submit the script as it is"
     )
+    lines = [
+        f'if [ "${{SLURM_GPUS_ON_NODE:=0}}" != {count} ]; then',
+        f'    echo "{error}" >&2',
+        "    exit 4",
+        "fi",
+    ]
+    return "\n".join(lines)
 
 
 def _on_signal(plan: Plan) -> str:
     """What a job does when Slurm says that it will end it; requeueing ends it at once."""
-    if not target_module(plan.target).OWN and plan.launcher["time_limit"] is None:
+    is_own = target_module(plan.target).OWN
+    if not is_own and plan.launcher["time_limit"] is None:
         return (
             '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
             'it is queued again, from its last checkpoint"\n'
             '    scontrol requeue "$SLURM_JOB_ID"'
         )
-    lines = ['    echo "the time limit is near: the run saves and stops, and is queued again"', "    again=yes"]
-    if target_module(plan.target).OWN:  # others stop by themselves: train.exit_duration_in_mins
+    lines = [
+        '    echo "the time limit is near: the run saves and stops, and is queued again"',
+        "    again=yes",
+    ]
+
+    # Our trainer is asked to stop; others stop by themselves: train.exit_duration_in_mins.
+    if is_own:
         lines.append(f'    echo {signal.SIGUSR1.value} > "$DFMSPEC_ATTEMPT_DIR/{STOP}"')
     return "\n".join(lines)
 
@@ -143,9 +175,14 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
         PreflightError: there is no sbatch, or it refused.
     """
     run_dir = str(place.run.path)
-    env = {"DFMSPEC_BUNDLE": run_dir, "DFMSPEC_RUN_DIR": run_dir, "DFMSPEC_ATTEMPT": str(place.attempt)}
-    words = ["--parsable", f"--output={_literal(run_dir)}/slurm-%j.log", f"{run_dir}/{JOB}"]
-    job = _sbatch(words, env).split(";")[0]
+    env = {
+        "DFMSPEC_BUNDLE": run_dir,
+        "DFMSPEC_RUN_DIR": run_dir,
+        "DFMSPEC_ATTEMPT": str(place.attempt),
+    }
+    output = _literal(run_dir) + "/slurm-%j.log"
+    answer = _sbatch(["--parsable", f"--output={output}", f"{run_dir}/{JOB}"], env)
+    job, _, _ = answer.partition(";")  # the name of the cluster may follow
     place.attempt_dir.slurm.write_text(json.dumps({"job": job}) + "\n")
     place.talk(f"Slurm job {job} is submitted")
     return SlurmJob(job, plan, place, restarts=0)
@@ -161,9 +198,11 @@ def attach(plan: Plan, place: Place) -> SlurmJob | None:
         begun = place.run.attempt(first).slurm
         if not begun.exists():
             continue
+
+        # The newest job of the run is the only one that may still go on.
         job = json.loads(begun.read_text())["job"]
         try:
-            state, restarts, _ = _ask(job) or ("GONE", 0, "")
+            state, restarts, _ = _ask(job) or (_GONE, 0, "")
         except (OSError, subprocess.TimeoutExpired) as error:
             raise PreflightError(
                 f"Slurm does not answer, and job {job} of this run may still go on: {error}; try again"
@@ -190,15 +229,28 @@ def _literal(path: str) -> str:
 
 
 def _sbatch(words: list[str], env: dict[str, str]) -> str:
+    """What sbatch answers; this dfmspec's torchrun is first on the PATH that the job inherits.
+
+    Raises:
+        PreflightError: there is no sbatch, or it refuses.
+    """
     if shutil.which("sbatch") is None:
-        raise PreflightError("sbatch is not installed here; run this on a login node of the cluster, or write the plan with -o and submit job.sbatch there")
-    exports = ["env", *(f"{name}={value}" for name, value in env.items())]
+        raise PreflightError(
+            "sbatch is not installed here; run this on a login node of the cluster, "
+            "or write the plan with -o and submit job.sbatch there"
+        )
+    programs = programs_path()
+    exports = [f"{name}={value}" for name, value in env.items()]
     done = subprocess.run(
-        ["bash", "-c", f'PATH={programs_path()}:"$PATH" exec "$@"', "bash", *exports, "sbatch", *words],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        ["bash", "-c", f'PATH={programs}:"$PATH" exec "$@"', "bash", "env", *exports, "sbatch", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     if done.returncode:
-        raise PreflightError(f"Slurm refuses the job: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip()
+        raise PreflightError(f"Slurm refuses the job: {said}")
     return (done.stdout or done.stderr).strip()
 
 
@@ -210,8 +262,12 @@ def _ask(job: str) -> tuple[str, int, str] | None:
     """
     done = subprocess.run(
         ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--Format=State:32,RestartCnt:12,Reason:80"],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
     if done.returncode and "Invalid job id" not in done.stderr:
         raise OSError(done.stderr.strip())
     words = done.stdout.split()
@@ -229,7 +285,10 @@ class SlurmJob:
         self._place = place
         self._restarts = restarts
         self._newer = 0
-        """How often Slurm has started the job again, as it says; more than `_restarts`: the attempt that is watched is over."""
+        """How often Slurm has started the job again, as it says.
+
+        More than `_restarts`: the attempt that is watched is over.
+        """
         self._state = ""
         self._said = ""
         self._asked = 0.0
@@ -244,19 +303,27 @@ class SlurmJob:
         """Exit code that each node left; -9: it left none, and the attempt is over."""
         self._look()
         codes = [exit_code_left(self._place.attempt_dir, node) for node in range(self._plan.nnodes)]
-        over = self._newer > self._restarts or self._state in _ENDED
-        if not over:
-            return [None] * len(codes)  # also when every node has ended: the job decides whether it is queued again
+
+        # While the job goes on, so does the attempt, even when every node has ended: it may be queued again.
+        is_over = self._newer > self._restarts or self._state in _ENDED
+        if not is_over:
+            return [None] * len(codes)
+
+        # The last files may come a moment after the word that the job has ended.
         self._ended_at = self._ended_at or time.monotonic()
-        if None in codes and self._state == "COMPLETED" and time.monotonic() - self._ended_at < _SECONDS_FOR_THE_LAST_FILES:
+        is_early = time.monotonic() - self._ended_at < _SECONDS_FOR_THE_LAST_FILES
+        if None in codes and self._state == "COMPLETED" and is_early:
             return codes
         return [-signal.SIGKILL if code is None else code for code in codes]
 
     def _look(self) -> None:
+        """Ask Slurm for the state of the job, when the last answer is old; tell what is new."""
         if time.monotonic() - self._asked < _SECONDS_BETWEEN_QUESTIONS:
             return
-        with suppress(OSError, subprocess.TimeoutExpired):  # Slurm is busy; the job does not depend on this question
-            self._state, self._newer, reason = _ask(self._job) or ("GONE", self._newer, "")
+
+        # Slurm may be busy; the job does not depend on this question.
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._state, self._newer, reason = _ask(self._job) or (_GONE, self._newer, "")
             said = f"Slurm job {self._job}: {self._state}"
             if self._state in _WAITING and reason != "None":
                 said += f" ({reason})"
@@ -288,7 +355,8 @@ class SlurmJob:
 
     def described(self) -> list[tuple[str, list[str], list[str]]]:
         """(host, argv, names of the variables set) of each node: Slurm chooses the hosts."""
-        return [(f"slurm job {self._job}", ["sbatch", f"{self._place.run.path}/{JOB}"], []) for _ in range(self._plan.nnodes)]
+        argv = ["sbatch", f"{self._place.run.path}/{JOB}"]
+        return [(f"slurm job {self._job}", argv, []) for _ in range(self._plan.nnodes)]
 
     def last_word(self) -> str:
         """The state in which the job ended."""

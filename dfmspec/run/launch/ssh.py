@@ -1,6 +1,7 @@
-"""Launcher ssh: the system's ssh, one connection and one torchrun a node; the run directory is on a file system that all of them share.
+"""Launcher ssh: the system's ssh, one connection and one torchrun a node.
 
-A terminal is asked for, so that a node's processes end (SIGHUP) when the connection does.
+The run directory is on a file system that all nodes share. A terminal is asked for, so that a node's processes end
+(SIGHUP) when the connection does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ OUTLIVES = False
 RUNS_SCRIPTS = True
 check = None
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4", "LogLevel=ERROR")
-"""Never a question, never an endless wait; after the user's own, which ssh prefers."""
+"""No question, no endless wait; after the user's own options, which ssh prefers."""
+_SSH_FAILED = 255
+"""What ssh itself ends with; any other code is the command's."""
 
 
 def files(plan: Plan) -> dict[str, str]:
@@ -29,7 +32,7 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def attach(plan: Plan, place: Place) -> None:
-    """Never: the processes end with their connection."""
+    """None: the processes end with their connection, so there is nothing to go on watching."""
     return
 
 
@@ -43,32 +46,55 @@ def launch(plan: Plan, place: Place) -> SshRun:
         raise PreflightError("ssh is not installed")
     hosts = plan.launcher["hosts"]
     env = variables(plan, place)
+    port = str(port_of(place))
     if plan.nnodes > 1:
-        env |= {"MASTER_ADDR": hosts[0].rpartition("@")[2], "MASTER_PORT": str(port_of(place))}
+        env["MASTER_ADDR"] = hosts[0].rpartition("@")[2]  # without the user
+        env["MASTER_PORT"] = port
     else:
-        env |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port_of(place))}
-    starts = [start_script(plan, place, node, env) for node in range(plan.nnodes)]
-    commands = [[*_ssh(plan, host), shlex.join(["bash", str(start)])] for host, start in zip(hosts, starts, strict=True)]
-    _look(plan, [str(start) for start in starts])
+        env["PET_MASTER_ADDR"] = "127.0.0.1"
+        env["PET_MASTER_PORT"] = port
+
+    # What each node runs lies in the run directory.
+    starts = [str(start_script(plan, place, node, env)) for node in range(plan.nnodes)]
+    commands = [_ssh(plan, host, "bash", start) for host, start in zip(hosts, starts, strict=True)]
+    _require_reachable(plan, starts)
     return SshRun(place, hosts, commands, sorted(env))
 
 
-def _ssh(plan: Plan, host: str) -> list[str]:
-    return ["ssh", "-tt", *plan.launcher["ssh_options"], *(word for option in _OPTIONS for word in ("-o", option)), "--", host]
+def _ssh(plan: Plan, host: str, *command: str) -> list[str]:
+    """The words by which a host runs a command."""
+    words = ["ssh", "-tt", *plan.launcher["ssh_options"]]
+    for option in _OPTIONS:
+        words += ["-o", option]
+    return [*words, "--", host, shlex.join(command)]
 
 
-def _look(plan: Plan, starts: list[str]) -> None:
-    """Every node at once: can it be reached, and does it see its script?"""
-    probes = [
-        subprocess.Popen([*_ssh(plan, host), shlex.join(["test", "-r", start])], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for host, start in zip(plan.launcher["hosts"], starts, strict=True)
-    ]
-    for host, start, probe in zip(plan.launcher["hosts"], starts, probes, strict=True):
-        said = (probe.communicate()[1] or b"").decode(errors="replace").strip()
-        if probe.returncode == 255:
-            raise PreflightError(f"{host} cannot be reached by ssh: {said or 'the connection failed'}; try: ssh {host} true")
+def _require_reachable(plan: Plan, starts: list[str]) -> None:
+    """Ask every node at once whether it can be reached and sees its script.
+
+    Raises:
+        PreflightError: a node cannot be reached, or does not see it.
+    """
+    hosts = plan.launcher["hosts"]
+    probes = []
+    for host, start in zip(hosts, starts, strict=True):
+        probe = subprocess.Popen(
+            _ssh(plan, host, "test", "-r", start),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        probes.append(probe)
+
+    for host, start, probe in zip(hosts, starts, probes, strict=True):
+        _, errors = probe.communicate()
+        said = errors.decode(errors="replace").strip() or "the connection failed"
+        if probe.returncode == _SSH_FAILED:
+            raise PreflightError(f"{host} cannot be reached by ssh: {said}; try: ssh {host} true")
         if probe.returncode:
-            raise PreflightError(f"{host} does not see {start}; run.output_dir must be on a file system that every node shares")
+            raise PreflightError(
+                f"{host} does not see {start}; run.output_dir must be on a file system that every node shares"
+            )
 
 
 class SshRun:
@@ -80,8 +106,9 @@ class SshRun:
         self._hosts = hosts
         self._commands = commands
         self._names = names
-        self._processes = [
-            subprocess.Popen(
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for node, command in enumerate(commands):
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -89,8 +116,7 @@ class SshRun:
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
             )
-            for node, command in enumerate(commands)
-        ]
+            self._processes.append(process)
 
     def poll(self) -> list[int | None]:
         """Exit code of each node's torchrun, which ssh passes on; None while it runs."""
