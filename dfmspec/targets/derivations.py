@@ -54,8 +54,10 @@ def _global_batch_size(values: Values) -> Any:
     return values["train.micro_batch_size"] * data_parallel_size(values)
 
 
-def _warmup(values: Values) -> Any:
-    return min(2000, values["train.train_iters"] // 20)
+def warmup_iterations(values: Values) -> int:
+    """A twentieth of the training, and 2,000 iterations at most."""
+    twentieth: int = values["train.train_iters"] // 20
+    return min(2000, twentieth)
 
 
 SHARED: tuple[Derived, ...] = (
@@ -116,7 +118,7 @@ SHARED: tuple[Derived, ...] = (
     Derived(
         key="scheduler.lr_warmup_iters",
         sources=("train.train_iters",),
-        value=_warmup,
+        value=warmup_iterations,
         formula="min(2000, 5 % of train.train_iters)",
     ),
     copied("scheduler.start_weight_decay", "optimizer.weight_decay", differing=Severity.ERROR),

@@ -81,8 +81,9 @@ def _transformer_impl(values: Values) -> str:
 
 def _num_streams(values: Values) -> int:
     """A stream of samples for each loader process of each replica."""
+    replicas = data_parallel_size(values)
     workers: int = max(1, values["dataset.num_workers"])
-    return data_parallel_size(values) * workers
+    return replicas * workers
 
 
 def _has_a_ramp(values: Values) -> bool:
