@@ -91,18 +91,18 @@ class _Value:
         """The next character; empty at the end."""
         return self.text[self.at : self.at + 1]
 
-    def _pass(self) -> None:
+    def _advance(self) -> None:
         """Go over a character, and over the blanks after it."""
         self.at += 1
-        self._pass_blanks()
+        self._skip_blanks()
 
-    def _pass_blanks(self) -> None:
+    def _skip_blanks(self) -> None:
         while self._here() in (" ", "\t"):
             self.at += 1
 
     def _element(self, end: str) -> Any:
         """A value of any kind; `end`: the characters that end it where it is a word."""
-        self._pass_blanks()
+        self._skip_blanks()
         first = self._here()
         if first == "[":
             return self._list()
@@ -114,16 +114,16 @@ class _Value:
 
     def _list(self) -> list[Any]:
         items: list[Any] = []
-        self._pass()
+        self._advance()
         while self._here() != "]":
             items.append(self._element(end=",]"))
             self._separator("]")
-        self._pass()
+        self._advance()
         return items
 
     def _mapping(self) -> dict[Any, Any]:
         items: dict[Any, Any] = {}
-        self._pass()
+        self._advance()
         while self._here() != "}":
             key = self._element(end=":")
             if self._here() != ":":
@@ -131,14 +131,14 @@ class _Value:
             self.at += 1
             items[key] = self._element(end=",}")
             self._separator("}")
-        self._pass()
+        self._advance()
         return items
 
     def _separator(self, close: str) -> None:
         """Go over a comma, or stop before the closing bracket."""
-        self._pass_blanks()
+        self._skip_blanks()
         if self._here() == ",":
-            self._pass()
+            self._advance()
         elif self._here() != close:
             raise Refused(f"{self.text!r} is not closed")
 
@@ -152,7 +152,7 @@ class _Value:
 
         value = self.text[self.at + 1 : end].replace(f"\\{quote}", quote)
         self.at = end
-        self._pass()
+        self._advance()
         return value
 
     def _word(self, end: str) -> Any:
