@@ -1,7 +1,7 @@
 """How dense the code is: syntax a line, and the forms that the house rules (CONTRIBUTING.md) keep rare.
 
-`python tools/density.py [--check] [FOLDER...]`; --check fails when a limit is not kept. Rates are per 1,000 lines; a line
-is one that is neither blank nor of brackets alone.
+`python tools/density.py [--check] [FOLDER...]`; --check fails when a limit is not kept. Rates are per 1,000 lines; a
+line is one that is neither blank nor of brackets alone.
 """
 
 from __future__ import annotations
@@ -68,11 +68,14 @@ class Count:
 
     def add(self, text: str) -> None:
         """Count a file."""
+        # Lines.
         own = [line for line in text.splitlines() if not set(line) <= _BRACKETS]
-        tree = ast.parse(text)
         self.lines += len(own)
         self.too_long += sum(len(line) > 120 for line in own)
         self.comments += _own_line_comments(text)
+
+        # Syntax.
+        tree = ast.parse(text)
         self.nested += _nested_comprehensions(tree)
         for node in ast.walk(tree):
             self.nodes += 1
@@ -80,7 +83,8 @@ class Count:
             self.walruses += isinstance(node, ast.NamedExpr)
             self.tuples += _packs_a_tuple(node)
             if isinstance(node, _FUNCTIONS):
-                self.longest = max(self.longest, (node.end_lineno or 0) - node.lineno + 1)
+                last = node.end_lineno or 0
+                self.longest = max(self.longest, last - node.lineno + 1)
 
     def rates(self) -> tuple[float, ...]:
         """One number for each of LIMITS."""
@@ -108,14 +112,20 @@ def _nested_comprehensions(tree: ast.AST) -> int:
     for node in ast.walk(tree):
         if isinstance(node, _COMPREHENSIONS):
             inner = (child for child in ast.walk(node) if child is not node)
-            found += len(node.generators) > 1 or any(isinstance(child, _COMPREHENSIONS) for child in inner)
+            holds_another = any(isinstance(child, _COMPREHENSIONS) for child in inner)
+            found += len(node.generators) > 1 or holds_another
     return found
+
+
+def is_exempt(path: Path) -> bool:
+    """Whether a file is counted apart."""
+    return any(part in path.as_posix() for part in EXEMPT)
 
 
 def python_files(folder: Path) -> Iterator[Path]:
     """The Python files of a folder that the limits hold for."""
     for path in sorted(folder.rglob("*.py")):
-        if not any(part in path.as_posix() for part in EXEMPT):
+        if not is_exempt(path):
             yield path
 
 
@@ -137,20 +147,28 @@ def main() -> int:
 
     # One row a folder, then the whole, then what is exempt.
     folders = args.folders or sorted(path for path in package.iterdir() if path.is_dir() and path.name[0] != "_")
-    exempt = [path for path in sorted(package.rglob("*.py")) if any(part in path.as_posix() for part in EXEMPT)]
     rows = [(folder.name, counted(list(python_files(folder)))) for folder in folders]
     whole = counted(list(python_files(package)))
-    rows += [] if args.folders else [("dfmspec", whole), ("(exempt)", counted(exempt))]
-    print(" ".join([f"{'':10}", *(f"{limit.name:>13.13}" for limit in LIMITS)]))
-    for name, count in rows:
-        print(" ".join([f"{name:10}", *(f"{rate:13.4g}" for rate in count.rates())]))
+    if not args.folders:
+        exempt = [path for path in sorted(package.rglob("*.py")) if is_exempt(path)]
+        rows += [("dfmspec", whole), ("(exempt)", counted(exempt))]
+    show(rows)
 
     # What is not kept.
     broken = [limit for limit, rate in zip(LIMITS, whole.rates(), strict=True) if not limit.holds(rate)]
     for limit in broken:
-        wanted = f"at most {limit.most}" if limit.most is not None else f"at least {limit.least}"
+        wanted = f"at least {limit.least}" if limit.most is None else f"at most {limit.most}"
         print(f"density: {limit.name} must be {wanted}")
     return 1 if args.check and broken else 0
+
+
+def show(rows: Sequence[tuple[str, Count]]) -> None:
+    """Print a table: a line for each count, a column for each limit."""
+    headings = [f"{limit.name:>13.13}" for limit in LIMITS]
+    print(" ".join([" " * 10, *headings]))
+    for name, count in rows:
+        cells = [f"{rate:13.4g}" for rate in count.rates()]
+        print(" ".join([f"{name:10}", *cells]))
 
 
 if __name__ == "__main__":

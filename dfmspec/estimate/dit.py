@@ -1,4 +1,7 @@
-"""The size of the DiT: parameters, and operations of training on a pack. Exact for dfmspec's network, within a percent for DFM's."""
+"""The size of the DiT: parameters, and operations of training on a pack.
+
+Exact for dfmspec's network, within a percent for NVIDIA DFM's.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,13 @@ def parameters(shape: Shape) -> int:
     hidden = shape.hidden_size
     width = shape.attention_width
 
-    # A block.
-    self_attention = 3 * hidden * width + width * hidden
-    cross_attention = hidden * width + 2 * shape.crossattn_emb_size * width + width * hidden
+    # A block, whose projections have no bias.
+    self_attention = 4 * hidden * width
+    cross_attention = 2 * hidden * width + 2 * shape.crossattn_emb_size * width
     mlp = 2 * hidden * shape.ffn_hidden_size
-    adaln = hidden * shape.adaln_lora_rank + shape.adaln_lora_rank * 9 * hidden
+    # Down to the rank, and up to shift, scale and gate of the three branches.
+    adaln = (1 + 9) * hidden * shape.adaln_lora_rank
+    # The norms of q and k, in both attentions.
     norms = 4 * shape.kv_channels
     block = self_attention + cross_attention + mlp + adaln + norms
 
@@ -41,22 +46,30 @@ def parameters(shape: Shape) -> int:
 
 
 def flops_per_pack(shape: Shape, length: int, sample_tokens: int, text_tokens: int = 512) -> float:
-    """Floating-point operations of training on one pack of `length` tokens, forward and backward, without recomputation.
+    """Operations of training on one pack of `length` tokens, forward and backward, without recomputation.
 
-    A multiply-add counts two. A pack is taken as full of samples of one size: attention costs the sum of the squares of
-    their lengths.
+    A multiply-add counts two. A pack is taken as full of samples of one size: attention costs the sum of the squares
+    of their lengths.
     """
     hidden = shape.hidden_size
     width = shape.attention_width
     samples = length / sample_tokens
 
-    # A block, forward.
-    of_tokens = 2 * length * (4 * hidden * width + 2 * hidden * width + 2 * hidden * shape.ffn_hidden_size)
+    # A block, forward: four projections of self-attention, two of cross-attention, the MLP.
+    weights_of_tokens = 6 * hidden * width + 2 * hidden * shape.ffn_hidden_size
+    of_tokens = 2 * length * weights_of_tokens
+    # Keys and values of the text, once a sample.
     of_texts = 2 * samples * text_tokens * 2 * shape.crossattn_emb_size * width
-    attention = 4 * width * samples * (sample_tokens**2 + sample_tokens * text_tokens)
-    modulation = 2 * samples * (hidden * shape.adaln_lora_rank + shape.adaln_lora_rank * 9 * hidden)
+    pairs = sample_tokens**2 + sample_tokens * text_tokens
+    attention = 4 * width * samples * pairs
+    weights_of_modulation = (1 + 9) * hidden * shape.adaln_lora_rank
+    modulation = 2 * samples * weights_of_modulation
     block = of_tokens + of_texts + attention + modulation
 
-    # Patches in and out, and the embedding of the noise level; the backward pass is twice the forward one.
-    once = 2 * length * 2 * shape.patch * hidden + 2 * samples * 2 * hidden * hidden
-    return float(3 * (shape.num_layers * block + once))
+    # Patches in and out, and the embedding of the noise level.
+    patches = 2 * length * 2 * shape.patch * hidden
+    noise = 2 * samples * 2 * hidden * hidden
+    once = patches + noise
+    forward = shape.num_layers * block + once
+    # The backward pass is twice the forward one.
+    return float(3 * forward)

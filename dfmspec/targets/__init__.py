@@ -1,4 +1,4 @@
-"""What trains: how a target derives values and what command starts it. All that differs from one to another."""
+"""Targets, which are what trains: how each derives values, what command starts it, and all else that differs."""
 
 from __future__ import annotations
 
@@ -107,6 +107,9 @@ class Target(Protocol):
         """What training on one pack is."""
 
 
+# The table of targets is read at every start; a target's module is imported when a spec names it.
+
+
 class Entry(NamedTuple):
     """A line of TARGETS: what is needed of a target before its module is imported."""
 
@@ -176,7 +179,9 @@ def targets_of(*, code: str | None = None, network: str | None = None) -> tuple[
     """The targets whose trainer is of some code, whose network is of some kind, or both."""
     found = []
     for name, entry in TARGETS.items():
-        if code in (None, entry.code) and network in (None, entry.network):
+        has_code = code in (None, entry.code)
+        has_network = network in (None, entry.network)
+        if has_code and has_network:
             found.append(name)
     return tuple(found)
 
@@ -192,17 +197,31 @@ def recipes_of(target: str) -> tuple[str, ...]:
     return tuple(chain.from_iterable(families))
 
 
+# Numbers, as more than one target writes them.
+
+
 def round_float(value: float) -> float:
-    """0.1 * 9e-5 as 9e-06, not 9.000000000000001e-06."""
+    """A float to 12 digits: 0.1 * 9e-5 as 9e-06, not 9.000000000000001e-06."""
     return float(f"{value:.12g}")
 
 
 def minutes_of(text: str) -> float:
-    """Slurm's ways of writing a time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """Minutes of a time as Slurm writes it.
+
+    That is minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]].
+    """
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
+
+    # After the days: hours, and what is left out at the end is 0.
     if dash:
         hours, minutes, seconds = [*parts, 0, 0][:3]
         return int(days) * 1440 + hours * 60 + minutes + seconds / 60
-    hours, minutes, seconds = {1: (0, parts[0], 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
+
+    # Without days: the hours are left out first, then the seconds.
+    if len(parts) < 3:
+        parts = [0, *parts]
+    if len(parts) < 3:
+        parts = [*parts, 0]
+    hours, minutes, seconds = parts
     return hours * 60 + minutes + seconds / 60

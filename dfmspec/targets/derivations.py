@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from dfmspec.diagnostics import Severity
 from dfmspec.targets import Derived, Values, round_float
-from dfmspec.targets.layout import LAYOUT_KEYS, layout_of
+from dfmspec.targets.layout import LAYOUT_KEYS, MODEL_PARALLEL_KEYS, layout_of
 
 
-def _nproc(values: Values) -> int:
-    nnodes: int = values["cluster.nnodes"]
-    model_parallel: int = math.prod(values[key] for key in LAYOUT_KEYS[2:])
-    return -(-model_parallel // nnodes)
+def copied(key: str, source: str, *, differing: Severity | None = None, alone: bool = False) -> Derived:
+    """A key whose value is another key's."""
+    return Derived(
+        key=key,
+        sources=(source,),
+        value=lambda v: v[source],
+        formula=source,
+        differing=differing,
+        alone=alone,
+    )
+
+
+def fixed(key: str, value: Any, formula: str) -> Derived:
+    """A key whose value no other key changes."""
+    return Derived(
+        key=key,
+        sources=(),
+        value=lambda v: value,
+        formula=formula,
+    )
 
 
 def data_parallel_size(values: Values) -> int:
@@ -20,48 +37,102 @@ def data_parallel_size(values: Values) -> int:
     return max(1, layout_of(values).data_parallel_size)
 
 
+def _nproc(values: Values) -> int:
+    """The fewest processes on each node that together hold one copy of the model."""
+    nnodes: int = values["cluster.nnodes"]
+    model_parallel: int = math.prod(values[key] for key in MODEL_PARALLEL_KEYS)
+    # Rounded up.
+    return -(-model_parallel // nnodes)
+
+
+def _kv_channels(values: Values) -> Any:
+    return values["model.hidden_size"] // values["model.num_attention_heads"]
+
+
+def _global_batch_size(values: Values) -> Any:
+    """One microbatch a step on each replica: no accumulation of gradients."""
+    return values["train.micro_batch_size"] * data_parallel_size(values)
+
+
+def warmup_iterations(values: Values) -> int:
+    """A twentieth of the training, and 2,000 iterations at most."""
+    twentieth: int = values["train.train_iters"] // 20
+    return min(2000, twentieth)
+
+
 SHARED: tuple[Derived, ...] = (
-    Derived("cluster.nproc_per_node", (LAYOUT_KEYS[0], *LAYOUT_KEYS[2:]), _nproc, "the fewest that hold TP x PP x CP"),
-    Derived("model.ffn_hidden_size", ("model.hidden_size",), lambda v: 4 * v["model.hidden_size"], "4 x hidden_size"),
+    # Ranks.
     Derived(
-        "model.kv_channels", ("model.hidden_size", "model.num_attention_heads"),
-        lambda v: v["model.hidden_size"] // v["model.num_attention_heads"], "hidden_size / num_attention_heads", Severity.HINT,
+        key="cluster.nproc_per_node",
+        sources=("cluster.nnodes", *MODEL_PARALLEL_KEYS),
+        value=_nproc,
+        formula="the fewest that hold TP x PP x CP",
     ),
-    Derived("model.num_query_groups", ("model.num_attention_heads",), lambda v: v["model.num_attention_heads"], "num_attention_heads"),
+    # The network.
     Derived(
-        "train.global_batch_size", ("train.micro_batch_size", *LAYOUT_KEYS),
-        lambda v: v["train.micro_batch_size"] * data_parallel_size(v), "micro_batch_size x the data-parallel size",
-    ),
-    Derived(
-        "dataset.micro_batch_size", ("train.micro_batch_size",), lambda v: v["train.micro_batch_size"],
-        "train.micro_batch_size", Severity.ERROR, alone=True,
-    ),
-    Derived(
-        "dataset.global_batch_size", ("train.global_batch_size",), lambda v: v["train.global_batch_size"],
-        "train.global_batch_size", Severity.ERROR, alone=True,
-    ),
-    Derived("optimizer.min_lr", ("optimizer.lr",), lambda v: round_float(0.1 * v["optimizer.lr"]), "0.1 x optimizer.lr"),
-    Derived(
-        "scheduler.lr_decay_iters", ("train.train_iters",), lambda v: v["train.train_iters"], "train.train_iters", Severity.WARNING
+        key="model.ffn_hidden_size",
+        sources=("model.hidden_size",),
+        value=lambda v: 4 * v["model.hidden_size"],
+        formula="4 x hidden_size",
     ),
     Derived(
-        "scheduler.lr_warmup_iters", ("train.train_iters",), lambda v: min(2000, v["train.train_iters"] // 20),
-        "min(2000, 5 % of train.train_iters)",
+        key="model.kv_channels",
+        sources=("model.hidden_size", "model.num_attention_heads"),
+        value=_kv_channels,
+        formula="hidden_size / num_attention_heads",
+        differing=Severity.HINT,
     ),
     Derived(
-        "scheduler.start_weight_decay", ("optimizer.weight_decay",), lambda v: v["optimizer.weight_decay"],
-        "optimizer.weight_decay", Severity.ERROR,
+        key="model.num_query_groups",
+        sources=("model.num_attention_heads",),
+        value=lambda v: v["model.num_attention_heads"],
+        formula="num_attention_heads",
     ),
+    # Batches. The dataset's copies are what the loader cuts by: others than training's are an error.
     Derived(
-        "scheduler.end_weight_decay", ("optimizer.weight_decay",), lambda v: v["optimizer.weight_decay"],
-        "optimizer.weight_decay", Severity.ERROR,
+        key="train.global_batch_size",
+        sources=("train.micro_batch_size", *LAYOUT_KEYS),
+        value=_global_batch_size,
+        formula="micro_batch_size x the data-parallel size",
     ),
+    copied(
+        "dataset.micro_batch_size",
+        "train.micro_batch_size",
+        differing=Severity.ERROR,
+        alone=True,
+    ),
+    copied(
+        "dataset.global_batch_size",
+        "train.global_batch_size",
+        differing=Severity.ERROR,
+        alone=True,
+    ),
+    # The optimizer and its schedules. A weight decay that starts or ends elsewhere would be a ramp.
     Derived(
-        "ddp.use_distributed_optimizer", ("optimizer.use_distributed_optimizer",), lambda v: v["optimizer.use_distributed_optimizer"],
-        "optimizer.use_distributed_optimizer", Severity.ERROR, alone=True,
+        key="optimizer.min_lr",
+        sources=("optimizer.lr",),
+        value=lambda v: round_float(0.1 * v["optimizer.lr"]),
+        formula="0.1 x optimizer.lr",
     ),
-    Derived("checkpoint.save", (), lambda v: "${RUN_DIR}/checkpoints", "the run directory"),
-    Derived("checkpoint.load", ("checkpoint.save",), lambda v: v["checkpoint.save"], "checkpoint.save"),
-    Derived("logger.tensorboard_dir", (), lambda v: "${RUN_DIR}/tensorboard", "the run directory"),
-)  # fmt: skip
-"""What both targets derive alike."""
+    copied("scheduler.lr_decay_iters", "train.train_iters", differing=Severity.WARNING),
+    Derived(
+        key="scheduler.lr_warmup_iters",
+        sources=("train.train_iters",),
+        value=warmup_iterations,
+        formula="min(2000, 5 % of train.train_iters)",
+    ),
+    copied("scheduler.start_weight_decay", "optimizer.weight_decay", differing=Severity.ERROR),
+    copied("scheduler.end_weight_decay", "optimizer.weight_decay", differing=Severity.ERROR),
+    # DDP has a copy of the key by which the optimizer is built, and the two must say one thing.
+    copied(
+        "ddp.use_distributed_optimizer",
+        "optimizer.use_distributed_optimizer",
+        differing=Severity.ERROR,
+        alone=True,
+    ),
+    # What a run writes lies in its own directory, whose path is known at launch.
+    fixed("checkpoint.save", "${RUN_DIR}/checkpoints", "the run directory"),
+    copied("checkpoint.load", "checkpoint.save"),
+    fixed("logger.tensorboard_dir", "${RUN_DIR}/tensorboard", "the run directory"),
+)
+"""What every target derives alike."""

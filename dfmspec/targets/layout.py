@@ -1,16 +1,23 @@
-"""Rank arithmetic, without torch: Megatron's tp-cp-dp-pp order (megatron/core/parallel_state.py, order "tp-cp-ep-dp-pp")."""
+"""Which rank does what, without torch, in Megatron's order: tp-cp-dp-pp.
+
+Source: megatron/core/parallel_state.py, order "tp-cp-ep-dp-pp".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-LAYOUT_KEYS = (
-    "cluster.nnodes",
-    "cluster.nproc_per_node",
+MODEL_PARALLEL_KEYS = (
     "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size",
     "model.context_parallel_size",
+)
+"""The keys that say over how many ranks one copy of the model is spread: TP, PP, CP."""
+LAYOUT_KEYS = (
+    "cluster.nnodes",
+    "cluster.nproc_per_node",
+    *MODEL_PARALLEL_KEYS,
 )
 """The keys that say how many ranks there are, and how they are arranged."""
 
@@ -32,7 +39,9 @@ class Layout(NamedTuple):
     def data_parallel_size(self) -> int:
         """Copies of the model; 0 when the world size is no multiple of the model-parallel size."""
         whole, rest = divmod(self.world_size, self.model_parallel_size)
-        return 0 if rest else whole
+        if rest:
+            return 0
+        return whole
 
 
 def layout_of(values: Mapping[str, Any]) -> Layout:
@@ -55,19 +64,37 @@ class RankPlace(NamedTuple):
 
 def places(layout: Layout, nproc_per_node: int) -> Iterator[RankPlace]:
     """Every rank of a run in Megatron's order: TP changes fastest, then CP, then DP, then PP."""
-    tp, cp, dp = layout.tensor_model_parallel_size, layout.context_parallel_size, layout.data_parallel_size
+    tp = layout.tensor_model_parallel_size
+    cp = layout.context_parallel_size
+    dp = layout.data_parallel_size
     for rank in range(layout.world_size):
-        yield RankPlace(rank, rank // nproc_per_node, rank % nproc_per_node, rank % tp, rank // tp % cp, rank // (tp * cp) % dp, rank // (tp * cp * dp))
+        yield RankPlace(
+            rank=rank,
+            node=rank // nproc_per_node,
+            gpu=rank % nproc_per_node,
+            tp=rank % tp,
+            cp=rank // tp % cp,
+            dp=rank // (tp * cp) % dp,
+            pp=rank // (tp * cp * dp),
+        )
 
 
 def crossing(layout: Layout, nproc_per_node: int) -> list[str]:
     """The kinds of groups of which at least one reaches over several nodes."""
-    found, stride = [], 1
-    for name, size in (
-        ("TP", layout.tensor_model_parallel_size), ("CP", layout.context_parallel_size),
-        ("DP", layout.data_parallel_size), ("PP", layout.pipeline_model_parallel_size),
-    ):  # fmt: skip
-        if size > 1 and layout.world_size > nproc_per_node and (nproc_per_node % (stride * size)):
+    if layout.world_size <= nproc_per_node:
+        return []
+    # Megatron's order: the ranks of a TP group are neighbours, those of a PP group farthest apart.
+    sizes = {
+        "TP": layout.tensor_model_parallel_size,
+        "CP": layout.context_parallel_size,
+        "DP": layout.data_parallel_size,
+        "PP": layout.pipeline_model_parallel_size,
+    }
+    found = []
+    stride = 1
+    for name, size in sizes.items():
+        # A group spans stride x size ranks; all groups stay on their nodes where whole ones fill a node.
+        if size > 1 and nproc_per_node % (stride * size) != 0:
             found.append(name)
         stride *= size
     return found

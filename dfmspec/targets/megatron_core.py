@@ -8,7 +8,7 @@ from typing import Any
 from dfmspec.diagnostics import Severity
 from dfmspec.estimate import dit
 from dfmspec.targets import CONFIG, Derived, Values, Work
-from dfmspec.targets.derivations import SHARED, data_parallel_size
+from dfmspec.targets.derivations import SHARED, copied, data_parallel_size
 from dfmspec.targets.layout import LAYOUT_KEYS
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
@@ -31,67 +31,127 @@ SPEC_DATA = (
 )
 SPEC_EVALUATION = "  eval_interval: 1000\n  eval_iters: 32  # 0: never evaluate\n"
 
-_NOT_THE_SCRIPTS = ("spec_version", "target", "launcher.", "run.", "cluster.nnodes", "cluster.nproc_per_node", "cluster.master_")
+_NOT_THE_SCRIPTS = (
+    "spec_version",
+    "target",
+    "launcher.",
+    "run.",
+    "cluster.nnodes",
+    "cluster.nproc_per_node",
+    "cluster.master_",
+)
+"""Beginnings of the keys that the script need not be told."""
+
+_BUFFER = 40
+"""Samples in the packing buffer: DFM's own number."""
 
 
+# Derived values.
 
 
-
-
-
-
+def _side(values: Values) -> Any:
+    """Patches on a side of a square picture, whose latent has an eighth of its pixels on a side."""
+    return values["data.resolution"] // 8 // values["model.patch_spatial"]
 
 
 def _packing_buffer(values: Values) -> int:
+    """The buffer of embedded data holds whole packs, since all its samples have one size."""
     if values["data.source"] != "embedded":
         return _BUFFER
-    in_a_pack: int = max(1, values["dataset.task_encoder_seq_length"] // (values["data.resolution"] // 8 // values["model.patch_spatial"]) ** 2)
+    in_a_pack: int = max(1, values["dataset.task_encoder_seq_length"] // _side(values) ** 2)
+    # Rounded up to whole packs.
     return -(-_BUFFER // in_a_pack) * in_a_pack
-
-
-_BUFFER = 40
-"""DFM's own."""
 
 
 def _embedded_path(values: Values) -> str | None:
     if values["data.source"] != "embedded":
         return None
-    return f"data/butterflies-{values['data.resolution']}px-{values['data.num_samples']}-seed{values['data.seed']}"
+    resolution = values["data.resolution"]
+    samples = values["data.num_samples"]
+    seed = values["data.seed"]
+    return f"data/butterflies-{resolution}px-{samples}-seed{seed}"
+
+
+def _transformer_impl(values: Values) -> str:
+    """Transformer Engine runs on GPUs alone."""
+    if values["cluster.device"] == "cpu":
+        return "local"
+    return "transformer_engine"
+
+
+def _num_streams(values: Values) -> int:
+    """A stream of samples for each loader process of each replica."""
+    replicas = data_parallel_size(values)
+    workers: int = max(1, values["dataset.num_workers"])
+    return replicas * workers
 
 
 def _has_a_ramp(values: Values) -> bool:
     return bool(values["scheduler.start_weight_decay"] != values["scheduler.end_weight_decay"])
 
 
-def _as_here(derivation: Derived) -> Derived:
-    """A derivation that every target makes, as this one judges another value: its schedule takes any weight decay."""
+def _judged_here(derivation: Derived) -> Derived:
+    """A derivation of all targets, with what another value is for this one, whose schedule takes any weight decay."""
     if derivation.key in ("scheduler.start_weight_decay", "scheduler.end_weight_decay"):
         return derivation._replace(differing=Severity.WARNING, meant=_has_a_ramp)
     return derivation
 
 
 DERIVED: tuple[Derived, ...] = (
-    *map(_as_here, SHARED),
-    Derived("model.seq_length", ("dataset.task_encoder_seq_length",), lambda v: v["dataset.task_encoder_seq_length"],
-            "dataset.task_encoder_seq_length", Severity.ERROR, alone=True),
-    Derived("model.transformer_impl", ("cluster.device",),
-            lambda v: "local" if v["cluster.device"] == "cpu" else "transformer_engine", "cluster.device"),
-    Derived("mixed_precision.bf16", ("cluster.device",), lambda v: v["cluster.device"] == "cuda", "cluster.device"),
-    Derived("data.num_streams", ("dataset.num_workers", *LAYOUT_KEYS),
-            lambda v: data_parallel_size(v) * max(1, v["dataset.num_workers"]), "the data-parallel size x max(1, num_workers)"),
-    Derived("dataset.packing_buffer_size", ("data.source", "data.resolution", "model.patch_spatial", "dataset.task_encoder_seq_length"), _packing_buffer,
-            "40, or as many more as make whole packs"),
-    Derived("dataset.path", ("data.source", "data.resolution", "data.num_samples", "data.seed"), _embedded_path, "the embedded data"),
-)  # fmt: skip
+    *map(_judged_here, SHARED),
+    # One key says how long a pack is, and the model follows the data.
+    copied(
+        "model.seq_length",
+        "dataset.task_encoder_seq_length",
+        differing=Severity.ERROR,
+        alone=True,
+    ),
+    # What the device can do.
+    Derived(
+        key="model.transformer_impl",
+        sources=("cluster.device",),
+        value=_transformer_impl,
+        formula="cluster.device",
+    ),
+    Derived(
+        key="mixed_precision.bf16",
+        sources=("cluster.device",),
+        value=lambda v: v["cluster.device"] == "cuda",
+        formula="cluster.device",
+    ),
+    # The data.
+    Derived(
+        key="data.num_streams",
+        sources=("dataset.num_workers", *LAYOUT_KEYS),
+        value=_num_streams,
+        formula="the data-parallel size x max(1, num_workers)",
+    ),
+    Derived(
+        key="dataset.packing_buffer_size",
+        sources=("data.source", "data.resolution", "model.patch_spatial", "dataset.task_encoder_seq_length"),
+        value=_packing_buffer,
+        formula="40, or as many more as make whole packs",
+    ),
+    Derived(
+        key="dataset.path",
+        sources=("data.source", "data.resolution", "data.num_samples", "data.seed"),
+        value=_embedded_path,
+        formula="the embedded data",
+    ),
+)
+
+
+# The plan.
 
 
 def config(values: Values) -> dict[str, Any]:
     """The whole configuration: the trainer fills in nothing."""
     nested: dict[str, Any] = {}
     for key, value in sorted(values.items()):
-        section, dot, field = key.rpartition(".")
-        if key in ("extends", "config_file") or key.startswith(("launcher.", "run.")):  # the launcher's business
+        # The spec's own composition, and what the launcher alone reads.
+        if key in ("extends", "config_file") or key.startswith(("launcher.", "run.")):
             continue
+        section, dot, field = key.rpartition(".")
         if dot:
             nested.setdefault(section, {})[field] = value
         else:
@@ -100,15 +160,25 @@ def config(values: Values) -> dict[str, Any]:
 
 
 def read_back(values: Values, text: str) -> None:
-    """By the loader that made it."""
+    """None: the loader that made the configuration reads it back."""
     return
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     """`--dataset-path P` when a spec sets nothing else that the script must know; else the config file."""
-    told = {key for key, origin in origins.items() if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS)}
-    resumes_from = values["run.resume"] not in ("auto", "require", "never")  # written into the config file at launch
-    return ["--dataset-path", values["dataset.path"]] if told == {"dataset.path"} and not resumes_from else ["--config-file", CONFIG]
+    told = set()
+    for key, origin in origins.items():
+        if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS):
+            told.add(key)
+
+    # A checkpoint to resume from is written into the config file at launch.
+    names_a_checkpoint = values["run.resume"] not in ("auto", "require", "never")
+    if told == {"dataset.path"} and not names_a_checkpoint:
+        return ["--dataset-path", values["dataset.path"]]
+    return ["--config-file", CONFIG]
+
+
+# Its size.
 
 
 def _shape(values: Values) -> dit.Shape:
@@ -134,8 +204,12 @@ def work(values: Values) -> Work:
     """What training on one pack is, full of samples of the size that the data source tells, else with one in it."""
     shape = _shape(values)
     length = values["dataset.task_encoder_seq_length"]
+
+    # The sizes of a WebDataset's samples are not known here.
     if values["data.source"] == "webdataset":
-        return Work(length, dit.flops_per_pack(shape, length, length), "one sample a pack, the most it can be")
-    side = values["data.resolution"] // 8 // values["model.patch_spatial"]
-    tokens = min(length, side**2)
-    return Work(length, dit.flops_per_pack(shape, length, tokens), f"samples of {tokens} tokens")
+        flops = dit.flops_per_pack(shape, length, length)
+        return Work(length, flops, "one sample a pack, the most it can be")
+
+    tokens = min(length, _side(values) ** 2)
+    flops = dit.flops_per_pack(shape, length, tokens)
+    return Work(length, flops, f"samples of {tokens} tokens")

@@ -28,7 +28,7 @@ arguments = script.arguments
 read_back = script.read_back
 
 _ADALN_RANK = 256
-"""Of DFM's DiT, which has no key for it."""
+"""The rank of adaLN-LoRA in DFM's DiT, which has no key for it."""
 
 
 def _shape(values: Values) -> dit.Shape:

@@ -47,8 +47,9 @@ _PICTURE = 1024
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
-    """With the guidance strength, which the script takes from its own flag and not from the model's configuration."""
-    return [*script.arguments(values, origins), "--guidance-scale", str(values["model.guidance_scale"])]
+    """The shared arguments and the guidance strength, which the script takes from this flag and not from the model."""
+    guidance = str(values["model.guidance_scale"])
+    return [*script.arguments(values, origins), "--guidance-scale", guidance]
 
 
 def _shape(values: Values) -> flux.Shape:
@@ -73,10 +74,13 @@ def parameters(values: Values) -> int:
 
 def work(values: Values) -> Work:
     """What training on one picture is, without its text."""
-    height = width = _PICTURE
+    height = _PICTURE
+    width = _PICTURE
     if values["data.source"] == "mock":
         height = values["dataset.image_H"]
         width = values["dataset.image_W"]
+    # A token is two latent pixels high and wide.
     patch = 2 * values["dataset.vae_scale_factor"]
     tokens = (height // patch) * (width // patch)
-    return Work(tokens, flux.flops(_shape(values), tokens), f"pictures of {height} x {width} pixels")
+    flops = flux.flops(_shape(values), tokens)
+    return Work(tokens, flops, f"pictures of {height} x {width} pixels")

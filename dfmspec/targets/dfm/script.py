@@ -13,78 +13,185 @@ from typing import Any
 from dfmspec.diagnostics import Severity
 from dfmspec.spec.paths import SPEC_DIR, SPEC_DIR_UPSTREAM
 from dfmspec.targets import CONFIG, Derived, Reading, Values, catalogue, minutes_of
-from dfmspec.targets.derivations import SHARED
+from dfmspec.targets.derivations import SHARED, copied, warmup_iterations
 from dfmspec.targets.dfm.bridge import BRIDGE_PRECISION, CLASSES, PRECISIONS
 from dfmspec.targets.layout import layout_of
 
+CHECKOUT = "${DFM_ROOT:-/opt/DFM}"
+SPEC_MOCK_DATA = (
+    "data:\n  source: mock  # random data, for a trial; for your own: webdataset, and dataset: {path: ...}\n"
+)
+ENERGON = 6
+DETERMINISTIC_ENV = {
+    "NCCL_ALGO": "Ring",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+}
+
+# Precision: upstream copies it over the model, the optimizer and DDP.
+
 _PRECISION = BRIDGE_PRECISION | {"grad_reduce_in_fp32": False}
-"""The same with DFM's own choice, which the recipe makes for bf16_mixed and a name would lose."""
+"""Megatron-Bridge's defaults with DFM's own choice, which the recipe makes for bf16_mixed and a name would lose."""
 
 
-def _of_recipe(field: str) -> Derived:
+def _named_precision(field: str) -> Derived:
+    """A field of the precision, as the named recipe has it."""
+
     def value(values: Values) -> Any:
-        return PRECISIONS.get(values["mixed_precision.recipe"], {}).get(field, _PRECISION[field])
+        named = PRECISIONS.get(values["mixed_precision.recipe"], {})
+        return named.get(field, _PRECISION[field])
 
-    return Derived(f"mixed_precision.{field}", ("mixed_precision.recipe",), value, "mixed_precision.recipe")
+    return Derived(
+        key=f"mixed_precision.{field}",
+        sources=("mixed_precision.recipe",),
+        value=value,
+        formula="mixed_precision.recipe",
+    )
 
 
-def _warmup(values: Values) -> int:
-    by_iterations = values["train.train_samples"] is None and values["scheduler.lr_warmup_fraction"] is None
-    return min(2000, values["train.train_iters"] // 20) if by_iterations else 0
+# The length of a run: upstream counts in iterations or in samples, and refuses both.
 
 
-def _until_the_limit(values: Values) -> int | None:
+def _train_iters(values: Values) -> Any:
+    samples = values["train.train_samples"]
+    if samples is None:
+        return None
+    return samples // values["train.global_batch_size"]
+
+
+def _lr_decay_iters(values: Values) -> Any:
+    if values["train.train_samples"] is not None:
+        return None
+    return values["train.train_iters"]
+
+
+def _lr_warmup_iters(values: Values) -> int:
+    by_samples = values["train.train_samples"] is not None
+    by_fraction = values["scheduler.lr_warmup_fraction"] is not None
+    if by_samples or by_fraction:
+        return 0
+    return warmup_iterations(values)
+
+
+def _exit_duration_in_mins(values: Values) -> int | None:
     limit = values["launcher.time_limit"]
-    return math.ceil(minutes_of(limit) - values["launcher.stop_before"] / 60) if limit and values["launcher.kind"] == "slurm" else None
+    if not limit or values["launcher.kind"] != "slurm":
+        return None
+    minutes: float = minutes_of(limit) - values["launcher.stop_before"] / 60
+    return math.ceil(minutes)
 
+
+# Keys that upstream turns on in pairs, and those that it turns off under Megatron FSDP.
 
 _FSDP = ("ddp.use_megatron_fsdp", "dist.use_megatron_fsdp")
-_RNG = ("rng.te_rng_tracker", "model.use_te_rng_tracker")
 
 
-def _either(pair: tuple[str, str], key: str) -> Derived:
+def _has_fsdp(values: Values) -> bool:
+    return any(values[key] for key in _FSDP)
+
+
+def _either(key: str, other: str) -> Derived:
     """One of two keys of which upstream turns on both when one is on."""
-    other = next(each for each in pair if each != key)
-    return Derived(key, (other,), lambda v: bool(v[key] or v[other]), other, Severity.ERROR, alone=True)
+    return Derived(
+        key=key,
+        sources=(other,),
+        value=lambda v: bool(v[key] or v[other]),
+        formula=other,
+        differing=Severity.ERROR,
+        alone=True,
+    )
 
 
-def _under_fsdp(key: str, upstream: bool, words: str, when: Callable[[Values], bool] = lambda v: True) -> Derived:
-    """A key that upstream turns off under Megatron FSDP."""
+def _always(values: Values) -> bool:
+    return True
 
-    def value(v: Values) -> bool:
-        off = (v[_FSDP[0]] or v[_FSDP[1]]) and when(v)
-        return bool(not off and (upstream if v[key] is None else v[key]))
 
-    return Derived(key, _FSDP, value, words, Severity.ERROR, alone=True)
+def _precision_aware(values: Values) -> bool:
+    return bool(values["optimizer.use_precision_aware_optimizer"])
 
+
+def _under_fsdp(key: str, upstream: bool, formula: str, when: Callable[[Values], bool] = _always) -> Derived:
+    """A key that upstream turns off under Megatron FSDP; `upstream`: what null is without it."""
+
+    def value(values: Values) -> bool:
+        if _has_fsdp(values) and when(values):
+            return False
+        if values[key] is None:
+            return upstream
+        return bool(values[key])
+
+    return Derived(
+        key=key,
+        sources=_FSDP,
+        value=value,
+        formula=formula,
+        differing=Severity.ERROR,
+        alone=True,
+    )
+
+
+# Overlap of messages and computation: a comm_overlap section writes over keys of other sections.
 
 _OVERLAP_FIELDS = tuple(f"comm_overlap.{name}" for name in catalogue("dfm").fields("comm_overlap"))
 
 
-def _overlapped(section: str, name: str, upstream: Any, default: Callable[[Values], Any] = lambda v: False) -> Derived:
+def _has_overlap_section(values: Values) -> bool:
+    return any(values[field] is not None for field in _OVERLAP_FIELDS)
+
+
+def _off(values: Values) -> bool:
+    return False
+
+
+def _overlapped(section: str, name: str, upstream: Any, default: Callable[[Values], Any] = _off) -> Derived:
     """A key that a comm_overlap section overwrites, with its own value or its own default."""
-    key, twin = f"{section}.{name}", f"comm_overlap.{name}"
+    key = f"{section}.{name}"
+    twin = f"comm_overlap.{name}"
 
-    def value(v: Values) -> Any:
-        if all(v[field] is None for field in _OVERLAP_FIELDS) or (section != "model" and not v["ddp.use_distributed_optimizer"]):
-            return upstream if v[key] is None else v[key]
-        chosen = default(v) if v.get(twin) is None else v[twin]
-        return chosen and _splits_sequences(v) if name == "tp_comm_overlap" else chosen
+    def value(values: Values) -> Any:
+        # Outside the model, upstream writes under a distributed optimizer alone.
+        reaches = _has_overlap_section(values) and (section == "model" or values["ddp.use_distributed_optimizer"])
+        if not reaches:
+            return upstream if values[key] is None else values[key]
 
-    return Derived(key, (twin, "comm_overlap.tp_comm_overlap"), value, f"{twin}, or its default when there is a comm_overlap section")
+        chosen = default(values) if values.get(twin) is None else values[twin]
+        # Overlap over TP needs sequences that are split, and is turned off without.
+        if name == "tp_comm_overlap":
+            return chosen and _splits_sequences(values)
+        return chosen
+
+    return Derived(
+        key=key,
+        sources=(twin, "comm_overlap.tp_comm_overlap"),
+        value=value,
+        formula=f"{twin}, or its default when there is a comm_overlap section",
+    )
 
 
-def _splits_sequences(v: Values) -> bool:
-    return bool(v["model.tensor_model_parallel_size"] > 1 and v["model.sequence_parallel"])
+def _splits_sequences(values: Values) -> bool:
+    return bool(values["model.tensor_model_parallel_size"] > 1 and values["model.sequence_parallel"])
 
 
-def _several(v: Values) -> bool:
-    return layout_of(v).data_parallel_size > 1
+def _has_replicas(values: Values) -> bool:
+    return layout_of(values).data_parallel_size > 1
 
 
-def _chunks(v: Values) -> bool | None:
+def _has_chunks(values: Values) -> bool | None:
     """Whether pipeline stages have several chunks; None: there is one stage."""
-    return (v["model.virtual_pipeline_model_parallel_size"] or 1) > 1 if v["model.pipeline_model_parallel_size"] > 1 else None
+    has_stages = values["model.pipeline_model_parallel_size"] > 1
+    if not has_stages:
+        return None
+    chunks: int = values["model.virtual_pipeline_model_parallel_size"] or 1
+    return chunks > 1
+
+
+def _bucket_size(values: Values) -> int | None:
+    if not _has_replicas(values):
+        return None
+    return 128 * 2**20
+
+
+def _align_param_gather(values: Values) -> bool:
+    return _has_replicas(values) and _has_chunks(values) is True
 
 
 OVERLAPS: tuple[Derived, ...] = (
@@ -93,52 +200,109 @@ OVERLAPS: tuple[Derived, ...] = (
     _overlapped("model", "overlap_moe_expert_parallel_comm", False),
     _overlapped("model", "delay_wgrad_compute", False),
     _overlapped("model", "wgrad_deferral_limit", 0, lambda v: -1),
-    _overlapped("model", "overlap_p2p_comm", False, lambda v: _chunks(v) is True),
-    _overlapped("model", "batch_p2p_comm", True, lambda v: _chunks(v) is False),
-    _overlapped("ddp", "bucket_size", None, lambda v: 128 * 2**20 if _several(v) else None),
-    *(_overlapped("ddp", name, False, _several) for name in ("overlap_grad_reduce", "overlap_param_gather")),
-    _overlapped("ddp", "align_param_gather", False, lambda v: _several(v) and _chunks(v) is True),
+    # Interleaved stages overlap their messages; plain ones send them in batches.
+    _overlapped("model", "overlap_p2p_comm", False, lambda v: _has_chunks(v) is True),
+    _overlapped("model", "batch_p2p_comm", True, lambda v: _has_chunks(v) is False),
+    # Replicas overlap their reduction of gradients and their gathering of parameters.
+    _overlapped("ddp", "bucket_size", None, _bucket_size),
+    _overlapped("ddp", "overlap_grad_reduce", False, _has_replicas),
+    _overlapped("ddp", "overlap_param_gather", False, _has_replicas),
+    _overlapped("ddp", "align_param_gather", False, _align_param_gather),
     _overlapped("optimizer", "overlap_param_gather_with_optimizer_step", False),
 )
 """What Megatron-Bridge's CommOverlapConfig.setup writes over other sections."""
 
+# The tables.
+
 _OWN = (
-    Derived("train.train_iters", ("train.train_samples", "train.global_batch_size"),
-            lambda v: None if v["train.train_samples"] is None else v["train.train_samples"] // v["train.global_batch_size"],
-            "train_samples / global_batch_size"),
-    Derived("scheduler.lr_decay_iters", ("train.train_iters", "train.train_samples"),
-            lambda v: v["train.train_iters"] if v["train.train_samples"] is None else None, "train.train_iters; null with train_samples", Severity.WARNING),
-    Derived("scheduler.lr_warmup_iters", ("train.train_iters", "train.train_samples", "scheduler.lr_warmup_fraction"), _warmup,
-            "min(2000, 5 % of train.train_iters); 0 with train_samples or lr_warmup_fraction"),
-    Derived("optimizer.overlap_param_gather", ("ddp.overlap_param_gather",), lambda v: v["ddp.overlap_param_gather"],
-            "ddp.overlap_param_gather", Severity.WARNING),
-    *(_either(_FSDP, key) for key in _FSDP),
-    *(_either(_RNG, key) for key in _RNG),
-    _under_fsdp("model.gradient_accumulation_fusion", False, "false with Megatron FSDP"),
-    _under_fsdp("ddp.preserve_fp32_weights", True, "true, but with Megatron FSDP and a precision-aware optimizer",
-                lambda v: bool(v["optimizer.use_precision_aware_optimizer"])),
-    Derived("ddp.average_in_collective", ("ddp.use_megatron_fsdp", "dist.use_megatron_fsdp"),
-            lambda v: not (v["ddp.use_megatron_fsdp"] or v["dist.use_megatron_fsdp"]), "true, but with Megatron FSDP"),
-    Derived("model.qk_layernorm", ("model.tensor_model_parallel_size",), lambda v: v["model.tensor_model_parallel_size"] > 1,
-            "TP > 1 needs the q/k norms' gradients reduced", Severity.WARNING),
-    Derived("train.exit_duration_in_mins", ("launcher.kind", "launcher.time_limit", "launcher.stop_before"), _until_the_limit,
-            "launcher.time_limit less launcher.stop_before: the only stop that saves upstream"),
-    *map(_of_recipe, _PRECISION),
-)  # fmt: skip
+    # The length of a run, and its schedule.
+    Derived(
+        key="train.train_iters",
+        sources=("train.train_samples", "train.global_batch_size"),
+        value=_train_iters,
+        formula="train_samples / global_batch_size",
+    ),
+    Derived(
+        key="scheduler.lr_decay_iters",
+        sources=("train.train_iters", "train.train_samples"),
+        value=_lr_decay_iters,
+        formula="train.train_iters; null with train_samples",
+        differing=Severity.WARNING,
+    ),
+    Derived(
+        key="scheduler.lr_warmup_iters",
+        sources=("train.train_iters", "train.train_samples", "scheduler.lr_warmup_fraction"),
+        value=_lr_warmup_iters,
+        formula="min(2000, 5 % of train.train_iters); 0 with train_samples or lr_warmup_fraction",
+    ),
+    # Keys that two sections have, and upstream keeps in step.
+    copied("optimizer.overlap_param_gather", "ddp.overlap_param_gather", differing=Severity.WARNING),
+    _either("ddp.use_megatron_fsdp", "dist.use_megatron_fsdp"),
+    _either("dist.use_megatron_fsdp", "ddp.use_megatron_fsdp"),
+    _either("rng.te_rng_tracker", "model.use_te_rng_tracker"),
+    _either("model.use_te_rng_tracker", "rng.te_rng_tracker"),
+    # What Megatron FSDP cannot have.
+    _under_fsdp(
+        "model.gradient_accumulation_fusion",
+        upstream=False,
+        formula="false with Megatron FSDP",
+    ),
+    _under_fsdp(
+        "ddp.preserve_fp32_weights",
+        upstream=True,
+        formula="true, but with Megatron FSDP and a precision-aware optimizer",
+        when=_precision_aware,
+    ),
+    Derived(
+        key="ddp.average_in_collective",
+        sources=_FSDP,
+        value=lambda v: not _has_fsdp(v),
+        formula="true, but with Megatron FSDP",
+    ),
+    # Upstream reduces the gradients of the q/k norms over TP only where the key says that there are such norms.
+    Derived(
+        key="model.qk_layernorm",
+        sources=("model.tensor_model_parallel_size",),
+        value=lambda v: v["model.tensor_model_parallel_size"] > 1,
+        formula="TP > 1 needs the q/k norms' gradients reduced",
+        differing=Severity.WARNING,
+    ),
+    # Upstream installs no handler of signals, so a run under Slurm stops and saves by the clock.
+    Derived(
+        key="train.exit_duration_in_mins",
+        sources=("launcher.kind", "launcher.time_limit", "launcher.stop_before"),
+        value=_exit_duration_in_mins,
+        formula="launcher.time_limit less launcher.stop_before: the only stop that saves upstream",
+    ),
+    *map(_named_precision, _PRECISION),
+)
 _REPLACED = {derivation.key for derivation in _OWN}
-DERIVED: tuple[Derived, ...] = (*(derivation for derivation in SHARED if derivation.key not in _REPLACED), *OVERLAPS, *_OWN)
-NO_EVALUATION = Derived("train.eval_iters", ("data.source",), lambda v: 32 if v["data.source"] == "mock" else 0,
-                        "32 with random data; 0 with real data, which WAN's and FLUX's loaders cannot evaluate on")  # fmt: skip
+DERIVED: tuple[Derived, ...] = (
+    *(derivation for derivation in SHARED if derivation.key not in _REPLACED),
+    *OVERLAPS,
+    *_OWN,
+)
+"""What DFM's targets derive: those of every target, but where DFM has its own way."""
+
+
+def _eval_iters(values: Values) -> int:
+    if values["data.source"] == "mock":
+        return 32
+    return 0
+
+
+NO_EVALUATION = Derived(
+    key="train.eval_iters",
+    sources=("data.source",),
+    value=_eval_iters,
+    formula="32 with random data; 0 with real data, which WAN's and FLUX's loaders cannot evaluate on",
+)
+
+
+# The plan.
+
 _NOT_UPSTREAMS = ("cluster", "launcher", "run", "data")
 """Sections that dfmspec alone reads."""
-
-CHECKOUT = "${DFM_ROOT:-/opt/DFM}"
-SPEC_MOCK_DATA = (
-    "data:\n"
-    "  source: mock  # random data, for a trial; for your own: webdataset, and dataset: {path: ...}\n"
-)
-ENERGON = 6
-DETERMINISTIC_ENV = {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"}
 
 
 def config(values: Values) -> dict[str, Any]:
@@ -146,37 +310,70 @@ def config(values: Values) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     legal = catalogue(values["target"])
     for key, value in sorted(values.items()):
-        section, dot, field = key.rpartition(".")
+        section, _, field = key.rpartition(".")
         described = legal.field(key) or {}
-        if not dot or section in _NOT_UPSTREAMS or key == "mixed_precision.recipe" or "x-overwritten-by" in described:
+        if not _is_read(key, described) or _is_of_the_other_dataset(key, values, described):
             continue
-        if _is_of_the_other_dataset(key, values, described):
-            continue
-        if key == "train.train_iters" and values["train.train_samples"] is not None:
-            value = None  # noqa: PLW2901  upstream computes it, and refuses both
-        if isinstance(value, str):
-            value = value.replace("${RUN_DIR}", "${oc.env:DFMSPEC_RUN_DIR}").replace(SPEC_DIR, SPEC_DIR_UPSTREAM)  # noqa: PLW2901
-        if value is not None or described.get("x-upstream", described.get("default")) is not None:
-            nested.setdefault(section, {})[field] = value
-    for section in CLASSES.keys() & nested.keys():
-        nested[section].setdefault("_target_", CLASSES[section])
+        written = _as_written(key, value, values)
+        kept_upstream = described.get("x-upstream", described.get("default"))
+        if written is not None or kept_upstream is not None:
+            nested.setdefault(section, {})[field] = written
+
+    # A section that the recipe leaves out needs its class's path.
+    for section, path in CLASSES.items():
+        if section in nested:
+            nested[section].setdefault("_target_", path)
     return nested
 
 
+def _is_read(key: str, described: Mapping[str, Any]) -> bool:
+    """Whether upstream reads a key, and keeps what it says."""
+    section, dot, _ = key.rpartition(".")
+    if not dot or section in _NOT_UPSTREAMS:
+        return False
+    # The fields of the named precision are written out one by one.
+    return key != "mixed_precision.recipe" and "x-overwritten-by" not in described
+
+
 def _is_of_the_other_dataset(key: str, values: Values, described: Mapping[str, Any]) -> bool:
-    """The random dataset and the WebDataset are two classes, and each has fields of its own."""
-    mock = values["data.source"] == "mock"
-    return ("x-mock-only" in described and not mock) or (mock and ("x-energon-only" in described or key == "dataset.path"))
+    """Whether a field is of the class of dataset that is not in use: the random one, or the WebDataset."""
+    if values["data.source"] == "mock":
+        return "x-energon-only" in described or key == "dataset.path"
+    return "x-mock-only" in described
+
+
+def _as_written(key: str, value: Any, values: Values) -> Any:
+    """A value in upstream's words: folders by environment variables, and one length of a run alone."""
+    if key == "train.train_iters" and values["train.train_samples"] is not None:
+        return None
+    if isinstance(value, str):
+        in_run_dir = value.replace("${RUN_DIR}", "${oc.env:DFMSPEC_RUN_DIR}")
+        return in_run_dir.replace(SPEC_DIR, SPEC_DIR_UPSTREAM)
+    return value
 
 
 def read_back(values: Values, text: str) -> Reading:
-    """By the model of upstream's reading; the folders of the run stay symbols."""
+    """What upstream's script makes of the text of config.yaml; the folders of the run stay symbols."""
+    # Only a plan needs the model of upstream's reading.
     from dfmspec.targets.dfm.upstream import read
 
-    world_size, folders = values["cluster.nnodes"] * values["cluster.nproc_per_node"], {"DFMSPEC_RUN_DIR": "${RUN_DIR}", "DFMSPEC_SPEC_DIR": SPEC_DIR}
-    return read(text, (), world_size=world_size, mock=values["data.source"] == "mock", environment=folders, target=values["target"])
+    folders = {
+        "DFMSPEC_RUN_DIR": "${RUN_DIR}",
+        "DFMSPEC_SPEC_DIR": SPEC_DIR,
+    }
+    return read(
+        text,
+        (),
+        world_size=values["cluster.nnodes"] * values["cluster.nproc_per_node"],
+        mock=values["data.source"] == "mock",
+        environment=folders,
+        target=values["target"],
+    )
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     """A config file always: upstream's defaults need their derived copies set."""
-    return ["--config-file", CONFIG, *(["--mock"] if values["data.source"] == "mock" else [])]
+    words = ["--config-file", CONFIG]
+    if values["data.source"] == "mock":
+        words.append("--mock")
+    return words

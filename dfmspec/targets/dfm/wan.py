@@ -8,6 +8,7 @@ from typing import Any
 
 from dfmspec.estimate import wan
 from dfmspec.targets import Derived, Values, Work
+from dfmspec.targets.derivations import fixed
 from dfmspec.targets.dfm import script
 
 ENTRY = "examples/megatron/recipes/wan/pretrain_wan.py"
@@ -27,7 +28,7 @@ SPEC_DATA = script.SPEC_MOCK_DATA
 SPEC_EVALUATION = ""
 
 _PACKING_BUFFER = 150
-"""Upstream's own."""
+"""Samples in the packing buffer: upstream's own number."""
 
 
 def _packing_buffer(values: Values) -> int | None:
@@ -36,12 +37,20 @@ def _packing_buffer(values: Values) -> int | None:
     return _PACKING_BUFFER
 
 
+_QK_LAYERNORM = fixed(
+    "model.qk_layernorm",
+    False,
+    "WAN's norms span the heads: each rank has their whole gradient",
+)
 DERIVED: tuple[Derived, ...] = (
-    *(derivation for derivation in script.DERIVED if derivation.key != "model.qk_layernorm"),
+    *(derivation for derivation in script.DERIVED if derivation.key != _QK_LAYERNORM.key),
     script.NO_EVALUATION,
-    Derived("model.qk_layernorm", (), lambda v: False, "WAN's norms span the heads: each rank has their whole gradient"),
+    _QK_LAYERNORM,
     Derived(
-        "dataset.packing_buffer_size", ("data.source",), _packing_buffer, "150; none for random data, which come packed"
+        key="dataset.packing_buffer_size",
+        sources=("data.source",),
+        value=_packing_buffer,
+        formula="150; none for random data, which come packed",
     ),
 )
 config = script.config
@@ -49,7 +58,7 @@ read_back = script.read_back
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
-    """With the training mode, which the script for pretraining takes for that of finetuning by itself."""
+    """The shared arguments after the training mode, which the script takes to be finetuning without it."""
     return ["--training-mode", "pretrain", *script.arguments(values, origins)]
 
 
@@ -75,12 +84,16 @@ def parameters(values: Values) -> int:
 def work(values: Values) -> Work:
     """What training on one pack is: of random data as they are made, of others with one sample in it."""
     shape = _shape(values)
+    # The sizes of a WebDataset's samples are not known here.
     if values["data.source"] != "mock":
         sample = values["dataset.seq_length"]
         return Work(sample, wan.flops(shape, sample), "one sample a pack, the most it can be")
+
+    # A random sample's tokens, then the pack's.
     frames = values["dataset.F_latents"] // values["dataset.patch_temporal"]
     height = values["dataset.H_latents"] // values["dataset.patch_spatial"]
     width = values["dataset.W_latents"] // values["dataset.patch_spatial"]
     sample = math.prod((frames, height, width))
     samples = values["dataset.number_packed_samples"]
-    return Work(samples * sample, samples * wan.flops(shape, sample), f"samples of {sample:,} tokens")
+    flops = samples * wan.flops(shape, sample)
+    return Work(samples * sample, flops, f"samples of {sample:,} tokens")
