@@ -29,12 +29,13 @@ slurm-test: $(SETUP)  ## runs of two nodes under a real Slurm on this machine (D
 	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; }
 	$(SUDO) $(BIN)/python -m pytest -m slurm tests/slurm
 
-check: $(SETUP)  ## format, lint, types, import contracts, generated files
-	@echo "== ruff, mypy, import contracts, generated files"
-	@$(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python tools/generate.py --check
+check: $(SETUP)  ## format, lint, types, import contracts, density, generated files
+	@echo "== format, lint, types, import contracts, density, generated files"
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/python tools/density.py --check && $(BIN)/python tools/generate.py --check
 
 fix: $(SETUP)
-	@$(BIN)/ruff check --fix . ; $(BIN)/python tools/generate.py
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/python tools/generate.py
 
 generate: $(SETUP)
 	$(BIN)/python tools/generate.py

@@ -26,7 +26,7 @@ from dfmspec.record.manifest import manifest_schema  # noqa: E402
 from dfmspec.run.bundle import at, bundle_files  # noqa: E402
 from dfmspec.targets import TARGETS, catalogue  # noqa: E402
 from tools.pages import examples, keys_index, keys_of, keys_page, rule_page, rules_index, valid_specs  # noqa: E402
-from tools.schemas import NETWORKS, dfm, experiment, megatron_core  # noqa: E402
+from tools.schemas import NETWORKS, dfm, experiment, megatron_core, with_names  # noqa: E402
 
 SCHEMAS = ROOT / "schemas"
 RULE_PAGES = ROOT / "docs" / "rules"
@@ -43,6 +43,9 @@ def schemas() -> Files:
     targets = {"megatron_core": ours}
     for target in NETWORKS:
         targets[target] = dfm(target, ours)
+    for target in TARGETS.keys() - targets.keys():
+        by_hand = json.loads((ROOT / TARGETS[target].schema).read_text())
+        targets[target] = with_names(target, by_hand)
     made = {ROOT / TARGETS[name].schema: schema for name, schema in targets.items()}
     made[SCHEMAS / "experiment.schema.json"] = experiment(targets)
     made[SCHEMAS / "manifest.schema.json"] = manifest_schema()

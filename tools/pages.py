@@ -19,7 +19,7 @@ from dfmspec.cli.rule import type_words
 from dfmspec.diagnostics import Diagnostic
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
-from tools.schemas import NETWORKS
+from dfmspec.targets import TARGETS, target_module
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "corpus" / "rules"
@@ -235,13 +235,6 @@ def first_sentence(text: str) -> str:
 
 # The pages of the keys.
 
-_UPSTREAM = "[NVIDIA DFM](https://github.com/NVIDIA-NeMo/DFM)"
-SUBJECTS = {
-    "megatron_core": "dfmspec's own trainer on [Megatron-Core](https://github.com/NVIDIA/Megatron-LM)",
-    **{target: f"{_UPSTREAM}'s script for {network}" for target, network in NETWORKS.items()},
-}
-"""Each target in words, in the order of the index."""
-
 
 def sections_of(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """section -> field -> node; the keys of no section under the empty name, first."""
@@ -269,7 +262,8 @@ def keys_index(targets: dict[str, dict[str, Any]]) -> str:
         "| target | keys | what trains |",
         "|---|---|---|",
     ]
-    for target, subject in SUBJECTS.items():
+    for target in TARGETS:
+        subject = target_module(target).SUBJECT
         total = sum(counts[target].values())
         lines.append(f"| [{target}]({target}.md) | {total} | {subject} |")
 
@@ -278,15 +272,15 @@ def keys_index(targets: dict[str, dict[str, Any]]) -> str:
         "",
         "The sections, with the number of their keys:",
         "",
-        _row("section", *SUBJECTS),
-        "|---|" + "---|" * len(SUBJECTS),
+        _row("section", *TARGETS),
+        "|---|" + "---|" * len(TARGETS),
     ]
     names: dict[str, None] = {}
     for sections in counts.values():
         names |= dict.fromkeys(sections)
     for name in names:
         cells = []
-        for target in SUBJECTS:
+        for target in TARGETS:
             count = counts[target].get(name)
             cells.append("" if count is None else f"[{count}]({target}.md#{_anchor(name)})")
         lines.append(_row(name or "top level", *cells))
@@ -306,7 +300,7 @@ def keys_page(target: str, schema: dict[str, Any], rules: dict[str, list[str]]) 
     lines = [
         f"# Keys of target {target}",
         "",
-        f"For {SUBJECTS[target]}. Other targets: [the index](README.md).",
+        f"For {target_module(target).SUBJECT}. Other targets: [the index](README.md).",
         "",
     ]
     for section, fields in sections_of(schema).items():

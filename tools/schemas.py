@@ -49,6 +49,17 @@ def _with_derivations(properties: Node, target: str) -> Node:
     return properties
 
 
+def with_names(target: str, schema: Node) -> Node:
+    """A catalogue that is kept by hand, with the names of the tables and the formulas of its derived values."""
+    properties = dict(schema["properties"])
+    properties["recipe"] = _one_of(recipes_of(target), properties["recipe"])
+    properties["target"] = _one_of(TARGETS, properties["target"])
+    launcher = properties["launcher"]["properties"]
+    kinds = {**launcher, "kind": _one_of(LAUNCHERS, launcher["kind"])}
+    properties["launcher"] = {**properties["launcher"], "properties": kinds}
+    return {**schema, "properties": _with_derivations(properties, target)}
+
+
 def _document(name: str, description: str, properties: Node) -> Node:
     composition = {
         "extends": {

@@ -11,9 +11,15 @@ import typer
 from dfmspec.cli.arguments import trainer_module
 from dfmspec.errors import FINDINGS, OK, UsageError
 
-app = typer.Typer(help="Make a WebDataset with Energon metadata, and look into one.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make a WebDataset with Energon metadata, and look into one.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _RESOLUTIONS = (64, 128, 256, 512)
+_Images = Annotated[
+    Path | None,
+    typer.Option(help="Take the pictures of this folder instead, with .txt captions of the same names."),
+]
 
 
 @app.command("prepare")
@@ -22,7 +28,7 @@ def prepare(
     resolution: Annotated[int, typer.Option(help="Pixels on a side: 64, 128, 256 or 512.")] = 64,
     num_samples: Annotated[int, typer.Option(help="Pictures to draw.", min=8)] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the drawn pictures.", min=0)] = 0,
-    images: Annotated[Path | None, typer.Option(help="Take the pictures of this folder instead, with .txt captions of the same names.")] = None,
+    images: _Images = None,
 ) -> None:
     """Draw butterflies, or take a folder of pictures, and write shards that Energon reads.
 

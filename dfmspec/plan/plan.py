@@ -325,8 +325,10 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """sha256 over the package's Python files."""
-    return _digest(sorted(Path(__file__).parents[1].rglob("*.py")))
+    """sha256 over the package's code: Python files, and the templates that plans are written with."""
+    package = Path(__file__).parents[1]
+    code = [*package.rglob("*.py"), *package.rglob("*.sbatch")]
+    return _digest(sorted(code))
 
 
 def _digest(files: Iterable[Path]) -> str:

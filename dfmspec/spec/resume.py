@@ -11,7 +11,10 @@ class Resume(NamedTuple):
     """Where a run is to go on."""
 
     kind: Literal["auto", "require", "never", "iteration", "folder"]
-    """auto: with the unfinished run of the same plan. require: that, or an error. never: a new run. Else: from what is named."""
+    """auto: with the unfinished run of the same plan. require: that, or an error. never: a new run.
+
+    Else: from what is named.
+    """
     iteration: int | None = None
     """The iteration of an earlier run of the same plan."""
     folder: str | None = None

@@ -86,6 +86,8 @@ class Target(Protocol):
     """A file of overrides that its script reads where no --config-file is given."""
     ABOUT: str
     """What it is, for the comment of a new spec."""
+    SUBJECT: str
+    """What it is, for the manual, in Markdown."""
     SPEC_DATA: str
     """The data of a new spec that is given no dataset, as YAML."""
     SPEC_EVALUATION: str

@@ -24,6 +24,7 @@ DETERMINISTIC_ENV: Mapping[str, str] = {}
 SCRIPT_FLAGS = ("mock", "config_file", "debug", "dataset_path")
 OWN_FILE = None
 ABOUT = "dfmspec's own trainer; or dfm"
+SUBJECT = "dfmspec's own trainer on [Megatron-Core](https://github.com/NVIDIA/Megatron-LM)"
 SPEC_DATA = (
     "data:\n"
     "  source: embedded  # drawn by dfmspec; for your own: webdataset, and dataset: {path: ...}\n"

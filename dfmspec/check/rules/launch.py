@@ -61,8 +61,6 @@ def _world_size(view: View) -> Iterator[Finding]:
     )
 
 
-
-
 def _has_begun(view: View, runs: FilePath, saved: list[int]) -> bool:
     """Whether there is a run of this plan, or a checkpoint to go on from."""
     if saved:

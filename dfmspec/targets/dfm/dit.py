@@ -19,6 +19,7 @@ DETERMINISTIC_ENV = script.DETERMINISTIC_ENV
 SCRIPT_FLAGS = ("mock", "config_file", "debug", "dataset_path")
 OWN_FILE = None
 ABOUT = "NVIDIA DFM's own script; or megatron_core"
+SUBJECT = f"{script.SUBJECT} for DiT"
 SPEC_DATA = "dataset:\n  path: null  # the folder of your WebDataset\n  num_workers: 4\n"
 SPEC_EVALUATION = "  eval_interval: 1000\n  eval_iters: 32  # 0: never evaluate\n"
 

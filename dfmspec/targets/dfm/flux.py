@@ -35,6 +35,7 @@ SCRIPT_FLAGS = (
 )
 OWN_FILE = "conf/flux_pretrain_override_example.yaml"
 ABOUT = "NVIDIA DFM's own script"
+SUBJECT = f"{script.SUBJECT} for FLUX"
 SPEC_DATA = script.SPEC_MOCK_DATA
 SPEC_EVALUATION = ""
 

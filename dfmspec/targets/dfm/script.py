@@ -22,6 +22,7 @@ SPEC_MOCK_DATA = (
     "data:\n  source: mock  # random data, for a trial; for your own: webdataset, and dataset: {path: ...}\n"
 )
 ENERGON = 6
+SUBJECT = "[NVIDIA DFM](https://github.com/NVIDIA-NeMo/DFM)'s script"
 DETERMINISTIC_ENV = {
     "NCCL_ALGO": "Ring",
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",

@@ -24,6 +24,7 @@ DETERMINISTIC_ENV = script.DETERMINISTIC_ENV
 SCRIPT_FLAGS = ("mock", "training_mode", "config_file", "debug")
 OWN_FILE = None
 ABOUT = "NVIDIA DFM's own script"
+SUBJECT = f"{script.SUBJECT} for WAN"
 SPEC_DATA = script.SPEC_MOCK_DATA
 SPEC_EVALUATION = ""
 

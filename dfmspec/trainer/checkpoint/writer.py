@@ -264,8 +264,6 @@ def _prune(folder: Path, keep: int, iteration: int) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-
-
 _NETWORK = (
     "num_layers",
     "hidden_size",
@@ -315,10 +313,6 @@ def _check_network(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any
             f"checkpoint {checkpoint} is of another network: {differences}; "
             "give its values, or a checkpoint.save of its own to this network"
         )
-
-
-
-
 
 
 def _fsync(path: Path) -> None:

@@ -58,7 +58,8 @@ def load_context(data: bytes) -> Tensor:
 def _unpickled(data: bytes) -> Tensor:
     value = RestrictedUnpickler(io.BytesIO(data), TENSOR_NAMES, _itself).load()
     if isinstance(value, numpy.ndarray):
-        value = value.astype(value.dtype.newbyteorder("="))  # torch takes the machine's own order alone, and what it may write
+        # torch takes the machine's own order alone, and what it may write.
+        value = value.astype(value.dtype.newbyteorder("="))
     return torch.as_tensor(value)
 
 
