@@ -1,6 +1,7 @@
 """Inputs that nobody would write, from a seed: bytes, YAML trees around real keys, override strings, command lines.
 
-`python -m tests.check.fuzzing N [SEED]` gives N of them to every stage up to the plan and to every reporter; nothing may raise.
+`python -m tests.check.fuzzing N [SEED]` gives N of them to every stage up to the plan and to every reporter; nothing
+may raise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Valid specs with one entry broken, or one constraint between entries: the code of that fault fires, and besides it only what follows from it."""
+"""Valid specs with one entry broken, or one constraint between entries.
+
+The code of that fault fires, and besides it only what follows from it.
+"""
 
 from __future__ import annotations
 

@@ -246,7 +246,10 @@ def test_import_leaves_out_what_it_cannot_know_and_says_so(words: str, kept: dic
             ["--flow-shift 2", "--use-loss-weighting", "flux_pretrain_override_example"],
         ),
         (
-            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint head:29400 --rdzv_id=7 --max-restarts 3 pretrain_dit_model.py",
+            (
+                "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint head:29400 --rdzv_id=7 --max-restarts 3 "
+                "pretrain_dit_model.py"
+            ),
             {
                 "target": "dfm",
                 "cluster": {"nnodes": 2, "master_addr": "head", "master_port": 29400},
@@ -292,7 +295,8 @@ def test_a_script_that_does_not_train_what_is_asked_is_refused(words: list[str])
 def test_a_shell_script_with_one_command_is_imported(tmp_path: Path) -> None:
     file = tmp_path / "run.sh"
     file.write_text(
-        "#!/bin/bash\n# torchrun old.py\nset -e\nexport NCCL_DEBUG=INFO\npython -m pip list\ntorchrun --nproc-per-node 8 \\\n  pretrain_wan.py --mock \\\n  train.train_iters=5\n"
+        "#!/bin/bash\n# torchrun old.py\nset -e\nexport NCCL_DEBUG=INFO\npython -m pip list\n"
+        "torchrun --nproc-per-node 8 \\\n  pretrain_wan.py --mock \\\n  train.train_iters=5\n"
     )
 
     assert yaml.safe_load(dfmspec("import", file).stdout) == {

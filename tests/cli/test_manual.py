@@ -86,8 +86,10 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
 def test_a_torchrun_line_becomes_a_spec_and_dead_words_are_listed(tmp_path: Path) -> None:
     (tmp_path / "over.yaml").write_text("train: {train_iters: 800, typo: 1}\nmodel: {attention_backend: flash}\n")
     command = (
-        "NCCL_ALGO=Ring torchrun --nproc-per-node=4 --nnodes 2 --node-rank 0 --master-addr 10.0.0.1 \\\n examples/megatron/recipes/dit/pretrain_dit_model.py "
-        f"--data /data/b --config {tmp_path}/over.yaml model.tensor_model_parallel_size=4 'optimizer.lr=\"1e-4\"' +x.y=1 ~train --no-such"
+        "NCCL_ALGO=Ring torchrun --nproc-per-node=4 --nnodes 2 --node-rank 0 --master-addr 10.0.0.1 \\\n "
+        "examples/megatron/recipes/dit/pretrain_dit_model.py "
+        f"--data /data/b --config {tmp_path}/over.yaml "
+        "model.tensor_model_parallel_size=4 'optimizer.lr=\"1e-4\"' +x.y=1 ~train --no-such"
     )
     out = tmp_path / "spec.yaml"
     result = dfmspec("import", command, "-o", out)
@@ -123,7 +125,11 @@ def test_the_how_tos_file_is_imported_and_checked_like_the_original() -> None:
     assert codes[0] == codes[1]
 
 
-ODD = 'model: {num_layers: 010, sequence_parallel: n, ffn_hidden_size: 1_000}\ntrain: {train_iters: 1:30, manual_gc: on}\noptimizer: {lr: 1e-4}\nddp: {bucket_size: "???"}\n'
+ODD = (
+    "model: {num_layers: 010, sequence_parallel: n, ffn_hidden_size: 1_000}\n"
+    "train: {train_iters: 1:30, manual_gc: on}\noptimizer: {lr: 1e-4}\n"
+    'ddp: {bucket_size: "???"}\n'
+)
 
 
 def test_an_imported_value_is_the_one_that_upstream_reads(tmp_path: Path) -> None:

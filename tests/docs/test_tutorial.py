@@ -1,4 +1,4 @@
-"""docs/tutorial.md, command by command: its bash blocks run in order in one fresh folder, as a reader would type them."""
+"""docs/tutorial.md, command by command: its bash blocks run in order in one fresh folder, as a reader types them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,10 @@ from tests.conftest import dfmspec
 
 @pytest.mark.parametrize(("tokens", "megaflop_a_token"), [(2048, 4212), (8192, 6516), (15360, 9279)])
 def test_the_operations_of_dit_xl_are_those_of_the_published_formula(tokens: int, megaflop_a_token: float) -> None:
-    """One sample a pack and 512 tokens of text; 24 S h^2 + 4 h sum(s^2) + 4 S h^2 + 4 C d h + 4 h s c a layer, three times."""
+    """One sample a pack and 512 tokens of text.
+
+    24 S h^2 + 4 h sum(s^2) + 4 S h^2 + 4 C d h + 4 h s c a layer, three times.
+    """
     values = resolve_spec(load_spec(None, [f"dataset.task_encoder_seq_length={tokens}", "recipe=dit_xl"])).values
 
     assert target_module("megatron_core").work(values).flops / tokens / 1e6 == pytest.approx(megaflop_a_token, rel=0.01)
@@ -30,7 +33,10 @@ def test_the_operations_of_dit_xl_are_those_of_the_published_formula(tokens: int
 def test_the_operations_of_wan_and_flux_are_those_of_their_weights_and_of_attention(
     target: str, recipe: str, tokens: int
 ) -> None:
-    """Six for each weight that a token meets, and 12 h s^2 a layer; in a joint block of FLUX, a token of the picture meets half of them, and modulation none."""
+    """Six for each weight that a token meets, and 12 h s^2 a layer.
+
+    In a joint block of FLUX, a token of the picture meets half of the weights, and modulation none.
+    """
     values = resolve_spec(
         load_spec(None, [f"target={target}", f"recipe={recipe}", "data.source=mock", "cluster.nproc_per_node=8"])
     ).values
@@ -57,7 +63,8 @@ def test_the_operations_of_wan_and_flux_are_those_of_their_weights_and_of_attent
 @pytest.mark.parametrize("target", ["dfm_wan", "dfm_flux"])
 def test_a_plan_of_every_network_tells_tokens_and_operations(target: str, tmp_path) -> None:
     (tmp_path / "s.yaml").write_text(
-        f"target: {target}\ncluster: {{nproc_per_node: 8}}\ndataset: {{path: /data}}\nmodel: {{tensor_model_parallel_size: 4}}\ntrain: {{global_batch_size: 8}}\n"
+        f"target: {target}\ncluster: {{nproc_per_node: 8}}\ndataset: {{path: /data}}\n"
+        "model: {tensor_model_parallel_size: 4}\ntrain: {global_batch_size: 8}\n"
     )
     done = dfmspec("plan", tmp_path / "s.yaml")
 
@@ -119,7 +126,8 @@ def test_groups_are_megatrons_and_crossing_ones_are_named(tp: int, cp: int, dp: 
 def test_a_plan_tells_sizes_ranks_and_reasons(tmp_path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text(
-        "cluster: {nnodes: 2, nproc_per_node: 2}\ndata: {source: embedded}\nmodel: {tensor_model_parallel_size: 2}\ntrain: {train_iters: 4000}\n"
+        "cluster: {nnodes: 2, nproc_per_node: 2}\ndata: {source: embedded}\n"
+        "model: {tensor_model_parallel_size: 2}\ntrain: {train_iters: 4000}\n"
     )
     text, table = dfmspec("plan", file).stdout, dfmspec("plan", file, "--ranks").stdout.splitlines()
     why = dfmspec("plan", file, "--why", "scheduler.lr_warmup_iters").stdout

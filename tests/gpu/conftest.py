@@ -1,4 +1,4 @@
-"""Each test process begins with another GPU of this machine, so that tests of one or two do not all meet on the first."""
+"""Each test process begins with another GPU, so that tests of one or two do not all meet on the machine's first."""
 
 from __future__ import annotations
 

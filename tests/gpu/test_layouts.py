@@ -53,8 +53,9 @@ def reference(shared: Path, precision: str) -> tuple[Path, list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def runs(shared: Path) -> Callable[[str, str], list[dict[str, Any]]]:
-    """The records of a layout in a precision; all layouts of as many ranks run when one of them is asked for, in the same processes.
+    """The records of a layout in a precision.
 
+    All layouts of as many ranks run when one of them is asked for, in the same processes.
     One test process has all of a precision (`--dist loadgroup`).
     """
 

@@ -1,4 +1,4 @@
-"""A run on GPUs that was stopped goes on as if it had not been: to the bit in its own layout, to rounding in another."""
+"""A stopped run on GPUs goes on as if it had not stopped: to the bit in its own layout, to rounding in another."""
 
 from __future__ import annotations
 

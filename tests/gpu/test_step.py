@@ -1,4 +1,4 @@
-"""What makes a step fast on a GPU changes no number: the fused update, CUDA graphs, compiled blocks, the side stream."""
+"""What makes a step fast on a GPU changes no number: fused update, CUDA graphs, compiled blocks, side stream."""
 
 from __future__ import annotations
 
@@ -127,8 +127,10 @@ def test_graphs_change_nothing(length: int, resolution: int, backend: str, build
 def test_a_graph_is_not_replayed_for_other_lengths_than_it_can_hold(
     options: dict[str, Any], backend: str, build: Any
 ) -> None:
-    """Two packs of the same sizes whose segments end elsewhere, in turns: torch's attention, which stands in for cuDNN's in fp32 and where bits
-    must repeat, cuts by numbers of the host."""
+    """Two packs of the same sizes whose segments end elsewhere, in turns.
+
+    torch's attention, which stands in for cuDNN's in fp32 and where bits must repeat, cuts by numbers of the host.
+    """
     from dfmspec.trainer import step
 
     plain, _ = build(attention_backend=backend, **options)

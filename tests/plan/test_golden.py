@@ -1,4 +1,4 @@
-"""The golden plans (tests/golden/NAME, written by tools/generate.py): the same bytes anywhere, and safe in every shell."""
+"""The golden plans (tests/golden/NAME, written by tools/generate.py): the same bytes anywhere, safe in every shell."""
 
 from __future__ import annotations
 

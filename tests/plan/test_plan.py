@@ -40,7 +40,8 @@ def test_a_spec_with_nothing_but_a_dataset_gives_the_how_tos_two_commands(tmp_pa
 
     for rank in range(2):
         assert " ".join(made.argv(rank)) == (
-            f"torchrun --nproc-per-node 8 --nnodes 2 --node-rank {rank} --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
+            f"torchrun --nproc-per-node 8 --nnodes 2 --node-rank {rank} "
+            "--master-addr $MASTER_ADDR --master-port $MASTER_PORT "
             f"{ENTRY} --dataset-path /shared/butterfly_webdataset"
         )
 
@@ -142,7 +143,8 @@ def test_why_tells_where_a_value_comes_from() -> None:
 def test_variables_that_a_mode_needs_are_set_or_removed_by_rule(tmp_path: Path) -> None:
     """What node 0 of target dfm hands to torchrun, from a shell that has another setting."""
     (tmp_path / "torchrun").write_text(
-        '#!/bin/sh\necho "${NCCL_ALGO:-} ${NVTE_ALLOW_NONDETERMINISTIC_ALGO:-} ${CUDA_DEVICE_MAX_CONNECTIONS-unset} $PYTHONPATH"\n'
+        "#!/bin/sh\n"
+        'echo "${NCCL_ALGO:-} ${NVTE_ALLOW_NONDETERMINISTIC_ALGO:-} ${CUDA_DEVICE_MAX_CONNECTIONS-unset} $PYTHONPATH"\n'
     )
     (tmp_path / "torchrun").chmod(0o755)
     env = {
@@ -179,7 +181,7 @@ def test_variables_that_a_mode_needs_are_set_or_removed_by_rule(tmp_path: Path) 
 
 
 def _calls(file: Path, folder: Path) -> int:
-    """Function calls from the spec to the bundle and the table of ranks: a count of work that no load of the machine changes."""
+    """Function calls from spec to bundle and table of ranks: a count of work that no load of the machine changes."""
     count = 0
 
     def counted(frame: object, event: str, argument: object) -> None:
@@ -197,15 +199,24 @@ def _calls(file: Path, folder: Path) -> int:
 
 
 def test_work_and_memory_grow_no_faster_than_the_nodes(tmp_path: Path) -> None:
-    """4,096 nodes of 8 GPUs, each named: a bundle of few files, and at most 500 MB for it and for the table of 32,768 ranks."""
+    """4,096 nodes of 8 GPUs, each named.
+
+    A bundle of few files, and at most 500 MB for it and for the table of 32,768 ranks.
+    """
     for nodes in (512, 1024, 4096):
         hosts = ", ".join(f"node{i:04}" for i in range(nodes))
-        text = f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: {nodes}}}\nlauncher: {{kind: ssh, hosts: [{hosts}]}}\n"
+        text = (
+            f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: {nodes}}}\n"
+            f"launcher: {{kind: ssh, hosts: [{hosts}]}}\n"
+        )
         (tmp_path / f"{nodes}.yaml").write_text(text)
     _calls(tmp_path / "512.yaml", tmp_path / "warm")
     few, many = (_calls(tmp_path / f"{nodes}.yaml", tmp_path / str(nodes)) for nodes in (1024, 4096))
     files = [file for file in (tmp_path / "4096").rglob("*") if file.is_file()]
-    peak = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    peak = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     for words in (["-o", tmp_path / "out"], ["--ranks"]):
         command = [sys.executable, "-c", peak, sys.executable, "-m", "dfmspec", "plan", tmp_path / "4096.yaml", *words]
         kilobytes = int(
@@ -313,7 +324,8 @@ def test_a_plan_says_how_it_can_be_started(target: str, kind: str, tmp_path: Pat
 def test_many_hosts_are_not_listed_one_by_one(tmp_path: Path) -> None:
     hosts = ", ".join(f"node{i}" for i in range(4096))
     (tmp_path / "spec.yaml").write_text(
-        f"data: {{source: mock}}\ncluster: {{nproc_per_node: 8, nnodes: 4096}}\nlauncher: {{kind: ssh, hosts: [{hosts}]}}\n"
+        "data: {source: mock}\ncluster: {nproc_per_node: 8, nnodes: 4096}\n"
+        f"launcher: {{kind: ssh, hosts: [{hosts}]}}\n"
     )
     said = dfmspec("plan", "spec.yaml", cwd=tmp_path).stdout
 
@@ -368,7 +380,8 @@ def test_why_tells_what_upstream_makes_of_a_value(
     words: tuple, key: str, ours: str, upstream: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / "spec.yaml").write_text(
-        "target: dfm\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\ntrain: {global_batch_size: 64, train_iters: 100, eval_iters: 0}\n"
+        "target: dfm\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\n"
+        "train: {global_batch_size: 64, train_iters: 100, eval_iters: 0}\n"
     )
     done = dfmspec("plan", "spec.yaml", *words, "--why", key, cwd=tmp_path)
 

@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on this machine: its own munge, its own ports, its own folder; everything that it starts, it stops."""
+"""A Slurm cluster of two nodes on this machine: its own munge, ports and folder; all that it starts, it stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of a real Slurm: submitted, watched and finished; cancelled; queued again and resumed; stopped; left and found again."""
+"""Jobs of a real Slurm: submitted, watched, finished; cancelled; requeued, resumed; stopped; left and found again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def spec(cluster: Path, dataset: Path, tmp_path: Path) -> Path:
     file = tmp_path / "with space" / "spec.yaml"
     file.parent.mkdir()
     file.write_text(
-        f"name: job\ndataset: {{path: {dataset}, task_encoder_seq_length: 256}}\nrun: {{output_dir: {tmp_path}/run's}}\n"
+        f"name: job\ndataset: {{path: {dataset}, task_encoder_seq_length: 256}}\n"
+        f"run: {{output_dir: {tmp_path}/run's}}\n"
     )
     return file
 

@@ -1,4 +1,7 @@
-"""Trains a little on the CPU, samples, and writes down which fields of its configuration were asked for: `python -m tests.spec.reading FOLDER`."""
+"""Trains a little on the CPU, samples, and writes down which fields of its configuration were asked for.
+
+usage: python -m tests.spec.reading FOLDER
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogues of keys: readable by every JSON Schema tool, true to megatron-core, and nothing in them that nobody reads."""
+"""The catalogues of keys: readable by every JSON Schema tool, true to megatron-core, with nothing that nobody reads."""
 
 from __future__ import annotations
 

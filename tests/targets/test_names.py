@@ -1,4 +1,4 @@
-"""No code outside `targets/` asks for a target by its name: what differs is an attribute or a function of its module."""
+"""No code outside `targets/` asks for a target by name: what differs is an attribute or a function of its module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS_OF_OTHERS = {
     ("cli/export.py", "dfm"),
     ("spec/experiment.py", "megatron_core"),
 }
-"""Where a target's name is another thing's too: tensors under DFM's names; and the default that is a field of the spec."""
+"""Where a target's name is another thing's too: tensors under DFM's names; the default that is a field of the spec."""
 
 
 def asked(tree: ast.AST) -> Iterator[tuple[int, str]]:

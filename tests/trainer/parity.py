@@ -177,8 +177,9 @@ def torchrun(script: Path, *args: str, processes: int, seconds: int = 300) -> tu
 
 
 def run_all(jobs: list[Job]) -> dict[Path, str]:
-    """Run jobs, those of as many ranks in the same processes one after another; in new ones after one that failed. What the failed said, by folder.
+    """Run jobs, and return what the failed ones said, by folder.
 
+    Those of as many ranks run in the same processes one after another; in new ones after one that failed.
     A job with a fault is to come alone: what is injected stays.
     """
     said: dict[Path, str] = {}

@@ -1,9 +1,9 @@
-"""One rank of some parity runs, one after another: train a few iterations and write down everything that layouts must agree on.
+"""One rank of some parity runs, one after another: train a few iterations, write down all that layouts must agree on.
 
 usage: torchrun ... parity_worker.py JOBS.json    (`parity.Job`s of as many ranks; one with a fault comes alone)
 
-Each rank writes FOLDER/rank<r>.pt: losses, gradient norms before clipping, how every parameter is cut, every copy of it at
-the end, and, on the first replica alone, its gradients in the first four iterations and in every tenth.
+Each rank writes FOLDER/rank<r>.pt: losses, gradient norms before clipping, how every parameter is cut, every copy of it
+at the end, and, on the first replica alone, its gradients in the first four iterations and in every tenth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The DiT in plain PyTorch, one sample at a time, and how far the trainer's is from it; run as a script by test_model.py."""
+"""The DiT in plain PyTorch, one sample at a time, and how far the trainer's is from it; a script for test_model.py."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ from dfmspec.read.resolve import resolve_spec
 from dfmspec.targets import target_module
 from tests.conftest import ROOT, dfmspec, environment
 
-PLANNED = "cluster: {nnodes: 128, nproc_per_node: 8}\ndata: {source: mock}\nmodel: {tensor_model_parallel_size: 4, pipeline_model_parallel_size: 4}\n"
+PLANNED = (
+    "cluster: {nnodes: 128, nproc_per_node: 8}\ndata: {source: mock}\n"
+    "model: {tensor_model_parallel_size: 4, pipeline_model_parallel_size: 4}\n"
+)
 
 
 def deep(*overrides: str) -> dict:
@@ -58,7 +61,7 @@ def deep(*overrides: str) -> dict:
     ids=["pp4", "vpp", "recompute-overlap"],
 )
 def test_a_thousand_ranks_are_built_and_every_parameter_is_counted(overrides: list[str]) -> None:
-    """The formula of dfmspec.estimate.size is exact: it is what Megatron's own modules hold, over all stages and ranks."""
+    """The formula of dfmspec.estimate.size is exact: what Megatron's own modules hold, over all stages and ranks."""
     if overrides == ["recipe=dit_s"]:
         overrides = [*overrides, "model.tensor_model_parallel_size=2"]
     answer = deep(*overrides)

@@ -16,7 +16,7 @@ LIMITS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
 def everything(x: torch.Tensor, y: torch.Tensor, modulations: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
-    """All three functions in a chain, and the gradients of x, y and the modulations; and the amax beside z and beside y's gradient."""
+    """All three functions in a chain; the gradients of x, y and the modulations; the amax beside z and y's gradient."""
     gate, shift, scale = modulations.chunk(3, -1)
     y_amax = [torch.zeros((), dtype=torch.float32, device=y.device, requires_grad=True) for _ in range(2)]
     once, again = y * 1, y * 1

@@ -39,7 +39,7 @@ def test_a_layout_agrees_with_one_process(
 
 @pytest.mark.long
 def test_fp8_agrees_within_its_own_rounding(tmp_path: Path) -> None:
-    """Each rank scales what it multiplies, so a layout rounds otherwise; a gradient that were not summed would be off by half."""
+    """Each rank scales what it multiplies, so a layout rounds otherwise; a gradient not summed would be off by half."""
 
     others = ("tp2", "tp2_sp", "cp2")
 
@@ -77,7 +77,10 @@ def test_a_layout_of_many_ranks_agrees_too(layout: str, large: Callable[[str], l
 
 
 def test_overlapped_reduction_and_gathering_agree_too(reference: list[dict[str, Any]], tmp_path: Path) -> None:
-    """And leave the parameters whole after each step: averages and checkpoints read them. A rank has the gradients of its share alone."""
+    """The parameters are whole after each step: averages and checkpoints read them.
+
+    A rank has the gradients of its share alone.
+    """
     made = parity.experiment(parity.LAYOUTS["dp2"])
     made["ddp"] |= {"overlap_grad_reduce": True, "overlap_param_gather": True}
     difference = parity.compare(reference, parity.run("dp2", tmp_path / "dp2", "", made))
@@ -102,7 +105,7 @@ def test_a_fault_of_the_upstream_is_caught(
 def test_layouts_and_one_process_go_on_from_each_others_checkpoints(
     reference: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Saved after two iterations in one, loaded in the other: the last two are those of the run that changed nothing."""
+    """Saved after two iterations in one, loaded in the other: the last two are as in the run that changed nothing."""
     layouts = ["pp2_vpp2", "tp2_sp", "cp2"]
 
     def job(folder: str, layout: str, iterations: int, **options: Any) -> parity.Job:

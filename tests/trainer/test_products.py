@@ -1,4 +1,7 @@
-"""GEMMs whose weights' gradients go where they are summed: the gradients of plain PyTorch, compiled or not; on a GPU also with the GELU inside."""
+"""GEMMs whose weights' gradients go where they are summed.
+
+They give the gradients of plain PyTorch, compiled or not; on a GPU also with the GELU inside.
+"""
 
 from __future__ import annotations
 

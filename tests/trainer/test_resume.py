@@ -128,7 +128,8 @@ def test_checkpoints_written_beside_the_training_are_those_of_their_iteration(
 def test_a_blend_of_datasets_goes_on_where_it_was(dataset: Path, setting: list[str], tmp_path: Path) -> None:
     (tmp_path / "mix.yaml").write_text(
         "__module__: megatron.energon\n__class__: MetadatasetV2\n"
-        f"splits: {{train: {{blend: [{{weight: 3, path: {dataset}}}, {{weight: 1, path: {dataset}, split_part: val}}]}}, val: {{path: {dataset}}}}}\n"
+        f"splits: {{train: {{blend: [{{weight: 3, path: {dataset}}}, "
+        f"{{weight: 1, path: {dataset}, split_part: val}}]}}, val: {{path: {dataset}}}}}\n"
     )
     words = [*setting, f"dataset.path={tmp_path / 'mix.yaml'}"]
     train(tmp_path / "whole", *words)
@@ -310,7 +311,10 @@ def test_a_full_disk_costs_checkpoints_and_then_stops_the_run_with_nothing_lost(
 ) -> None:
     """Files may not grow past 100 kB: every save fails, training goes on, the third failure in a row ends it."""
     run_dir = cut(whole, tmp_path / "run", 2)
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    limit = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     command = [sys.executable, "-c", limit, ENTRY, *SHORT, *setting, "checkpoint.save_interval=1"]
     env = environment(DFMSPEC_RUN_DIR=str(run_dir))
     result = subprocess.run(

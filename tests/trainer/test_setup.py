@@ -19,7 +19,8 @@ from tests.trainer import parity
 
 experiment = Experiment.model_validate(parity.experiment({}) | {"dist": {"distributed_timeout_minutes": 3}})
 setup.initialize_distributed(experiment)
-found = [groups.get_tensor_model_parallel_group(), groups.get_pipeline_model_parallel_group(), groups.get_data_parallel_group(with_context_parallel=True)]
+found = [groups.get_tensor_model_parallel_group(), groups.get_pipeline_model_parallel_group(), \
+groups.get_data_parallel_group(with_context_parallel=True)]
 found += [dist.group.WORLD, StopSignal(None, setup.patience(experiment))._group]
 print({group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in found})
 """

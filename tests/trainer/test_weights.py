@@ -17,7 +17,7 @@ LAYERS, HIDDEN, RANK, TEXT, HEAD, PATCH = 2, 288, 16, 1024, 72, 64
 
 
 def dfms() -> dict[str, torch.Tensor]:
-    """A state dict of DFM's DiT, random: names and shapes as its modules declare them (dit_model.py, dit_layer_spec.py)."""
+    """A random state dict of DFM's DiT: names and shapes that its modules declare (dit_model.py, dit_layer_spec.py)."""
     shapes: dict[str, tuple[int, ...]] = {
         "x_embedder.weight": (HIDDEN, PATCH),
         "x_embedder.bias": (HIDDEN,),

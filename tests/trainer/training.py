@@ -42,7 +42,10 @@ Process = subprocess.Popen[str] | Forked
 
 
 def start(cwd: Path, *words: str, processes: int = 1, script: str = ENTRY, **env: str) -> Process:
-    """torchrun with the how-to's words, on a port of its own; 0 processes: the script alone, forked from what is imported already."""
+    """torchrun with the how-to's words, on a port of its own.
+
+    0 processes: the script alone, forked from what is imported already.
+    """
     if processes == 0 and may_be_forked(env):
         return WARM.start(ROOT / script, words, cwd=place(cwd), env=env)
     launch = [TORCHRUN, "--nproc-per-node", str(processes)] if processes else [sys.executable]
@@ -119,7 +122,10 @@ def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> st
 
 
 def awake(folder: Path, *words: str) -> str:
-    """A word that lets a training of `words` set out with all weights awake: a network as it is initialised hardly shows what its blocks compute."""
+    """A word that lets a training of `words` set out with all weights awake.
+
+    A network as it is initialised hardly shows what its blocks compute.
+    """
     return f"checkpoint.pretrained_checkpoint={once(folder, lambda made: _wake(made, *words))}/awake.safetensors"
 
 

@@ -1,8 +1,10 @@
-"""A process that has imported torch and megatron-core once, and forks trainings: each starts at once, where a new interpreter takes seconds.
+"""A process that has imported torch and megatron-core once, and forks trainings.
 
-`python -m tests.trainer.warm` reads one JSON object a line, and answers each with the process id of what it forked. When that
-ends, its exit code is in the file that the request named. Nothing but the imports is shared: each training has its own
-environment, working directory, output files and process group.
+Each starts at once, where a new interpreter takes seconds.
+
+`python -m tests.trainer.warm` reads one JSON object a line, and answers each with the process id of what it forked.
+When that ends, its exit code is in the file that the request named. Nothing but the imports is shared: each training
+has its own environment, working directory, output files and process group.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dfmspec.run.launch.local import free_port
 from tests.conftest import ROOT, environment
 
 _OWN = ("DFMSPEC_", "PET_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-"""Variables that are read while a training runs; any other may have been read at an import, and asks for a new interpreter."""
+"""Variables read while a training runs; any other may have been read at an import, and asks for a new interpreter."""
 
 
 def may_be_forked(env: dict[str, str]) -> bool:
@@ -81,7 +83,10 @@ class ForkedRanks:
         self._ranks = ranks
 
     def finish(self, seconds: float) -> tuple[int, str, str]:
-        """(exit code, what rank 0 printed, what all wrote to stderr); the others end with the first that fails, as torchrun has it."""
+        """(exit code, what rank 0 printed, what all wrote to stderr).
+
+        Where one fails, the others end with it, as torchrun has it.
+        """
         deadline = time.monotonic() + seconds
         while True:
             codes = [rank.poll() for rank in self._ranks]

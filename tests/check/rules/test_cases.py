@@ -58,7 +58,10 @@ FIRES = [
     ("EVL103", "target=dfm model.vae_module=nonsense"),
     (
         "PRE108",
-        "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed cluster.nproc_per_node=8 model.context_parallel_size=8",
+        (
+            "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed "
+            "cluster.nproc_per_node=8 model.context_parallel_size=8"
+        ),
     ),
     ("RUN104", "target=dfm logger.wandb_project=p logger.wandb_exp_name=\"''\""),
 ]
@@ -78,7 +81,10 @@ SILENT = [
     ("MOD110", "target=dfm data.source=mock model.crossattn_emb_size=4096 dataset.context_embeddings_dim=4096"),
     (
         "PRE108",
-        "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed cluster.nproc_per_node=8 model.context_parallel_size=4",
+        (
+            "target=dfm mixed_precision=bf16_with_fp8_current_scaling_mixed "
+            "cluster.nproc_per_node=8 model.context_parallel_size=4"
+        ),
     ),
     ("SEQ113", "target=dfm_wan model.cp_comm_type=a2a"),
     ("FLX110", "target=dfm_flux model.enable_cuda_graph=true"),

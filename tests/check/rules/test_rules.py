@@ -20,7 +20,10 @@ CORPUS = ROOT / "tests" / "corpus" / "rules"
 
 
 def codes(file: Path, target: str) -> set[str]:
-    """The codes of a corpus file; one that names its target is checked for that one alone. A .txt beside it: overrides, a line each."""
+    """The codes of a corpus file; one that names its target is checked for that one alone.
+
+    A .txt beside it: overrides, a line each.
+    """
     text = file.read_text()
     words = [] if re.search(r"^target:", text, re.MULTILINE) else [f"target={target}"]
     overrides = file.with_suffix(".txt")

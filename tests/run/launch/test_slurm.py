@@ -24,7 +24,10 @@ SLURM_NODEID=0 "$@" & SLURM_NODEID=1 "$@" & wait -n && wait""",
     "torchrun": """echo "$NODE $*" >> "$OUT/torchrun"; touch "$OUT/started"
 for _ in $(seq 100); do [ -e "$OUT/end" ] && exit "$(cat "$OUT/end")"; sleep 0.05; done""",
 }
-SPEC = "name: job\nlauncher: {kind: slurm}\ncluster: {nnodes: 2, nproc_per_node: 8}\ntrain: {train_iters: 10, eval_iters: 0}\ndata: {source: mock}\n"
+SPEC = (
+    "name: job\nlauncher: {kind: slurm}\ncluster: {nnodes: 2, nproc_per_node: 8}\n"
+    "train: {train_iters: 10, eval_iters: 0}\ndata: {source: mock}\n"
+)
 
 
 class Job:

@@ -1,4 +1,7 @@
-"""Launcher ssh: what reaches a node by a login shell with an environment of its own; and over two network namespaces, each a machine."""
+"""Launcher ssh: what reaches a node by a login shell with an environment of its own.
+
+Also over two network namespaces, each a machine.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ with open({log!r}, "a") as log:
 if host == "nowhere":
     sys.exit("ssh: connect to host nowhere port 22: No route to host") or 255
 inside = [*{inside!r}, host, *{named!r}, host] if {netns} else []
-env = {{"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": {root!r}, "PYTHONWARNINGS": "ignore"}}
+env = {{"HOME": os.environ["HOME"], "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", \
+"PYTHONPATH": {root!r}, "PYTHONWARNINGS": "ignore"}}
 sys.exit(subprocess.run([*inside, "sh", "-c", command], env=env, cwd="/").returncode)
 """
 INSIDE = ["ip", "netns", "exec"]
@@ -65,7 +69,8 @@ def spec(dataset: Path, tmp_path: Path) -> Path:
     (folder / "data").symlink_to(dataset)
     file = folder / "spec.yaml"
     file.write_text(
-        "name: two\ndataset: {path: data, task_encoder_seq_length: 256}\nrun: {output_dir: 'run dirs; ls'}\nlauncher: {setup: ['export FROM_SETUP=1']}\n"
+        "name: two\ndataset: {path: data, task_encoder_seq_length: 256}\n"
+        "run: {output_dir: 'run dirs; ls'}\nlauncher: {setup: ['export FROM_SETUP=1']}\n"
     )
     return file
 

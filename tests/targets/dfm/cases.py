@@ -1,4 +1,7 @@
-"""The recorded cases, and dfmspec's answer to each. `python -m tests.targets.dfm.cases` prints the table of agreement."""
+"""The recorded cases, and dfmspec's answer to each.
+
+`python -m tests.targets.dfm.cases` prints the table of agreement.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from dfmspec.read.resolve import Resolved, resolve_spec
 
 HERE = Path(__file__).parent
 MENDING = ("SPC302", "SPC310", "CKP101", "ENV101")
-"""Hints that say what is mended: a derivation or a variable written out, a value that needs no quotes, a documented alias."""
+"""Hints of what is mended: a derivation or a variable written out, a value that needs no quotes, a documented alias."""
 
 
 def cases() -> Iterator[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The model of upstream's reading gives what upstream resolved, and reads our compiled configuration as the plan means it."""
+"""The model of upstream's reading gives what upstream resolved.
+
+It reads our compiled configuration as the plan means it.
+"""
 
 from __future__ import annotations
 

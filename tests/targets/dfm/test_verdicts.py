@@ -1,4 +1,7 @@
-"""dfmspec against upstream's recorded verdicts: nothing that upstream rejects passes, and what is refused besides has a reason."""
+"""dfmspec against upstream's recorded verdicts.
+
+Nothing that upstream rejects passes, and what is refused besides has a reason.
+"""
 
 from __future__ import annotations
 
