@@ -1,4 +1,4 @@
-"""The last table of ARCHITECTURE.md is true: in a copy of the package, one file and one line add a recipe, a launcher and a target."""
+"""The last table of ARCHITECTURE.md is true: a file and a line add a recipe, a launcher, a target, in a copy of all."""
 
 from __future__ import annotations
 
