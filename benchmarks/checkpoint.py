@@ -45,8 +45,9 @@ def main() -> None:
 def _writer(ours: Ours, folder: Path, is_async: bool) -> checkpoint.Writer:
     own = ours.experiment.checkpoint.model_copy(update={"async_save": is_async})
     ours.trainer.experiment = ours.experiment.model_copy(update={"checkpoint": own})
-    manifest = {"data": {"num_streams": ours.experiment.data.num_streams}}
-    return checkpoint.Writer(ours.trainer, folder, manifest, "")
+    # The configuration goes into the checkpoint's manifest, where loading looks for the network.
+    config = ours.experiment.model_dump(mode="json")
+    return checkpoint.Writer(ours.trainer, folder, config, "")
 
 
 def save(
