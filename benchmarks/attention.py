@@ -1,12 +1,14 @@
-"""Core attention by itself: cuDNN through Transformer Engine and FlashAttention 4 (ours), beside `scaled_dot_product_attention` on equal lengths.
+"""Core attention by itself: ours, beside `scaled_dot_product_attention` where all lengths are equal.
 
 usage: python benchmarks/attention.py [HEAD_SIZE ...]
+
+Ours is cuDNN through Transformer Engine, and FlashAttention 4 where it is installed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -26,12 +28,19 @@ except ImportError:
     flash_attention = None
 
 WIDTH = 1152
-CASES = {
-    "self, 8 x 1024": [(1024, 1024)] * 8, "self, 32 x 1024": [(1024, 1024)] * 32, "self, 1 x 8192": [(8192, 8192)],
-    "cross, 8 x 1024 to 512": [(1024, 512)] * 8, "cross, 32 x 1024 to 512": [(1024, 512)] * 32, "cross, 1 x 8192 to 512": [(8192, 512)],
-    "self, mixed 256 to 4096": [(n, n) for n in (4096, 2304, 256, 1024, 3025, 625, 1936, 1369, 484, 1265)],
+MIXED = (4096, 2304, 256, 1024, 3025, 625, 1936, 1369, 484, 1265)
+Lengths = list[tuple[int, int]]
+"""(queries, keys) of each segment."""
+CASES: dict[str, Lengths] = {
+    "self, 8 x 1024": [(1024, 1024)] * 8,
+    "self, 32 x 1024": [(1024, 1024)] * 32,
+    "self, 1 x 8192": [(8192, 8192)],
+    "cross, 8 x 1024 to 512": [(1024, 512)] * 8,
+    "cross, 32 x 1024 to 512": [(1024, 512)] * 32,
+    "cross, 1 x 8192 to 512": [(8192, 512)],
+    "self, mixed 256 to 4096": [(length, length) for length in MIXED],
     "self, 1 x 8192 and padding": [(7000, 7000), (1192, 1192)],
-}  # fmt: skip
+}
 
 
 def milliseconds(work: Callable[[], object]) -> float:
@@ -40,58 +49,104 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def power_of_two(n: int) -> int:
+    """The first power of two that is not below a number."""
     return 1 << (n - 1).bit_length()
 
 
-def ours(attend: Callable[..., tuple[Tensor, ...]], q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]], equal: int, *options: bool) -> Tensor:
-    cu = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in zip(*lengths, strict=True)]
-    bounds = [power_of_two(max(each)) for each in zip(*lengths, strict=True)]
-    return attend(q, k, v, *cu, *bounds, equal, *options)[0]
+# The ways, each on packed q, k, v of [T, H, C].
+
+
+def ours(
+    attend: Callable[..., tuple[Tensor, ...]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Lengths,
+    equal: int,
+    *options: bool,
+) -> Tensor:
+    """Attention of ours; `equal`: the number of segments where all are of one length, else 0."""
+    by_side = list(zip(*lengths, strict=True))
+    ends = [torch.tensor([0, *accumulate(each)], dtype=torch.int32, device="cuda") for each in by_side]
+    bounds = [power_of_two(max(each)) for each in by_side]
+    return attend(q, k, v, *ends, *bounds, equal, *options)[0]
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, count: int, backend: SDPBackend) -> Tensor:
+    """PyTorch's, on `count` segments of one length."""
+    batched = [t.view(count, -1, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)]
     with sdpa_kernel(backend):
-        x = F.scaled_dot_product_attention(*(t.view(count, -1, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)))
+        x = F.scaled_dot_product_attention(*batched)
     return x.transpose(1, 2).reshape(q.shape)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, lengths: list[tuple[int, int]]) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """In fp32, segment by segment."""
-    queries, keys = ([each[i] for each in lengths] for i in (0, 1))
-    pieces = zip(q.float().split(queries), k.float().split(keys), v.float().split(keys), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in piece))[0].transpose(0, 1) for piece in pieces])
+    queries = [each[0] for each in lengths]
+    keys = [each[1] for each in lengths]
+    segments = zip(q.float().split(queries), k.float().split(keys), v.float().split(keys), strict=True)
+    outputs = []
+    for segment in segments:
+        heads_first = [x.transpose(0, 1)[None] for x in segment]
+        out = F.scaled_dot_product_attention(*heads_first)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
 
 
-def measure(name: str, lengths: list[tuple[int, int]], head: int) -> None:
-    """Print a line for each back end."""
-    heads, totals = WIDTH // head, [sum(each) for each in zip(*lengths, strict=True)]
-    inputs = [torch.randn(total, heads, head, device="cuda", dtype=torch.bfloat16, requires_grad=True) for total in (totals[0], totals[1], totals[1])]
+def ways(inputs: Sequence[Tensor], lengths: Lengths) -> dict[str, Callable[[], Tensor]]:
+    """Every way that takes the lengths, by name."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    count = len(lengths)
+    are_equal = len(set(lengths)) == 1
+    kinds = {"packed": 0}
+    if are_equal:
+        kinds["equal"] = count
+    for kind, equal in kinds.items():
+        found[f"cuDNN, {kind}"] = partial(ours, fused_attention, *inputs, lengths, equal)
+        if flash_attention:
+            found[f"flash 4, {kind}"] = partial(ours, flash_attention, *inputs, lengths, equal, False)
+    if are_equal:
+        found["SDPA, cuDNN"] = partial(dense, *inputs, count, SDPBackend.CUDNN_ATTENTION)
+        found["SDPA, flash"] = partial(dense, *inputs, count, SDPBackend.FLASH_ATTENTION)
+    return found
+
+
+def measure(name: str, lengths: Lengths, head: int) -> None:
+    """Print a line for each back end: times, rates, and the error of the output and of each gradient."""
+    heads = WIDTH // head
+    queries, keys = (sum(each) for each in zip(*lengths, strict=True))
+    inputs = []
+    for total in (queries, keys, keys):
+        x = torch.randn(total, heads, head, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        inputs.append(x)
     grad = torch.randn_like(inputs[0])
     operations = 4 * WIDTH * sum(a * b for a, b in lengths)
-    same = len(lengths) if len(set(lengths)) == 1 else 0
-    ways: dict[str, Callable[[], Tensor]] = {}
-    for equal in dict.fromkeys((0, same)):
-        ways[f"cuDNN, {'equal' if equal else 'packed'}"] = partial(ours, fused_attention, *inputs, lengths, equal)
-        if flash_attention:
-            ways[f"flash 4, {'equal' if equal else 'packed'}"] = partial(ours, flash_attention, *inputs, lengths, equal, False)
-    if same:
-        for way, backend in (("SDPA, cuDNN", SDPBackend.CUDNN_ATTENTION), ("SDPA, flash", SDPBackend.FLASH_ATTENTION)):
-            ways[way] = partial(dense, *inputs, len(lengths), backend)
+
+    # For longer packs the reference is left out, and so are the errors.
     expected = []
-    if max(totals) <= 8192:
+    if max(queries, keys) <= 8192:
         out = reference(*inputs, lengths)
         expected = [out, *torch.autograd.grad(out, inputs, grad.float())]
-    for way, work in ways.items():
+
+    for way, work in ways(inputs, lengths).items():
         forward = milliseconds(work)
         both = milliseconds(lambda work=work: torch.autograd.grad(work(), inputs, grad))
         out = work()
         got = [out, *torch.autograd.grad(out, inputs, grad)]
-        errors = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(got, expected, strict=False)]
+        errors = [relative_error(a, b) for a, b in zip(got, expected, strict=False)]
+        rate = operations / forward / 1e9
+        rate_of_both = 3 * operations / both / 1e9
+        shown = " ".join(f"{error:.1e}" for error in errors)
         print(
-            f"d {head:3d}  {name:28s} {way:14s} forward {forward:7.3f} ms {operations / forward / 1e9:4.0f} TFLOP/s  "
-            f"both {both:7.3f} ms {3 * operations / both / 1e9:4.0f} TFLOP/s  {' '.join(f'{error:.1e}' for error in errors)}",
+            f"d {head:3d}  {name:28s} {way:14s} forward {forward:7.3f} ms {rate:4.0f} TFLOP/s  "
+            f"both {both:7.3f} ms {rate_of_both:4.0f} TFLOP/s  {shown}",
             flush=True,
         )
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b|, in fp32."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import gc
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,17 +17,22 @@ import torch.distributed as dist
 from dfmspec.record import checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.train import Ours
+from benchmarks.ours import Ours
 from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.data.streams import RankStreams
+
+SAVES = 3
+STEPS_BETWEEN = 50
 
 
 def main() -> None:
     """Three saves in each way, with steps in between, then one load."""
-    folder, overrides = Path(sys.argv[1]), sys.argv[2:]
+    folder = Path(sys.argv[1])
+    overrides = sys.argv[2:]
     ours = Ours(8192, 16, ["checkpoint.async_save=true", *overrides])
     batch = ours.batch([(1, 32, 32)] * 8)
     streams = RankStreams(ours.experiment, "train", rank=dist.get_rank() % ours.replicas, size=ours.replicas)
+<<<<<<< HEAD
     gc.freeze()  # as a run does
     for beside in (False, True):
         save = ours.experiment.checkpoint.model_copy(update={"async_save": beside})
@@ -56,8 +62,74 @@ def main() -> None:
     torch.cuda.synchronize()
     if dist.get_rank() == 0:
         print(f"checked in {checked:.2f} s, loaded in {time.perf_counter() - began - checked:.2f} s", flush=True)
+=======
+    # As a run does.
+    gc.freeze()
+
+    for is_async in (False, True):
+        writer = _writer(ours, folder / str(is_async), is_async)
+        for iteration in range(1, SAVES + 1):
+            path = save(ours, batch, writer, streams, iteration, is_async)
+    load(ours, streams, path)
+>>>>>>> h-p2
     ours.trainer.release_graphs()
     dist.destroy_process_group()
+
+
+def _writer(ours: Ours, folder: Path, is_async: bool) -> checkpoint.Writer:
+    own = ours.experiment.checkpoint.model_copy(update={"async_save": is_async})
+    ours.trainer.experiment = ours.experiment.model_copy(update={"checkpoint": own})
+    # The configuration goes into the checkpoint's manifest, where loading looks for the network.
+    config = ours.experiment.model_dump(mode="json")
+    return checkpoint.Writer(ours.trainer, folder, config, "")
+
+
+def save(
+    ours: Ours,
+    batch: Any,
+    writer: checkpoint.Writer,
+    streams: RankStreams,
+    iteration: int,
+    is_async: bool,
+) -> Path:
+    """Save once, after steps as in a run, and print how long it took; the checkpoint's folder."""
+    for _ in range(STEPS_BETWEEN):
+        ours.step(batch)
+    torch.cuda.synchronize()
+
+    # Until the training goes on, then until the checkpoint is committed.
+    began = time.perf_counter()
+    writing = writer.save(streams.states(), iteration)
+    blocked = time.perf_counter() - began
+    steps = 0
+    while is_async and not writing.done():
+        ours.step(batch)
+        torch.cuda.synchronize()
+        steps += 1
+    path = writing.result()
+    seconds = time.perf_counter() - began
+
+    if dist.get_rank() == 0:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        how = "synchronous:"
+        if is_async:
+            how = f"asynchronous: stood still {blocked:.2f} s, {steps} steps meanwhile,"
+        gib = size / 2**30
+        rate = size / seconds / 2**30
+        print(f"{how} committed after {seconds:.2f} s, {gib:.2f} GiB, {rate:.2f} GiB/s", flush=True)
+    return path
+
+
+def load(ours: Ours, streams: RankStreams, path: Path) -> None:
+    """Check a checkpoint and load it, as a run that resumes does."""
+    began = time.perf_counter()
+    checkpoint.find(path.parent, iteration=SAVES, report=print)
+    checked = time.perf_counter() - began
+    checkpoint.load(ours.trainer, streams, path)
+    torch.cuda.synchronize()
+    if dist.get_rank() == 0:
+        loaded = time.perf_counter() - began - checked
+        print(f"checked in {checked:.2f} s, loaded in {loaded:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

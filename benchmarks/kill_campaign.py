@@ -21,17 +21,31 @@ sys.path.insert(0, str(ROOT))
 from dfmspec.record import checkpoints  # noqa: E402
 from tests.trainer.training import SHORT, kill_tree, losses, start, train  # noqa: E402
 
-WORDS = ["--mock", "data.num_streams=2", "train.global_batch_size=2", "checkpoint.save_interval=1", "checkpoint.most_recent_k=3"]
+ITERATIONS = 40
+WORDS = [
+    "--mock",
+    "data.num_streams=2",
+    "train.global_batch_size=2",
+    "checkpoint.save_interval=1",
+    "checkpoint.most_recent_k=3",
+    f"train.train_iters={ITERATIONS}",
+]
+DEFAULTS = ["50", "0", "0"]
+"""Kills, seed, processes."""
 
 
 def main() -> int:
-    kills, seed, processes = (int(word) for word in [*sys.argv[1:], *["50", "0", "0"][len(sys.argv) - 1 :]])
-    rng, base = random.Random(seed), Path(tempfile.mkdtemp(prefix="kill-campaign-"))
-    iterations = 40
-    words = [*WORDS, f"train.train_iters={iterations}"]
+    given = sys.argv[1:]
+    kills, seed, processes = (int(word) for word in [*given, *DEFAULTS[len(given) :]])
+    rng = random.Random(seed)
+    base = Path(tempfile.mkdtemp(prefix="kill-campaign-"))
     began = time.monotonic()
-    train(base / "whole", *words, processes=processes)
+
+    # The run that nothing stops.
+    train(base / "whole", *WORDS, processes=processes)
     expected = losses(base / "whole")
+
+    # Runs, each killed until it has finished, or until there were enough kills.
     count = {"kills": 0, "in a save": 0, "not whole": 0, "lost": 0, "different": 0, "runs": 0}
     while count["kills"] < kills:
         count["runs"] += 1
@@ -39,21 +53,28 @@ def main() -> int:
         run_dir.mkdir()
         finished = False
         while not finished and count["kills"] < kills:
-            finished = one_life(run_dir, words, processes, rng, count)
+            finished = one_life(run_dir, processes, rng, count)
         if not finished:
-            train(run_dir, *words, processes=processes)
+            train(run_dir, *WORDS, processes=processes)
         count["different"] += sum(values != expected[iteration] for iteration, values in losses(run_dir).items())
-        print(f"{count['kills']} kills in {time.monotonic() - began:.0f} s: {count}", flush=True)
-    bad = count["not whole"] + count["lost"] + count["different"]
-    print("every committed checkpoint survived and every loss is bitwise that of the run that was not stopped" if not bad else "FAILED")
-    return 1 if bad else 0
+        seconds = time.monotonic() - began
+        print(f"{count['kills']} kills in {seconds:.0f} s: {count}", flush=True)
+
+    if count["not whole"] + count["lost"] + count["different"] > 0:
+        print("FAILED")
+        return 1
+    print("every committed checkpoint survived and every loss is bitwise that of the run that was not stopped")
+    return 0
 
 
-def one_life(run_dir: Path, words: list[str], processes: int, rng: random.Random, count: dict[str, int]) -> bool:
+def one_life(run_dir: Path, processes: int, rng: random.Random, count: dict[str, int]) -> bool:
     """Start, kill at a random moment, look at what is left; whether the run finished before."""
     folder = run_dir / "checkpoints"
-    size, before = _size(run_dir), {path.name for path in checkpoints.committed(folder)}
-    process = start(run_dir, *SHORT, *words, processes=processes, DFMSPEC_RUN_DIR=str(run_dir))
+    size = _size(run_dir)
+    before = {path.name for path in checkpoints.committed(folder)}
+
+    # Until it writes its first event, and a random time more.
+    process = start(run_dir, *SHORT, *WORDS, processes=processes, DFMSPEC_RUN_DIR=str(run_dir))
     while process.poll() is None and _size(run_dir) == size:
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 1.5))
@@ -63,6 +84,8 @@ def one_life(run_dir: Path, words: list[str], processes: int, rng: random.Random
         return True
     kill_tree(process)
     count["kills"] += 1
+
+    # What is left.
     count["in a save"] += bool(list(folder.glob("*.tmp-*")))
     left = checkpoints.committed(folder)
     count["not whole"] += sum(checkpoints.problem(path) is not None for path in left)
@@ -73,7 +96,9 @@ def one_life(run_dir: Path, words: list[str], processes: int, rng: random.Random
 
 def _size(run_dir: Path) -> int:
     events = run_dir / "events.jsonl"
-    return events.stat().st_size if events.exists() else 0
+    if not events.exists():
+        return 0
+    return events.stat().st_size
 
 
 if __name__ == "__main__":

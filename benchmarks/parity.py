@@ -1,6 +1,6 @@
 """The parity table: every layout, and every injected fault, against one process, in fp32 on the CPU over gloo.
 
-    python benchmarks/parity.py
+python benchmarks/parity.py
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="parity-"))
     reference = parity.run("one", base / "one")
     print("| layout | loss | gradient norm | worst gradient | replicas | agrees |\n|---|---|---|---|---|---|")
-    for layout, fault in [*((name, "") for name in parity.LAYOUTS if name != "one"), *parity.FAULTS]:
-        d = parity.compare(reference, parity.run(layout, base / f"{layout}{fault}", fault))
+    layouts = [(layout, "") for layout in parity.LAYOUTS if layout != "one"]
+    for layout, fault in [*layouts, *parity.FAULTS]:
+        found = parity.run(layout, base / f"{layout}{fault}", fault)
+        d = parity.compare(reference, found)
         name = f"{layout}, {fault}" if fault else layout
-        print(f"| {name} | {d.loss:.1e} | {d.grad_norm:.1e} | {d.gradient:.1e} | {d.replicas:.1e} | {'yes' if d.agrees() else 'no'} |", flush=True)
+        agrees = "yes" if d.agrees() else "no"
+        numbers = (d.loss, d.grad_norm, d.gradient, d.replicas)
+        cells = " | ".join(f"{number:.1e}" for number in numbers)
+        print(f"| {name} | {cells} | {agrees} |", flush=True)
     return 0
 
 

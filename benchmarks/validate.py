@@ -1,8 +1,8 @@
-"""Validation beside a peer in the same run: cold start, many specs in one call, memory. The peer checks the schema alone.
+"""Validation beside a peer in one run: cold start, many specs in one call, memory. The peer checks the schema alone.
 
     python benchmarks/validate.py [RUNS] [--large]
 
-The peer is check-jsonschema with the same schema on the same files; --large adds a call with 10,000 specs.
+The peer is check-jsonschema with our schema on our files; --large adds a call with 10,000 specs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 SPEC = ROOT / "specs" / "butterfly_tiny_cpu.yaml"
 SCHEMA = ROOT / "schemas" / "targets" / "megatron_core-0.16.1.schema.json"
 BIN = Path(sys.executable).parent
+OURS = [str(BIN / "dfmspec"), "validate"]
+PEER = [str(BIN / "check-jsonschema"), "--schemafile", str(SCHEMA)]
+RUNS = 15
 
 
 def timed(command: list[str]) -> tuple[float, int]:
@@ -28,9 +31,11 @@ def timed(command: list[str]) -> tuple[float, int]:
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
     if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(command)[:200]} failed")
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
+        words = " ".join(command)[:200]
+        raise SystemExit(f"{words} failed")
+    return seconds, usage.ru_maxrss * 1024
 
 
 def compared(title: str, commands: dict[str, list[str]], runs: int) -> None:
@@ -39,31 +44,58 @@ def compared(title: str, commands: dict[str, list[str]], runs: int) -> None:
     for _ in range(runs + 1):
         for name, command in commands.items():
             results[name].append(timed(command))
+
     print(f"\n{title}")
     medians = {}
     for name, found in results.items():
-        seconds = [second for second, _ in found[1:]]
-        medians[name] = statistics.median(seconds)
-        memory = max(size for _, size in found[1:]) / 2**20
-        print(f"  {name:34} min {min(seconds) * 1000:7.0f} ms   median {medians[name] * 1000:7.0f} ms   max {max(seconds) * 1000:7.0f} ms   {memory:5.0f} MiB")
+        kept = found[1:]
+        milliseconds = [1000 * second for second, _ in kept]
+        medians[name] = statistics.median(milliseconds)
+        memory = max(size for _, size in kept) / 2**20
+        print(
+            f"  {name:34} min {min(milliseconds):7.0f} ms   median {medians[name]:7.0f} ms   "
+            f"max {max(milliseconds):7.0f} ms   {memory:5.0f} MiB"
+        )
     first, *_, last = medians
-    print(f"  ratio of the medians, {first} / {last}: {medians[first] / medians[last]:.2f}")
+    ratio = medians[first] / medians[last]
+    print(f"  ratio of the medians, {first} / {last}: {ratio:.2f}")
+
+
+def one_spec(runs: int) -> None:
+    """A process for one spec: the cold start."""
+    commands = {
+        "dfmspec": [*OURS, "--check", "spec", str(SPEC)],
+        "dfmspec --check spec,paths": [*OURS, "--check", "spec,paths", str(SPEC)],
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "check-jsonschema": [*PEER, str(SPEC)],
+    }
+    compared("one spec, cold", commands, runs)
+
+
+def many_specs(count: int, folder: Path, runs: int) -> None:
+    """A process for `count` copies of a spec in a folder."""
+    for number in range(count):
+        shutil.copyfile(SPEC, folder / f"{number:05}.yaml")
+    files = sorted(map(str, folder.glob("*.yaml")))
+    ours = [*OURS, "--check", "spec"]
+    commands = {
+        "dfmspec": [*ours, str(folder)],
+        "dfmspec --jobs 2": [*ours, "-j", "2", str(folder)],
+        "check-jsonschema": [*PEER, *files],
+    }
+    compared(f"{count} specs in one call", commands, runs)
 
 
 def main() -> int:
-    runs = next((int(word) for word in sys.argv[1:] if word.isdigit()), 15)
-    compileall.compile_dir(ROOT / "dfmspec", quiet=1)  # as pip does when it installs a package
-    ours, peer = [str(BIN / "dfmspec"), "validate", "--check", "spec"], [str(BIN / "check-jsonschema"), "--schemafile", str(SCHEMA)]
-    compared("one spec, cold", {"dfmspec": [*ours, str(SPEC)], "dfmspec --check spec,paths": [*ours[:-1], "spec,paths", str(SPEC)],
-                                "python -c pass": [sys.executable, "-c", "pass"], "check-jsonschema": [*peer, str(SPEC)]}, runs)  # fmt: skip
+    runs = next((int(word) for word in sys.argv[1:] if word.isdigit()), RUNS)
+    # As pip does when it installs a package.
+    compileall.compile_dir(ROOT / "dfmspec", quiet=1)
+    one_spec(runs)
     folder = Path(tempfile.mkdtemp())
     try:
-        for count in (1000, 10_000) if "--large" in sys.argv else (1000,):
-            for number in range(count):
-                shutil.copyfile(SPEC, folder / f"{number:05}.yaml")
-            files = sorted(map(str, folder.glob("*.yaml")))
-            commands = {"dfmspec": [*ours, str(folder)], "dfmspec --jobs 2": [*ours, "-j", "2", str(folder)], "check-jsonschema": [*peer, *files]}
-            compared(f"{count} specs in one call", commands, max(3, runs // 4) if count == 1000 else 1)
+        many_specs(1000, folder, max(3, runs // 4))
+        if "--large" in sys.argv:
+            many_specs(10_000, folder, 1)
     finally:
         shutil.rmtree(folder)
     return 0
