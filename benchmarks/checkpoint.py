@@ -14,10 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dfmspec.record import checkpoints
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.ours import Ours
+from dfmspec.record import checkpoints
 from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.data.streams import RankStreams
 
@@ -32,37 +31,6 @@ def main() -> None:
     ours = Ours(8192, 16, ["checkpoint.async_save=true", *overrides])
     batch = ours.batch([(1, 32, 32)] * 8)
     streams = RankStreams(ours.experiment, "train", rank=dist.get_rank() % ours.replicas, size=ours.replicas)
-<<<<<<< HEAD
-    gc.freeze()  # as a run does
-    for beside in (False, True):
-        save = ours.experiment.checkpoint.model_copy(update={"async_save": beside})
-        ours.trainer.experiment = ours.experiment.model_copy(update={"checkpoint": save})
-        writer = checkpoint.Writer(ours.trainer, folder / str(beside), {"data": {"num_streams": ours.experiment.data.num_streams}}, "")
-        for iteration in range(1, 4):
-            for _ in range(50):  # between two saves, as in a run
-                ours.step(batch)
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            writing = writer.save(streams.states(), iteration)
-            blocked, steps = time.perf_counter() - began, 0
-            while beside and not writing.done():
-                ours.step(batch)
-                torch.cuda.synchronize()
-                steps += 1
-            path = writing.result()
-            seconds = time.perf_counter() - began
-            if dist.get_rank() == 0:
-                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                how = f"asynchronous: stood still {blocked:.2f} s, {steps} steps meanwhile," if beside else "synchronous:"
-                print(f"{how} committed after {seconds:.2f} s, {size / 2**30:.2f} GiB, {size / seconds / 2**30:.2f} GiB/s", flush=True)
-    began = time.perf_counter()
-    checkpoints.find(path.parent, iteration=3, report=print)
-    checked = time.perf_counter() - began
-    checkpoint.load(ours.trainer, streams, path)
-    torch.cuda.synchronize()
-    if dist.get_rank() == 0:
-        print(f"checked in {checked:.2f} s, loaded in {time.perf_counter() - began - checked:.2f} s", flush=True)
-=======
     # As a run does.
     gc.freeze()
 
@@ -71,7 +39,6 @@ def main() -> None:
         for iteration in range(1, SAVES + 1):
             path = save(ours, batch, writer, streams, iteration, is_async)
     load(ours, streams, path)
->>>>>>> h-p2
     ours.trainer.release_graphs()
     dist.destroy_process_group()
 
@@ -123,7 +90,7 @@ def save(
 def load(ours: Ours, streams: RankStreams, path: Path) -> None:
     """Check a checkpoint and load it, as a run that resumes does."""
     began = time.perf_counter()
-    checkpoint.find(path.parent, iteration=SAVES, report=print)
+    checkpoints.find(path.parent, iteration=SAVES, report=print)
     checked = time.perf_counter() - began
     checkpoint.load(ours.trainer, streams, path)
     torch.cuda.synchronize()

@@ -124,8 +124,8 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
     plan = read_bundle(folder)
     if dry_run:
         raise UsageError(f"{folder} is a plan already; read {folder}/plan.json, or run it")
+    check_guards(plan)  # first: other code may give other files
     check_files(plan, folder)
-    check_guards(plan)
     return _Source(plan, file=None, text=None)
 
 

@@ -1,6 +1,6 @@
 """Pretrain a DiT with Megatron: the how-to's script. All of it is in dfmspec.entry.
 
-torchrun --nproc-per-node 2 examples/megatron/recipes/dit/pretrain_dit_model.py --dataset-path PATH [key=value ...]
+    torchrun --nproc-per-node 2 examples/megatron/recipes/dit/pretrain_dit_model.py --dataset-path PATH [key=value ...]
 """
 
 import sys
