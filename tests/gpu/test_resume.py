@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import once
-from tests.trainer.test_resume import assert_continues, cut
+from tests.trainer.checkpoint.test_resume import assert_continues, cut
 from tests.trainer.training import SHORT, awake, kill_tree, losses, pair, start, train, wait_for
 
 pytestmark = pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Runs parity_worker.py in a layout and compares layouts: what must agree, and by how much (trainer.md 3.4)."""
+"""Runs parity_worker.py in a layout and compares layouts: what must agree, and by how much."""
 
 from __future__ import annotations
 

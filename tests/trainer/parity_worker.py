@@ -21,7 +21,7 @@ from dfmspec.processes import die_with_parent
 
 
 def inject(fault: str) -> None:
-    """Make this process commit a fault of the upstream (trainer.md 3.2, items 9 to 11)."""
+    """Make this process commit a fault of the upstream."""
     if fault == "missing_sequence_parallel_flag":
         from dfmspec.trainer.network.block import AdaLN
 

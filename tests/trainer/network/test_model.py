@@ -11,7 +11,7 @@ from tests.conftest import ROOT, environment
 
 def test_the_dit_agrees_with_plain_pytorch_in_output_and_every_gradient() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.reference"],
+        [sys.executable, "-m", "tests.trainer.network.reference"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
