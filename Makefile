@@ -12,7 +12,7 @@ demo: $(SETUP)  ## train a small DiT on drawn butterflies, on two CPU processes
 	@$(BIN)/dfmspec validate specs/butterfly_tiny_cpu.yaml
 	$(BIN)/dfmspec run specs/butterfly_tiny_cpu.yaml
 
-test: $(SETUP) check  ## everything that must hold, in at most 15 minutes on 2 cores
+test: $(SETUP) check  ## everything that must hold, in at most 20 minutes on 2 cores
 	@echo "== tests (parity of layouts, resume, kills, the how-to's commands, rules, plans)"
 	$(BIN)/python -m pytest -m "not long and not slurm and not gpu" -n 2 --dist loadgroup
 

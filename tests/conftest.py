@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "corpus"
 HOWTO = CORPUS / "howto" / "dit_butterfly_config.yaml"
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent that ignores it (nohup) is no test's affair
+# What a parent ignores (nohup, a job in the background) is no test's affair.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MOST_SKIPPED = 0
 """A skipped test proves nothing: whoever adds one raises this number, and says why."""

@@ -74,7 +74,10 @@ def examples(rule: Rule) -> tuple[dict[str, list[Diagnostic]], set[str]]:
     asked: set[str] = set()
     # Our own trainer first, then DiT's script; a rule for neither shows its first target.
     targets = sorted({*rule.targets} & {"megatron_core", "dfm"}, reverse=True) or rule.targets[:1]
-    with contextlib.chdir(CORPUS / rule.code):
+    folder = CORPUS / rule.code
+    if not folder.is_dir():
+        raise SystemExit(f"{rule.code} has no examples: write {folder}/bad.yaml and good.yaml")
+    with contextlib.chdir(folder):
         for target in targets:
             resolved = resolve_spec(load_spec("bad.yaml", _example_words(target)))
             findings = all_findings(resolved, levels=LEVELS)

@@ -195,6 +195,7 @@ class _Loader:
         path = FilePath(document.file).parent / name
         span = document.values.get((key,), document.span((key,)))
         ancestors = (*ancestors, os.path.realpath(document.file))
+        # A file that is laid under itself would be read for ever.
         try:
             if os.path.realpath(path) in ancestors:
                 self._problem(

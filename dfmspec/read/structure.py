@@ -544,6 +544,7 @@ def _remarks(data: dict[str, Any], document: Document, legal: Catalogue) -> Iter
             continue
         span = document.values.get(path, document.span(path))
         declared = types(field)
+        # The same number, written as the field wants it.
         if _is_whole(value) and "integer" in declared and "number" not in declared:
             whole = int(value)
             yield Diagnostic(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dfmspec.data.encoders import EMBEDDED_PICTURES
 from dfmspec.diagnostics import Severity
 from dfmspec.estimate import dit
 from dfmspec.targets import CONFIG, Derived, Values, Work
@@ -52,7 +53,7 @@ _BUFFER = 40
 
 def _side(values: Values) -> Any:
     """Patches on a side of a square picture, whose latent has an eighth of its pixels on a side."""
-    return values["data.resolution"] // 8 // values["model.patch_spatial"]
+    return values["data.resolution"] // EMBEDDED_PICTURES.compression // values["model.patch_spatial"]
 
 
 def _packing_buffer(values: Values) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import random
 import time
+from itertools import count
 
 import pytest
 
 from tests.check.fuzzing import run
 
 SECONDS = float(os.environ.get("DFMSPEC_FUZZ_SECONDS", "90"))
-"""For each box of inputs from a new seed."""
+"""For each box of inputs."""
+FIRST = int(os.environ.get("DFMSPEC_FUZZ_SEED", random.SystemRandom().randrange(10**6)))
+"""From which seeds are counted, in thousands: new ones each time, unless they are named."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +31,9 @@ def test_some_inputs(seed: int) -> None:
 @pytest.mark.parametrize("box", range(2))
 def test_many_inputs(box: int) -> None:
     """For as long as the box has seconds; the seeds are printed, for `python -m tests.check.fuzzing 500 SEED`."""
+    seeds = count(1000 * (box + FIRST))
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        seed = random.SystemRandom().randrange(2**31)
+        seed = next(seeds)
         print(f"box {box}: seed {seed}")
         run(500, seed)

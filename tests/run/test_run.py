@@ -20,6 +20,7 @@ import pytest
 from dfmspec.record import manifest as manifests
 from dfmspec.record import verdict
 from dfmspec.record.events import read_events
+from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import owned
 from dfmspec.run.launch.local import free_port
 from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
@@ -335,7 +336,7 @@ def test_a_path_that_is_no_utf_8_stays_in_a_manifest(spec: Path, tmp_path: Path)
     assert result.returncode in (0, 1), result.stderr
     assert "internal error" not in result.stderr, result.stderr
     (run_dir,) = Path(out).glob("tiny/2*")
-    assert manifests.read_manifest(run_dir).verdict in ("succeeded", "failed")
+    assert manifests.read_manifest(RunDir(run_dir)).verdict in ("succeeded", "failed")
 
 
 def test_a_run_that_is_locked_says_by_whom(spec: Path, tmp_path: Path) -> None:

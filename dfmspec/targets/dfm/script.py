@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfmspec.diagnostics import Severity
+from dfmspec.errors import InvalidSpec
 from dfmspec.spec.paths import SPEC_DIR, SPEC_DIR_UPSTREAM
 from dfmspec.targets import CONFIG, Derived, Reading, Values, catalogue, minutes_of
 from dfmspec.targets.derivations import SHARED, copied, warmup_iterations
+from dfmspec.targets.dfm import Refused
 from dfmspec.targets.dfm.bridge import BRIDGE_PRECISION, CLASSES, PRECISIONS
 from dfmspec.targets.layout import layout_of
 
@@ -354,7 +356,11 @@ def _as_written(key: str, value: Any, values: Values) -> Any:
 
 
 def read_back(values: Values, text: str) -> Reading:
-    """What upstream's script makes of the text of config.yaml; the folders of the run stay symbols."""
+    """What upstream's script makes of the text of config.yaml; the folders of the run stay symbols.
+
+    Raises:
+        InvalidSpec: it cannot read it.
+    """
     # Only a plan needs the model of upstream's reading.
     from dfmspec.targets.dfm.upstream import read
 
@@ -362,14 +368,17 @@ def read_back(values: Values, text: str) -> Reading:
         "DFMSPEC_RUN_DIR": "${RUN_DIR}",
         "DFMSPEC_SPEC_DIR": SPEC_DIR,
     }
-    return read(
-        text,
-        (),
-        world_size=values["cluster.nnodes"] * values["cluster.nproc_per_node"],
-        mock=values["data.source"] == "mock",
-        environment=folders,
-        target=values["target"],
-    )
+    try:
+        return read(
+            text,
+            (),
+            world_size=values["cluster.nnodes"] * values["cluster.nproc_per_node"],
+            mock=values["data.source"] == "mock",
+            environment=folders,
+            target=values["target"],
+        )
+    except Refused as error:
+        raise InvalidSpec(f"the script could not read the plan: {error}") from error
 
 
 def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:

@@ -203,6 +203,8 @@ def _plot_losses(axes: Any, events: Path) -> float:
     train = _losses(events, "iteration")
     evaluation = _losses(events, "evaluation")
     losses = list(train.values())
+
+    # Each iteration, and their running mean.
     window = max(1, len(losses) // 30)
     smooth = _running_mean(losses, window)
     axes.plot(

@@ -226,7 +226,10 @@ def _padded(
 
 
 def _rounded(count: int, multiple: int) -> int:
-    """Up to a multiple of `multiple` and of an eighth of the power of two below: at most an eighth more."""
+    """Up to a multiple of `multiple` and of an eighth of the power of two below.
+
+    At most an eighth more, where `multiple` is no larger than that.
+    """
     step = 1
     if count >= 8:
         step = 1 << (count.bit_length() - 4)
