@@ -93,7 +93,7 @@ class Diagnostic(NamedTuple):
         return (self.span, -self.severity, self.code, self.message)
 
 
-def shown(findings: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+def not_suppressed(findings: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
     """The findings that nothing suppresses."""
     return tuple(finding for finding in findings if finding.suppression is None)
 

@@ -38,9 +38,9 @@ class _Watched(View):
         self.asked.add(key)
         return super().__getitem__(key)
 
-    def is_users(self, key: str) -> bool:
+    def is_set_by_user(self, key: str) -> bool:
         self.asked.add(key)
-        return super().is_users(key)
+        return super().is_set_by_user(key)
 
 
 _MANY = 40

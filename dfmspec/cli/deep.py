@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from dfmspec.cli.arguments import require_trainer
-from dfmspec.diagnostics import Diagnostic, Severity, Span, shown
+from dfmspec.diagnostics import Diagnostic, Severity, Span, not_suppressed
 from dfmspec.errors import PreflightError
 from dfmspec.read.resolve import Resolved
 from dfmspec.targets import DEFAULT_TARGET, target_module
@@ -40,7 +40,7 @@ def deep_findings(resolved: Resolved, findings: Sequence[Diagnostic]) -> list[Di
 
 def _reason_not_to(resolved: Resolved, findings: Sequence[Diagnostic]) -> str:
     """Why Megatron is not asked; "" when it is."""
-    if any(finding.severity is Severity.ERROR for finding in shown(findings)):
+    if any(finding.severity is Severity.ERROR for finding in not_suppressed(findings)):
         return "the spec has errors already"
     if not target_module(resolved.spec.target).OWN:
         return f"it is for target {DEFAULT_TARGET}"
@@ -73,7 +73,7 @@ def _finding(refusal: dict[str, str], resolved: Resolved) -> Diagnostic:
     key = _mentioned(refusal["message"], resolved) or "model"
     origin = resolved.origins.get(key)
     span = Span(resolved.spec.file)
-    if origin is not None and origin.is_users:
+    if origin is not None and origin.is_set_by_user:
         span = origin.span
     words = " ".join(refusal["message"].split())
     return Diagnostic(
@@ -95,5 +95,5 @@ def _mentioned(message: str, resolved: Resolved) -> str | None:
         section, _, name = key.rpartition(".")
         if section and name in words:
             mentioned.append(key)
-    users = [key for key in mentioned if resolved.origins[key].is_users]
+    users = [key for key in mentioned if resolved.origins[key].is_set_by_user]
     return next(iter(users or mentioned), None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
-from dfmspec.diagnostics import Diagnostic, Severity, shown
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import OK, InvalidSpec, PreflightError, UsageError
 from dfmspec.targets import target_module
 
@@ -137,7 +137,7 @@ def _checked(file: str, overrides: Sequence[str], dataset_path: str | None, *, d
         UsageError: no dataset is named.
     """
     resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
-    require_valid(resolved, shown(findings))
+    require_valid(resolved, not_suppressed(findings))
     if target_module(resolved.spec.target).OWN:
         _refuse_accepted(findings)
     is_mock = resolved.values.get("data.source") == "mock"

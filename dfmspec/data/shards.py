@@ -65,7 +65,7 @@ class Scan:
         return tuple(sample for sample in self.samples if sample.is_whole)
 
 
-def shown(shard: Path, folders: Sequence[Path]) -> str:
+def shard_name(shard: Path, folders: Sequence[Path]) -> str:
     """A shard's name for a reader: its path in the one folder, or the whole one where there are several."""
     if len(folders) == 1:
         return str(shard.relative_to(folders[0]))
@@ -82,7 +82,7 @@ def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
     broken: list[str] = []
     counts: dict[Path, int] = {}
     for shard in sorted(shards):
-        name = shown(shard, folders)
+        name = shard_name(shard, folders)
         of_a_shard = max(1, limit // len(shards))
         try:
             members, counts[shard] = _members(shard, of_a_shard)

@@ -137,7 +137,7 @@ def _work(values: Mapping[str, Any], layout: Layout) -> str:
 
 def _set_by_user(resolved: Resolved) -> list[str]:
     """The values that a person set, and where."""
-    by_user = {key: origin for key, origin in resolved.origins.items() if origin.is_users}
+    by_user = {key: origin for key, origin in resolved.origins.items() if origin.is_set_by_user}
     if not by_user:
         return []
     lines = ["  set:"]

@@ -239,7 +239,7 @@ def _portable(resolved: Resolved) -> dict[str, Any]:
 def _is_named(key: str, resolved: Resolved, sources: Mapping[str, tuple[str, ...]]) -> bool:
     """Whether a person named a path, or one that it is derived from."""
     origin = resolved.origins[key]
-    if origin.is_users:
+    if origin.is_set_by_user:
         return True
     if origin.layer != "derived":
         return False

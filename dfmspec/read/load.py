@@ -54,7 +54,7 @@ class Origin(NamedTuple):
     """For a derived value: from what."""
 
     @property
-    def is_users(self) -> bool:
+    def is_set_by_user(self) -> bool:
         """Whether a person set it, rather than a default, a recipe or a rule."""
         return self.layer in _USER_LAYERS
 
@@ -79,7 +79,7 @@ class Spec(NamedTuple):
     """Keys whose value was unusable; rules that ask for them are skipped."""
     overrides: tuple[str, ...] = ()
     documents: tuple[Document, ...] = ()
-    users: tuple[str, ...] = ()
+    set_by_user: tuple[str, ...] = ()
     """The keys that a person set."""
     folder: str = "."
     """The folder of the spec, absolute."""
@@ -319,7 +319,7 @@ class _Loader:
             broken=frozenset(broken),
             overrides=overrides,
             documents=tuple(self.documents),
-            users=tuple(users),
+            set_by_user=tuple(users),
             folder=os.path.realpath(FilePath(file).parent),
             under=under,
         )

@@ -26,7 +26,7 @@ class Resolved:
     @property
     def world_size_is_given(self) -> bool:
         """Whether the user, or torchrun, said how many processes there are."""
-        return self.origins["cluster.nproc_per_node"].is_users
+        return self.origins["cluster.nproc_per_node"].is_set_by_user
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]

@@ -170,7 +170,7 @@ def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
     """`--dataset-path P` when a spec sets nothing else that the script must know; else the config file."""
     told = set()
     for key, origin in origins.items():
-        if origin.is_users and not key.startswith(_NOT_THE_SCRIPTS):
+        if origin.is_set_by_user and not key.startswith(_NOT_THE_SCRIPTS):
             told.add(key)
 
     # A checkpoint to resume from is written into the config file at launch.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dfmspec.check.report import printable
-from dfmspec.diagnostics import Diagnostic, shown
+from dfmspec.diagnostics import Diagnostic, not_suppressed
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """All findings, a line each."""
-    return "\n".join(printable(_line(finding)) for finding in shown(findings))
+    return "\n".join(printable(_line(finding)) for finding in not_suppressed(findings))
 
 
 def _line(finding: Diagnostic) -> str:

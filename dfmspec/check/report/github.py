@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dfmspec.check.report import relative, with_hint
-from dfmspec.diagnostics import Diagnostic, Severity, shown
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.HINT: "notice"}
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """Errors first: GitHub shows only so many of a step."""
-    worst_first = sorted(shown(findings), key=lambda finding: -finding.severity)
+    worst_first = sorted(not_suppressed(findings), key=lambda finding: -finding.severity)
     return "\n".join(_line(finding) for finding in worst_first)
 
 

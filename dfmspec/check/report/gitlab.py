@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dfmspec.check.report import lines_of_json, relative, with_hint
-from dfmspec.diagnostics import Diagnostic, Severity, shown
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 
 _SEVERITIES = {Severity.ERROR: "major", Severity.WARNING: "minor", Severity.HINT: "info"}
 
@@ -16,7 +16,7 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """A list of issues, each with a fingerprint of its own."""
     seen: Counter[str] = Counter()
     issues = []
-    for finding in shown(findings):
+    for finding in not_suppressed(findings):
         # Without a line in it, a fingerprint outlives edits above; equal ones are counted apart.
         file = relative(finding.span.file)
         identity = f"{file}:{finding.fingerprint}"

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree as Xml
 
-from dfmspec.diagnostics import Diagnostic, Severity, shown
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """Hints pass, with their text as output."""
     by_file: dict[str, list[Diagnostic]] = {file: [] for file in texts}
-    for finding in shown(findings):
+    for finding in not_suppressed(findings):
         by_file.setdefault(finding.span.file, []).append(finding)
 
     root = Xml.Element("testsuites", name="dfmspec")

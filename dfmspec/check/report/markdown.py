@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from dfmspec.check.report import relative
 from dfmspec.check.report.text import summary
-from dfmspec.diagnostics import Diagnostic, shown
+from dfmspec.diagnostics import Diagnostic, not_suppressed
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """Errors first, one row each."""
-    kept = sorted(shown(findings), key=lambda finding: -finding.severity)
+    kept = sorted(not_suppressed(findings), key=lambda finding: -finding.severity)
     if not kept:
         files = sum(not file.startswith("<") for file in texts)
         return f"**dfmspec**: {files} files, no findings"

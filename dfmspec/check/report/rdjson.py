@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfmspec.check.report import lines_of_json, relative, with_hint
-from dfmspec.diagnostics import Diagnostic, Severity, shown
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 
 _SEVERITIES = {Severity.ERROR: "ERROR", Severity.WARNING: "WARNING", Severity.HINT: "INFO"}
 
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """{"source", "diagnostics": [...]}."""
-    diagnostics = lines_of_json(map(_diagnostic, shown(findings)))
+    diagnostics = lines_of_json(map(_diagnostic, not_suppressed(findings)))
     return f'{{"source": {{"name": "dfmspec"}}, "diagnostics": {diagnostics}}}'
 
 

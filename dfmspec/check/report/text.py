@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from dfmspec.check.report import printable
-from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Severity, Span, shown
+from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Severity, Span, not_suppressed
 from dfmspec.read.document import lines_of
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.HINT: "36"}
@@ -24,7 +24,7 @@ _LAYERS = {
 
 def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
     """All findings, then a count; nothing for nothing."""
-    findings = shown(findings)
+    findings = not_suppressed(findings)
     if not findings:
         return ""
     blocks = [render(finding, texts.get(finding.span.file, "")) for finding in findings]

@@ -28,7 +28,7 @@ from dfmspec.check.rules import (
     structural,
 )
 from dfmspec.check.rules.base import Rule, UnknownValue, View
-from dfmspec.diagnostics import Diagnostic, Finding, Path, Span, dotted, shown
+from dfmspec.diagnostics import Diagnostic, Finding, Path, Span, dotted, not_suppressed
 from dfmspec.read.resolve import Resolved
 from dfmspec.spec.paths import PLACES, local_path
 
@@ -58,7 +58,7 @@ LEVELS = ("spec", "paths", "data")
 
 def check_spec(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
     """Every finding of a spec that no comment suppresses, sorted by place: the structural ones, and the rules' own."""
-    return shown(all_findings(resolved, levels=levels))
+    return not_suppressed(all_findings(resolved, levels=levels))
 
 
 def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
@@ -143,7 +143,7 @@ def _unseen(error: Exception, resolved: Resolved) -> Diagnostic:
 
 def _key_that_names(place: str, resolved: Resolved) -> str:
     """The key whose path a place lies under, one that the user set before others; empty where there is none."""
-    for key in sorted(PLACES, key=lambda key: key not in resolved.spec.users):
+    for key in sorted(PLACES, key=lambda key: key not in resolved.spec.set_by_user):
         value = resolved.values.get(key)
         if isinstance(value, str) and value and place.startswith(str(local_path(value))):
             return key
@@ -155,9 +155,9 @@ def _place(path: Path, resolved: Resolved) -> tuple[Span, str]:
     key = dotted(path)
     origin = resolved.origins.get(key)
     # A derived value may stand in for a null of the user's.
-    if origin is None or not origin.is_users:
+    if origin is None or not origin.is_set_by_user:
         origin = resolved.spec.origins.get(key)
-    if origin is not None and origin.is_users:
+    if origin is not None and origin.is_set_by_user:
         layer = origin.layer
         if layer in ("spec", "override"):
             layer = ""

@@ -68,22 +68,22 @@ class View:
             raise UnknownValue(key)
         return self.resolved.values[key]
 
-    def is_users(self, key: str) -> bool:
+    def is_set_by_user(self, key: str) -> bool:
         """Whether a person set the key."""
         origin = self.resolved.origins.get(key)
-        return origin is not None and origin.is_users
+        return origin is not None and origin.is_set_by_user
 
-    def users(self, *keys: str) -> list[str]:
+    def set_by_user(self, *keys: str) -> list[str]:
         """The keys, among those given, that a person set to something other than null."""
-        return [key for key in keys if self.is_users(key) and self.resolved.values[key] is not None]
+        return [key for key in keys if self.is_set_by_user(key) and self.resolved.values[key] is not None]
 
-    def users_key(self, key: str, *, otherwise: str) -> str:
+    def key_set_by_user(self, key: str, *, otherwise: str) -> str:
         """The key where a person set it; else the other, at which a finding about both stands."""
-        return key if self.is_users(key) else otherwise
+        return key if self.is_set_by_user(key) else otherwise
 
     def section(self, name: str) -> list[str]:
         """The keys of a section that a person set."""
-        return [key for key in self.resolved.spec.users if key.startswith(f"{name}.")]
+        return [key for key in self.resolved.spec.set_by_user if key.startswith(f"{name}.")]
 
     @property
     def target(self) -> str:
@@ -194,10 +194,10 @@ def requires(
         for other, needed in needs:
             value = view[other]
             if value != needed:
-                wanted = shown(needed)
+                wanted = as_yaml(needed)
                 yield Finding(
                     path(key),
-                    f"{key} needs {other} {wanted}, but it is {shown(value)}: {because}",
+                    f"{key} needs {other} {wanted}, but it is {as_yaml(value)}: {because}",
                     f"set {other} to {wanted}, or {key} to false",
                 )
 
@@ -233,7 +233,7 @@ def must_divide(
         if near:
             hint += f"; or {number} {listed(near, ' or ')}"
         yield Finding(
-            path(at or view.users_key(divisor, otherwise=number)),
+            path(at or view.key_set_by_user(divisor, otherwise=number)),
             f"{number} {large} is not a multiple of {divisor} {small}; {words}",
             hint,
         )
@@ -246,8 +246,8 @@ def must_be(key: str, value: Any, because: str) -> Check:
     return excludes(
         lambda v: v[key] != value,
         at=key,
-        message=lambda v: f"{key} {shown(v[key])}: {because}",
-        hint=f"{key} must be {shown(value)}; leave it out",
+        message=lambda v: f"{key} {as_yaml(v[key])}: {because}",
+        hint=f"{key} must be {as_yaml(value)}; leave it out",
     )
 
 
@@ -255,7 +255,7 @@ def same(one: str, other: str, *, when: Callable[[View], Any], what: str) -> Che
     """Two keys that must agree where `when` is true."""
     return excludes(
         lambda v: when(v) and v[one] != v[other],
-        at=lambda v: v.users_key(one, otherwise=other),
+        at=lambda v: v.key_set_by_user(one, otherwise=other),
         message=lambda v: f"{one} {v[one]} and {other} {v[other]} are {what}, and must be the same",
         hint=lambda v: f"{one} {v[other]}, or {other} {v[one]}",
     )
@@ -275,7 +275,7 @@ def together(*checks: Check) -> Check:
     return check
 
 
-def shown(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """A value as YAML writes it."""
     if value is None:
         return "null"

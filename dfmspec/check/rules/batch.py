@@ -39,7 +39,7 @@ def _global_batch(view: View) -> Iterator[Finding]:
     near = nearest_multiples(gbs, step)
     at = MBS
     fix: tuple[Edit, ...] = ()
-    if view.is_users(GBS):
+    if view.is_set_by_user(GBS):
         at = GBS
         fix = (Edit("set", path(GBS), near[-1], safe=False),)
     layout = view.layout
@@ -84,7 +84,7 @@ def _length(view: View) -> Iterator[Finding]:
 
     # Both are.
     if iters is not None:
-        given = "" if view.is_users(ITERS) else " (the recipe's)"
+        given = "" if view.is_set_by_user(ITERS) else " (the recipe's)"
         yield Finding(
             path(SAMPLES),
             f"train.train_samples {samples} and train.train_iters {iters}{given} both give the run's length",
@@ -184,7 +184,7 @@ def _mock_length(view: View) -> Iterator[Finding]:
 
     enough = max(1, per_rank // max(1, microbatches))
     yield Finding(
-        path(view.users_key(ITERS, otherwise="data.source")),
+        path(view.key_set_by_user(ITERS, otherwise="data.source")),
         f"DFM's random data end after {per_rank} batches a rank, and {iters} iterations with evaluation need {needed}",
         f"train.train_iters {enough} and train.eval_iters 0, for example",
     )

@@ -18,11 +18,11 @@ from dfmspec.check.rules.base import (
     WARNING,
     Rule,
     View,
+    as_yaml,
     excludes,
     listed,
     path,
     requires,
-    shown,
 )
 from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
@@ -56,7 +56,7 @@ def _save_interval(view: View) -> Iterator[Finding]:
             "name a folder, or leave it out for the run directory",
             ERROR,
         )
-    if not view.is_users(INTERVAL) or iters is None:
+    if not view.is_set_by_user(INTERVAL) or iters is None:
         return
 
     # 0 and null differ in whether the last iteration is saved.
@@ -88,7 +88,7 @@ def _shared(view: View) -> Iterator[Finding]:
     for key in (SAVE, LOAD):
         origin = view.resolved.spec.origins[key]
         text = view.resolved.spec.values[key]
-        if origin.is_users and is_relative(text):
+        if origin.is_set_by_user and is_relative(text):
             yield Finding(
                 path(key),
                 f"{key} {text} is relative, and {nnodes} nodes must see one folder",
@@ -136,9 +136,9 @@ def _budget(view: View) -> Iterator[Finding]:
     each_gb = each / 1e9
     all_gb = kept * each / 1e9
     free_gb = free / 1e9
-    severity = None if view.users(INTERVAL, SAVE) else HINT
+    severity = None if view.set_by_user(INTERVAL, SAVE) else HINT
     yield Finding(
-        path(view.users_key(INTERVAL, otherwise=SAVE)),
+        path(view.key_set_by_user(INTERVAL, otherwise=SAVE)),
         f"{kept} checkpoints of about {each_gb:.1f} GB are {all_gb:.0f} GB, and {place} has {free_gb:.0f} GB free",
         f"set {KEEP}, or a larger {INTERVAL}",
         severity,
@@ -147,7 +147,7 @@ def _budget(view: View) -> Iterator[Finding]:
 
 def _writable(view: View) -> Iterator[Finding]:
     text = view[SAVE]
-    if not view.users(SAVE) or "${" in text or is_placeholder(text):
+    if not view.set_by_user(SAVE) or "${" in text or is_placeholder(text):
         return
     place = local_path(text)
     if place.is_file():
@@ -177,7 +177,7 @@ _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 def _load_missing(view: View) -> Iterator[Finding]:
     folder = _folder(view, LOAD)
     step = view[STEP]
-    if folder is None or not view.users(LOAD):
+    if folder is None or not view.set_by_user(LOAD):
         return
     load = view[LOAD]
     # A run that resumes from its own folder has nothing there when it starts first.
@@ -193,7 +193,7 @@ def _load_missing(view: View) -> Iterator[Finding]:
     elif step is not None and not (folder / folder_of(step)).is_dir():
         have = listed(iterations(folder)) or "none"
         yield Finding(
-            path(view.users_key(STEP, otherwise=LOAD)),
+            path(view.key_set_by_user(STEP, otherwise=LOAD)),
             f"{load} has no checkpoint of iteration {step}",
             f"it has: {have}",
         )
@@ -252,7 +252,7 @@ def _checkpoints_below(folder: FilePath) -> list[FilePath]:
 def _foreign(view: View) -> Iterator[Finding]:
     folder = _folder(view, SAVE)
     keep = view[KEEP]
-    if folder is None or not view.users(SAVE) or keep is None or keep < 1:
+    if folder is None or not view.set_by_user(SAVE) or keep is None or keep < 1:
         return
     save = view[SAVE]
     below = _checkpoints_below(folder)
@@ -350,10 +350,10 @@ def _other_model(view: View) -> Iterator[Finding]:
             continue
         now = view[key]
         if before != now:
-            theirs = shown(before)
+            theirs = as_yaml(before)
             yield Finding(
-                path(view.users_key(key, otherwise=LOAD)),
-                f"{key} is {shown(now)}, and the checkpoint's is {theirs}",
+                path(view.key_set_by_user(key, otherwise=LOAD)),
+                f"{key} is {as_yaml(now)}, and the checkpoint's is {theirs}",
                 f"set {key} to {theirs}, or load another checkpoint",
             )
 
@@ -394,7 +394,7 @@ def _step_past_the_end(view: View) -> bool:
 def _step_without_folder(view: View) -> bool:
     # The folder as written: resolved, a null stands for checkpoint.save.
     spec = view.resolved.spec
-    return view[STEP] is not None and spec.origins[LOAD].is_users and spec.values[LOAD] is None
+    return view[STEP] is not None and spec.origins[LOAD].is_set_by_user and spec.values[LOAD] is None
 
 
 def _keeps_nothing(view: View) -> bool:

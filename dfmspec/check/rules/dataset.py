@@ -235,7 +235,7 @@ def _streams_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Fi
     streams = view[STREAMS]
     if samples < streams:
         yield Finding(
-            path(view.users_key(STREAMS, otherwise=DATASET)),
+            path(view.key_set_by_user(STREAMS, otherwise=DATASET)),
             f"{streams} streams share the {samples} samples of split {leaf.split} of {leaf.folder}; "
             "each needs at least one",
             f"data.num_streams at most {samples}, or fewer dataset.num_workers",
@@ -250,7 +250,7 @@ def _loaders_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Fi
     if samples < loaders:
         most = samples // dp
         yield Finding(
-            path(view.users_key(WORKERS, otherwise=DATASET)),
+            path(view.key_set_by_user(WORKERS, otherwise=DATASET)),
             f"DP {dp} x {workers} workers = {loaders} loaders share the {samples} samples of split {leaf.split} "
             f"of {leaf.folder}; each needs at least one",
             f"dataset.num_workers at most {most}",
@@ -334,7 +334,7 @@ def _offsets(index: FilePath) -> int | None:
 def _placeholders(view: View) -> Iterator[Finding]:
     for key in (DATASET, "checkpoint.save", "checkpoint.load"):
         value = view[key]
-        if view.is_users(key) and isinstance(value, str) and is_placeholder(value):
+        if view.is_set_by_user(key) and isinstance(value, str) and is_placeholder(value):
             # Upstream's own file of overrides waits for its first edit.
             _, _, last = value.rpartition("/")
             severity = HINT if last == "DATASET_FOLDER" else None

@@ -28,7 +28,7 @@ def uses_fsdp(view: View) -> bool:
 def _fsdp_key(view: View) -> str:
     """The key by which a person turned Megatron FSDP on, or else the first."""
     for key in FSDP:
-        if view.is_users(key) and view[key]:
+        if view.is_set_by_user(key) and view[key]:
             return key
     return FSDP[0]
 
@@ -94,11 +94,11 @@ _EXPERT_OVERLAPS = (
 
 def _expert_overlaps(view: View) -> list[str]:
     """The keys by which a person turned on an overlap of messages between experts."""
-    return [key for key in view.users(*_EXPERT_OVERLAPS) if view[key]]
+    return [key for key in view.set_by_user(*_EXPERT_OVERLAPS) if view[key]]
 
 
 def _section_incomplete(view: View) -> bool:
-    if view[_TP_OVERLAP] is not None or view.is_users(_TP_OVERLAP):
+    if view[_TP_OVERLAP] is not None or view.is_set_by_user(_TP_OVERLAP):
         return False
     return bool(view.section("comm_overlap"))
 
@@ -107,7 +107,7 @@ def _section_turns_on(view: View) -> bool:
     """Whether a comm_overlap section overlaps gradients that nobody asked to overlap."""
     if view[_TP_OVERLAP] is None:
         return False
-    return view.data_parallel_size > 1 and not view.users("comm_overlap.overlap_grad_reduce")
+    return view.data_parallel_size > 1 and not view.set_by_user("comm_overlap.overlap_grad_reduce")
 
 
 RULES = (

@@ -24,7 +24,7 @@ def _sampling(view: View) -> Iterator[Finding]:
     if not view[EVAL]:
         return
     interval = view[INTERVAL]
-    if interval < 100 and view.is_users(INTERVAL):
+    if interval < 100 and view.is_set_by_user(INTERVAL):
         calls = 4 * view["model.val_generation_num_steps"]
         yield Finding(
             path(INTERVAL),
@@ -53,7 +53,7 @@ def _vae_cache(view: View) -> Iterator[Finding]:
 
 
 def _never_due(view: View) -> bool:
-    return bool(view[EVAL]) and view.is_users(INTERVAL) and view[INTERVAL] > view[ITERS]
+    return bool(view[EVAL]) and view.is_set_by_user(INTERVAL) and view[INTERVAL] > view[ITERS]
 
 
 # Both decode 16 channels, of an eighth of the picture's size.

@@ -67,14 +67,14 @@ def _has_begun(view: View, runs: FilePath, saved: list[int]) -> bool:
         return True
     if list(runs.glob("*/manifest.json")):
         return True
-    return bool(view.users(LOAD) and iterations(local_path(view[LOAD])))
+    return bool(view.set_by_user(LOAD) and iterations(local_path(view[LOAD])))
 
 
 def _resume(view: View) -> Iterator[Finding]:
     resume = Resume.parse(view[RESUME])
     name = view.resolved.spec.name
     runs = local_path(view["run.output_dir"]) / name
-    own = view[SAVE] if view.users(SAVE) else f"checkpoints/{name}"
+    own = view[SAVE] if view.set_by_user(SAVE) else f"checkpoints/{name}"
     saved = iterations(local_path(own))
 
     # What is there against what is asked for.
@@ -84,7 +84,7 @@ def _resume(view: View) -> Iterator[Finding]:
             f"run.resume is require, but {runs} has no run of this plan, and {own} no checkpoint",
             "auto starts one",
         )
-    elif resume.kind == "never" and saved and view.users(SAVE):
+    elif resume.kind == "never" and saved and view.set_by_user(SAVE):
         yield Finding(
             path(RESUME),
             f"run.resume is never, and {own} has a checkpoint of iteration {saved[-1]}, from which upstream goes on",
@@ -229,7 +229,7 @@ def _many_workers(view: View) -> Iterator[Finding]:
 
 
 def _homes(view: View) -> Iterator[Finding]:
-    for key in view.users(*PATH_KEYS):
+    for key in view.set_by_user(*PATH_KEYS):
         value = view.resolved.values[key]
         if isinstance(value, str) and str(local_path(value)).startswith("~"):
             user = value.partition("/")[0].removeprefix("~")

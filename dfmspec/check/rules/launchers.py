@@ -66,7 +66,7 @@ def _of_another(view: View) -> Iterator[Finding]:
             continue
         for name in entry.keys:
             key = f"launcher.{name}"
-            if view.is_users(key) and view[key] not in (None, [], {}):
+            if view.is_set_by_user(key) and view[key] not in (None, [], {}):
                 yield Finding(
                     path(key),
                     f"{key} is for launcher {other}, and the launcher is {kind}",

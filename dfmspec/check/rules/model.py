@@ -103,7 +103,7 @@ def _heads(view: View) -> Iterator[Finding]:
     suits = listed(works) or "no number that suits attention kernels"
     near = listed(nearest_multiples(hidden, math.lcm(heads, 16)), " or ")
     yield Finding(
-        path(view.users_key(HEADS, otherwise=HIDDEN)),
+        path(view.key_set_by_user(HEADS, otherwise=HIDDEN)),
         f"{HIDDEN} {hidden} is not a multiple of {HEADS} {heads}; a head is an equal share of the width",
         f"{HEADS} may be {suits}; or {HIDDEN} {near}",
     )
@@ -113,12 +113,12 @@ def _head_width(view: View) -> Iterator[Finding]:
     width = view[_HEAD_WIDTH]
     hidden = view[HIDDEN]
     # A width that is no whole share is MOD101's.
-    if hidden % view[HEADS] and not view.is_users(_HEAD_WIDTH):
+    if hidden % view[HEADS] and not view.is_set_by_user(_HEAD_WIDTH):
         return
     if width % 8 or width > 256:
         works = listed(_head_counts(hidden)) or "none: change hidden_size"
         yield Finding(
-            path(view.users_key(HEADS, otherwise=HIDDEN)),
+            path(view.key_set_by_user(HEADS, otherwise=HIDDEN)),
             f"a head is {width} wide; fused attention needs a multiple of 8, at most 256",
             f"num_attention_heads may be {works}",
         )
@@ -195,7 +195,7 @@ _ABSENT = {
 def _modules(view: View) -> Iterator[Finding]:
     modules = view[_MODULES]
     granularity = view[_GRANULARITY]
-    if not view.is_users(_MODULES) or modules is None:
+    if not view.is_set_by_user(_MODULES) or modules is None:
         return
     if granularity != "selective":
         yield Finding(
@@ -311,7 +311,7 @@ def _mock_positions(view: View) -> Iterator[Finding]:
         size = view[key]
         limit = view[most]
         if size > limit:
-            severity = None if view.is_users(key) else HINT
+            severity = None if view.is_set_by_user(key) else HINT
             yield Finding(
                 path(key),
                 f"{key} {size} is beyond the position table of {most} {limit}: positions of other places are used",
@@ -663,7 +663,7 @@ RULES = (
         "normalization-without-effect",
         WARNING,
         excludes(
-            lambda v: v.is_users(_NORMALIZATION) and v[_NORMALIZATION] != "LayerNorm",
+            lambda v: v.is_set_by_user(_NORMALIZATION) and v[_NORMALIZATION] != "LayerNorm",
             at=_NORMALIZATION,
             message=lambda v: (
                 f"{_NORMALIZATION} {v[_NORMALIZATION]} has no effect: "

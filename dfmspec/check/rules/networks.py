@@ -118,7 +118,7 @@ def _axes(view: View) -> Iterator[Finding]:
     # The axes share the channels of one head.
     total = sum(axes)
     if total != head:
-        at = key if view.is_users(key) else HIDDEN
+        at = key if view.is_set_by_user(key) else HIDDEN
         yield Finding(
             path(at),
             f"{key} {axes} sum up to {total}, but a head has {head} channels (hidden_size / num_attention_heads)",
@@ -166,7 +166,7 @@ def _pads_for_cp_alone(view: View) -> str:
 def _has_hidden_size_alone(view: View) -> bool:
     """Whether hidden_size differs from the recipe's, and nobody set the MLP's width to go with it."""
     of_recipe = recipe_value(view.target, view["recipe"], HIDDEN)
-    return view[HIDDEN] != of_recipe and not view.is_users(FFN)
+    return view[HIDDEN] != of_recipe and not view.is_set_by_user(FFN)
 
 
 def _widths_apart(view: View) -> str:
@@ -353,7 +353,7 @@ RULES = (
         "pack-length-not-set",
         HINT,
         excludes(
-            lambda v: not v.is_mock and not v.is_users(_SEQ),
+            lambda v: not v.is_mock and not v.is_set_by_user(_SEQ),
             at=_SEQ,
             message=_pack_ends,
             hint=f"set {_SEQ} to what fits into memory",
@@ -482,7 +482,7 @@ RULES = (
         ERROR,
         excludes(
             lambda v: v["mixed_precision.fp8"] and v[_FP8_RECIPE] != "mxfp8",
-            at=lambda v: _PRECISION if v.is_users(_PRECISION) else _FP8_RECIPE,
+            at=lambda v: _PRECISION if v.is_set_by_user(_PRECISION) else _FP8_RECIPE,
             message=_fp8_without_mxfp8,
             hint="bf16_mixed, or bf16_with_mxfp8_mixed on Blackwell",
         ),

@@ -86,7 +86,7 @@ def _warmup_steps(view: View) -> Iterator[Finding]:
 
 def _spends_much_on_warmup(view: View) -> bool:
     """Whether a warm-up that a person set takes more than a quarter of the run; one of the whole run is OPT102's."""
-    if not view.is_users(WARMUP):
+    if not view.is_set_by_user(WARMUP):
         return False
     iters = view[ITERS]
     if iters is None:
@@ -114,13 +114,13 @@ def _mixed_units(view: View) -> Iterator[Finding]:
     else:
         unit = "iterations"
         wrong = _BY_SAMPLES
-    for key in view.users(*wrong):
+    for key in view.set_by_user(*wrong):
         if view[key]:
             message = f"{key} counts in the other unit than this run, whose length is given in {unit}"
             yield Finding(path(key), message, "remove it, and use the key of the same unit")
     # A share leaves nothing to give in either unit.
     if view[_WARMUP_SHARE] is not None:
-        for key in view.users(WARMUP, _WARMUP_SAMPLES):
+        for key in view.set_by_user(WARMUP, _WARMUP_SAMPLES):
             if view[key]:
                 message = f"{key} and {_WARMUP_SHARE} both give the warm-up"
                 yield Finding(path(key), message, "keep one of the two")
@@ -135,11 +135,11 @@ def _weight_decay(view: View) -> Iterator[Finding]:
     start = view[_WD_START]
     end = view[_WD_END]
     if start < 0 or end < start:
-        at = _WD_END if view.is_users(_WD_END) else _WD_START
+        at = _WD_END if view.is_set_by_user(_WD_END) else _WD_START
         message = f"weight decay from {start} to {end}: it must start at 0 or more and not fall"
         yield Finding(path(at), message, "set both to one value")
     elif view[_WD_STYLE] == "constant" and start != end:
-        at = _WD_STYLE if view.is_users(_WD_STYLE) else _WD_END
+        at = _WD_STYLE if view.is_set_by_user(_WD_STYLE) else _WD_END
         message = f"a constant weight decay cannot go from {start} to {end}"
         yield Finding(path(at), message, "set both to one value, or weight_decay_incr_style to linear or cosine")
 
@@ -196,7 +196,7 @@ RULES = (
         "weight-decay-overwritten",
         WARNING,
         excludes(
-            lambda v: v.is_users(_WD) and not v.users(_WD_START, _WD_END),
+            lambda v: v.is_set_by_user(_WD) and not v.set_by_user(_WD_START, _WD_END),
             at=_WD,
             message=(
                 "DFM's scheduler overwrites optimizer.weight_decay "
@@ -386,7 +386,7 @@ RULES = (
         "seed-does-not-reach-noise",
         HINT,
         excludes(
-            lambda v: v.is_users(_SEED) and v[_SEED] > 0 and v[_SEED] != _DFMS_SEED,
+            lambda v: v.is_set_by_user(_SEED) and v[_SEED] > 0 and v[_SEED] != _DFMS_SEED,
             at=_SEED,
             message=(
                 "rng.seed changes weights and data order only: "

@@ -69,7 +69,7 @@ def _world_size(view: View) -> Iterator[Finding]:
     fits = sorted(_legal_sizes(view, world), key=lambda sizes: (distance(sizes), sizes))
     triples = "; ".join(f"TP {t} PP {p} CP {c}" for t, p, c in fits[:6])
     yield Finding(
-        path(TP if view.is_users(TP) else _NPROC),
+        path(TP if view.is_set_by_user(TP) else _NPROC),
         f"{world} processes are not a multiple of TP {tp} x PP {pp} x CP {cp} = {model_parallel}",
         f"use {nearest} processes, or one of: {triples}",
     )
@@ -148,7 +148,7 @@ def _grouped_queries(view: View) -> str:
 
 def _experts(view: View) -> Iterator[Finding]:
     for key, dense in _DENSE.items():
-        if view[key] != dense and view.is_users(key):
+        if view[key] != dense and view.is_set_by_user(key):
             yield Finding(path(key), f"{key} {view[key]}: the DiT is dense, it has no experts to spread", "remove it")
 
 
@@ -204,7 +204,7 @@ def _overlaps_nothing(view: View) -> bool:
     """Whether a person asked for an overlap, and there is one data-parallel rank."""
     if not view.resolved.world_size_is_given or view.data_parallel_size * view[CP] != 1:
         return False
-    asked = [key for key in view.users(*_OVERLAPS) if view[key]]
+    asked = [key for key in view.set_by_user(*_OVERLAPS) if view[key]]
     return bool(asked)
 
 
@@ -408,7 +408,7 @@ RULES = (
         HINT,
         excludes(
             _overlaps_nothing,
-            at=lambda v: v.users(*_OVERLAPS)[0],
+            at=lambda v: v.set_by_user(*_OVERLAPS)[0],
             message="the data-parallel size is 1: there is nothing to reduce or gather, so nothing to overlap",
             hint="remove it, or use more processes",
         ),

@@ -78,15 +78,15 @@ def _pieces_that_work(layers: int, stages: int) -> str:
 
 def _splits(view: View) -> list[str]:
     """The keys with which a person shares out layers; false is what they are anyway."""
-    return [key for key in view.users(*_SPLITS) if view[key] is not False]
+    return [key for key in view.set_by_user(*_SPLITS) if view[key] is not False]
 
 
 def _overlaps(view: View) -> list[str]:
-    return [key for key in view.users(*_P2P) if view[key]]
+    return [key for key in view.set_by_user(*_P2P) if view[key]]
 
 
 def _deferrals(view: View) -> list[str]:
-    return [key for key in view.users(*_DEFER) if view[key]]
+    return [key for key in view.set_by_user(*_DEFER) if view[key]]
 
 
 def _offloading(view: View) -> Iterator[Finding]:

@@ -23,9 +23,9 @@ from dfmspec.check.rules.base import (
     Check,
     Rule,
     View,
+    as_yaml,
     excludes,
     path,
-    shown,
     together,
 )
 from dfmspec.check.rules.sequence import PAD
@@ -67,7 +67,7 @@ _FLASH_SINCE = 90
 
 def _set_by_user(view: View, *keys: str) -> str:
     """The first of the keys that a person set; the recipe's, where nobody set any."""
-    return next((key for key in keys if view.is_users(key)), RECIPE)
+    return next((key for key in keys if view.is_set_by_user(key)), RECIPE)
 
 
 def _recipe(view: View) -> Iterator[Finding]:
@@ -282,7 +282,7 @@ def _never_flash(view: View) -> str:
     """The first value with which FlashAttention 4 is never called, in words."""
     for key, value in _NO_FLASH.items():
         if view[key] == value:
-            return f"{key} is {shown(view[key])}"
+            return f"{key} is {as_yaml(view[key])}"
     return ""
 
 
@@ -386,13 +386,13 @@ RULES = (
         together(
             excludes(
                 lambda v: v[_BF16] and v[_FP16],
-                at=lambda v: _FP16 if v.is_users(_FP16) else _BF16,
+                at=lambda v: _FP16 if v.is_set_by_user(_FP16) else _BF16,
                 message="bf16 and fp16 are both on",
                 hint="use bf16; DiT needs it",
             ),
             excludes(
                 lambda v: v[_FP8] and v[_FP4],
-                at=lambda v: _FP8 if v.is_users(_FP8) else _FP4,
+                at=lambda v: _FP8 if v.is_set_by_user(_FP8) else _FP4,
                 message="fp8 and fp4 are both on",
                 hint="use one of the two",
             ),

@@ -70,7 +70,7 @@ def _broken_shards(view: View) -> Iterator[Finding]:
 
 
 def _counted_differently(view: View) -> Iterator[Finding]:
-    from dfmspec.data.shards import shown
+    from dfmspec.data.shards import shard_name
 
     found = _scan(view)
     folders = folders_of(view)
@@ -84,7 +84,7 @@ def _counted_differently(view: View) -> Iterator[Finding]:
     odd = [shard for shard, count in sorted(found.counts.items()) if said.get(shard, count) != count]
     if odd:
         shard = odd[0]
-        name = shown(shard, folders)
+        name = shard_name(shard, folders)
         first = f"{name} {found.counts[shard]}, not {said[shard]}"
         count = len(odd)
         message = f"{count} shards hold another number of samples than the metadata says (first: {first})"
@@ -253,7 +253,7 @@ def _too_long(view: View) -> Iterator[Finding]:
     needed = math.ceil(tokens[-1] / 64) * 64
     median = tokens[read // 2]
     yield Finding(
-        path(LENGTH if view.is_users(LENGTH) else DATASET),
+        path(LENGTH if view.is_set_by_user(LENGTH) else DATASET),
         f"{over} of {read} samples that were read have more than the {length} tokens of a pack, and {then}",
         f"{LENGTH} {needed} or more; half of the samples have at most {median}",
     )
@@ -280,7 +280,7 @@ def _half_empty(view: View) -> Iterator[Finding]:
         longest = max(tokens)
         hint = f"a {LENGTH} that samples fill: they have up to {longest} tokens"
     at = _PACKING
-    if view.is_users(LENGTH) and not view.is_users(_PACKING):
+    if view.is_set_by_user(LENGTH) and not view.is_set_by_user(_PACKING):
         at = LENGTH
     message = (
         f"packs of {length} tokens, chosen from {buffer} samples such as those that were read, "
@@ -344,7 +344,7 @@ def _beyond_positions(view: View) -> Iterator[Finding]:
     for axis, key, words in _POSITIONS:
         largest = max((sample.size[axis] for sample in samples), default=0)
         if largest > view[key]:
-            at = key if view.is_users(key) else DATASET
+            at = key if view.is_set_by_user(key) else DATASET
             message = f"samples have up to {largest} latent {words}, beyond {key} {view[key]}"
             yield Finding(path(at), message, f"{key} {largest} or more")
 

@@ -22,9 +22,9 @@ from dfmspec.check.rules.base import (
     Check,
     Rule,
     View,
+    as_yaml,
     excludes,
     path,
-    shown,
     together,
 )
 from dfmspec.diagnostics import Finding
@@ -111,7 +111,7 @@ def _model_length(view: View) -> Iterator[Finding]:
         near = _or(nearest_multiples(length, pieces))
         cut_by = LENGTH if view.network == "dit" else "dataset.seq_length"
         yield Finding(
-            path(_MODEL_LENGTH if view.is_users(_MODEL_LENGTH) else CP),
+            path(_MODEL_LENGTH if view.is_set_by_user(_MODEL_LENGTH) else CP),
             f"{_MODEL_LENGTH} {length} is not a multiple of 2 x CP {cp} = {pieces}",
             f"{_MODEL_LENGTH} {near}; the packs are cut by {cut_by}",
         )
@@ -152,7 +152,7 @@ def _all_to_all(view: View) -> Iterator[Finding]:
     # One word for all layers, or a list with a word for each.
     if view[CP] > 1 and "a2a" in str(value):
         message = (
-            f"{_EXCHANGE} {shown(value)} with CP {view[CP]}: "
+            f"{_EXCHANGE} {as_yaml(value)} with CP {view[CP]}: "
             "WAN's sequences are packs (thd), and all-to-all does not take packs"
         )
         yield Finding(path(_EXCHANGE), message, "p2p; leave it out")
@@ -192,7 +192,7 @@ def _graphs(view: View) -> list[str]:
     """The keys that ask for CUDA graphs; the implementation says it alone."""
     if view[_GRAPH] != "none":
         return [_GRAPH]
-    return [key for key in view.users(*_FURTHER_GRAPHS) if view[key]]
+    return [key for key in view.set_by_user(*_FURTHER_GRAPHS) if view[key]]
 
 
 RULES = (
@@ -228,7 +228,7 @@ RULES = (
         ERROR,
         excludes(
             _mismatched,
-            at=lambda v: _FORMAT if v.is_users(_FORMAT) else PACKING,
+            at=lambda v: _FORMAT if v.is_set_by_user(_FORMAT) else PACKING,
             message=_format_and_packing,
             hint="set model.qkv_format to thd and keep dataset.packing_buffer_size",
         ),
@@ -258,7 +258,7 @@ RULES = (
         "pack-length-not-padded",
         HINT,
         excludes(
-            lambda v: v.is_users(LENGTH) and v[LENGTH] % PAD,
+            lambda v: v.is_set_by_user(LENGTH) and v[LENGTH] % PAD,
             at=LENGTH,
             message=lambda v: f"{LENGTH} {v[LENGTH]} is not a multiple of {PAD}, to which samples are padded",
             hint=_padded_lengths,
@@ -285,7 +285,7 @@ RULES = (
         "model-length-without-effect",
         HINT,
         excludes(
-            lambda v: v.is_users(_MODEL_LENGTH) and v[_MODEL_LENGTH] != v[LENGTH],
+            lambda v: v.is_set_by_user(_MODEL_LENGTH) and v[_MODEL_LENGTH] != v[LENGTH],
             at=_MODEL_LENGTH,
             message=_length_for_logs,
             hint=f"for honest logs set it to {LENGTH}",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, excludes, path, shown
+from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
 from dfmspec.diagnostics import Edit, Finding
 from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import Derived, catalogue, target_module
@@ -31,9 +31,9 @@ def _stale_derived(view: View) -> Iterator[Finding]:
     derived = view.resolved.derived
     for derivation in target_module(view.target).DERIVED:
         key = derivation.key
-        if derivation.differing is None or key not in derived or not view.users(key):
+        if derivation.differing is None or key not in derived or not view.set_by_user(key):
             continue
-        sources = [source for source in derivation.sources if view.is_users(source)]
+        sources = [source for source in derivation.sources if view.is_set_by_user(source)]
         value = view[key]
         if derivation.meant(view.resolved.values):
             continue
@@ -59,7 +59,7 @@ def _stale(view: View, derivation: Derived, users: Sequence[str]) -> Finding:
     origins = view.resolved.origins
     is_passing = any(origins[source].layer not in _NOT_PASSING for source in users)
     fix = () if is_passing else (Edit("set", path(key), expected),)
-    message = f"{key} is {shown(value)}, but {because} makes it {shown(expected)}"
+    message = f"{key} is {as_yaml(value)}, but {because} makes it {as_yaml(expected)}"
     return Finding(path(key), message, f"remove {key} to have it derived", severity, fix)
 
 
@@ -96,27 +96,27 @@ def _written_values(view: View) -> Iterator[_Written]:
         if key in resolved.unknown or key not in resolved.values:
             continue
         value = resolved.values[key]
-        if resolved.origins[key].is_users and value is not None:
+        if resolved.origins[key].is_set_by_user and value is not None:
             continue
         field: dict[str, Any] = legal.field(key) or {}
         kept = field.get("x-upstream")
         # A null of the user's stands for the derived value.
-        is_nulled = resolved.spec.origins[key].is_users
-        users = [source for source in derivation.sources if view.is_users(source)]
+        is_nulled = resolved.spec.origins[key].is_set_by_user
+        users = [source for source in derivation.sources if view.is_set_by_user(source)]
         differs = kept is not None and value != kept
         if is_nulled or (users and differs):
-            words = f"{key} {shown(value)}"
+            words = f"{key} {as_yaml(value)}"
             if kept is not None:
-                words += f" (not {shown(kept)})"
+                words += f" (not {as_yaml(kept)})"
             yield _Written(words, key if is_nulled else users[0])
 
 
 def _written_classes(view: View) -> Iterator[_Written]:
     """The classes of sections that upstream's recipe leaves out, and that the user has."""
-    sections = {key.partition(".")[0] for key in view.resolved.spec.users}
+    sections = {key.partition(".")[0] for key in view.resolved.spec.set_by_user}
     for section in sorted(sections):
         key = f"{section}._target_"
-        if key in view.resolved.values and not view.is_users(key):
+        if key in view.resolved.values and not view.is_set_by_user(key):
             yield _Written(key, view.section(section)[0])
 
 
@@ -124,7 +124,7 @@ def _marked(view: View) -> Iterator[tuple[str, dict[str, object]]]:
     """The user's keys that have a value, each with its entry in the catalogue."""
     legal = catalogue(view.target)
     resolved = view.resolved
-    for key in resolved.spec.users:
+    for key in resolved.spec.set_by_user:
         if key in resolved.unknown:
             continue
         field = legal.field(key)
@@ -155,23 +155,25 @@ def _overwritten(view: View) -> Iterator[Finding]:
             continue
         kept = view[source]
         if view[key] != kept:
-            message = f"{key} {shown(view[key])} is overwritten at start by {source} {shown(kept)}"
+            message = f"{key} {as_yaml(view[key])} is overwritten at start by {source} {as_yaml(kept)}"
             yield Finding(path(key), message, f"set {source} instead")
 
 
 def _overwritten_by_overlap(view: View) -> Iterator[Finding]:
-    for key in view.users(*(derivation.key for derivation in OVERLAPS)):
+    for key in view.set_by_user(*(derivation.key for derivation in OVERLAPS)):
         name = key.split(".")[1]
         value = view[key]
         kept = view.resolved.derived.get(key, value)
         if value != kept:
-            message = f"with a comm_overlap section, {key} {shown(value)} is overwritten: upstream has {shown(kept)}"
+            message = (
+                f"with a comm_overlap section, {key} {as_yaml(value)} is overwritten: upstream has {as_yaml(kept)}"
+            )
             yield Finding(path(key), message, f"set comm_overlap.{name} instead")
 
 
 def _changes_what_initialisers_follow(view: View) -> bool:
     """Whether a person set the layers or the deviation to other values than upstream's initialisers were made for."""
-    if not view.users(LAYERS, _DEVIATION):
+    if not view.set_by_user(LAYERS, _DEVIATION):
         return False
     return bool(view[LAYERS] != 28 or view[_DEVIATION] != 0.02)
 
@@ -327,7 +329,7 @@ RULES = (
         HINT,
         excludes(
             _changes_what_initialisers_follow,
-            at=lambda v: v.users(LAYERS, _DEVIATION)[0],
+            at=lambda v: v.set_by_user(LAYERS, _DEVIATION)[0],
             message="upstream built its initialisers for 28 layers and a standard deviation of 0.02, and keeps them",
             hint="no key mends it; target: megatron_core scales with the model that is asked for",
         ),
