@@ -12,6 +12,7 @@ from typing import Any
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
+from dfmspec.spec.paths import RUN_DIR
 from dfmspec.spec.secrets import names_a_secret
 from dfmspec.targets import DEFAULT_UPSTREAM, TARGETS, target_module
 from dfmspec.targets.dfm.upstream import Refused, loaded, value_of
@@ -286,7 +287,7 @@ def _script_flag(flag: str, value: str, written: str, found: Imported) -> None:
 
 def _keep(key: str, text: str, value: Any, found: Imported) -> None:
     """A key's value, unless it is for a shell to fill in."""
-    if "$" in text.replace("${RUN_DIR}", "") or "`" in text:
+    if "$" in text.replace(RUN_DIR, "") or "`" in text:
         found.dead.append((f"{key}={text}", _OF_THE_SHELL))
     elif key == "mixed_precision" and isinstance(value, str):
         found.values["mixed_precision.recipe"] = value

@@ -35,8 +35,3 @@ class Resume(NamedTuple):
         if self.iteration is not None:
             return str(self.iteration)
         return self.folder
-
-    @property
-    def may_start_afresh(self) -> bool:
-        """Whether a run without a checkpoint to go on from is a new one, rather than an error."""
-        return self.kind in ("auto", "never")

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from dfmspec.diagnostics import Severity
+from dfmspec.spec.paths import RUN_DIR
 from dfmspec.targets import Derived, Values, round_float
 from dfmspec.targets.layout import LAYOUT_KEYS, MODEL_PARALLEL_KEYS, layout_of
 
@@ -131,8 +132,8 @@ SHARED: tuple[Derived, ...] = (
         alone=True,
     ),
     # What a run writes lies in its own directory, whose path is known at launch.
-    fixed("checkpoint.save", "${RUN_DIR}/checkpoints", "the run directory"),
+    fixed("checkpoint.save", f"{RUN_DIR}/checkpoints", "the run directory"),
     copied("checkpoint.load", "checkpoint.save"),
-    fixed("logger.tensorboard_dir", "${RUN_DIR}/tensorboard", "the run directory"),
+    fixed("logger.tensorboard_dir", f"{RUN_DIR}/tensorboard", "the run directory"),
 )
 """What every target derives alike."""

@@ -8,6 +8,7 @@ from typing import Any
 from dfmspec.data.encoders import EMBEDDED_PICTURES
 from dfmspec.diagnostics import Severity
 from dfmspec.estimate import dit
+from dfmspec.spec.resume import Resume
 from dfmspec.targets import CONFIG, Derived, Values, Work
 from dfmspec.targets.derivations import SHARED, copied, data_parallel_size
 from dfmspec.targets.layout import LAYOUT_KEYS
@@ -174,7 +175,7 @@ def arguments(values: Values, origins: Mapping[str, Any]) -> list[str]:
             told.add(key)
 
     # A checkpoint to resume from is written into the config file at launch.
-    names_a_checkpoint = values["run.resume"] not in ("auto", "require", "never")
+    names_a_checkpoint = Resume.parse(values["run.resume"]).source is not None
     if told == {"dataset.path"} and not names_a_checkpoint:
         return ["--dataset-path", values["dataset.path"]]
     return ["--config-file", CONFIG]

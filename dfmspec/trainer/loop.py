@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record import checkpoints
+from dfmspec.record.run_dir import AttemptDir
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.clock import Mark, Stages
@@ -55,7 +56,7 @@ def train(
         OSError: several checkpoints in a row could not be written.
     """
     # Set out.
-    stop_file = attempt_dir / "stop" if attempt_dir else None
+    stop_file = AttemptDir(attempt_dir).stop if attempt_dir else None
     stop = StopSignal(stop_file, patience(experiment))
     last = experiment.train.train_iters
     report = Reporter(train_iters=last, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)

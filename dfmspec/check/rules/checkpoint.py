@@ -29,7 +29,7 @@ from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
 from dfmspec.spec.iterations import folder_of, iteration_in, iterations
-from dfmspec.spec.paths import is_relative, local_path
+from dfmspec.spec.paths import RUN_DIR, is_relative, local_path
 
 SAVE = "checkpoint.save"
 LOAD = "checkpoint.load"
@@ -127,7 +127,7 @@ def _budget(view: View) -> Iterator[Finding]:
 
     # What there is.
     run_dir = str(view["run.output_dir"])
-    place = _nearest_existing(local_path(str(folder).replace("${RUN_DIR}", run_dir)))
+    place = _nearest_existing(local_path(str(folder).replace(RUN_DIR, run_dir)))
     disk = os.statvfs(place)
     free = disk.f_bavail * disk.f_frsize
     if kept * each <= free:

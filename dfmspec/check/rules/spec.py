@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
 from dfmspec.diagnostics import Edit, Finding
+from dfmspec.spec.paths import RUN_DIR
 from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import Derived, catalogue, target_module
 from dfmspec.targets.dfm.script import OVERLAPS
@@ -194,8 +195,8 @@ def _interpolations(view: View) -> Iterator[Finding]:
         for text in _texts(view[key]):
             if text == "???":
                 what = "the marker ??? keeps the default in silence"
-            elif "${" in text.replace("${RUN_DIR}", ""):
-                what = "interpolations are not part of a spec, except ${RUN_DIR}"
+            elif "${" in text.replace(RUN_DIR, ""):
+                what = f"interpolations are not part of a spec, except {RUN_DIR}"
             else:
                 continue
             yield Finding(path(key), f"{key} {text}: {what}", "write the value itself")

@@ -12,7 +12,7 @@ from typing import Any
 
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import InvalidSpec
-from dfmspec.spec.paths import SPEC_DIR, SPEC_DIR_UPSTREAM
+from dfmspec.spec.paths import RUN_DIR, SPEC_DIR, SPEC_DIR_UPSTREAM
 from dfmspec.targets import CONFIG, Derived, Reading, Values, catalogue, minutes_of
 from dfmspec.targets.derivations import SHARED, copied, warmup_iterations
 from dfmspec.targets.dfm import Refused
@@ -350,7 +350,7 @@ def _as_written(key: str, value: Any, values: Values) -> Any:
     if key == "train.train_iters" and values["train.train_samples"] is not None:
         return None
     if isinstance(value, str):
-        in_run_dir = value.replace("${RUN_DIR}", "${oc.env:DFMSPEC_RUN_DIR}")
+        in_run_dir = value.replace(RUN_DIR, "${oc.env:DFMSPEC_RUN_DIR}")
         return in_run_dir.replace(SPEC_DIR, SPEC_DIR_UPSTREAM)
     return value
 
@@ -365,7 +365,7 @@ def read_back(values: Values, text: str) -> Reading:
     from dfmspec.targets.dfm.upstream import read
 
     folders = {
-        "DFMSPEC_RUN_DIR": "${RUN_DIR}",
+        "DFMSPEC_RUN_DIR": RUN_DIR,
         "DFMSPEC_SPEC_DIR": SPEC_DIR,
     }
     try:

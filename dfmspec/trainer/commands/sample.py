@@ -23,6 +23,7 @@ from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
 from dfmspec.errors import CheckpointError
 from dfmspec.record import checkpoints
 from dfmspec.record.events import read_events
+from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.encoders import picture_encoder, text_encoder
 from dfmspec.trainer.inference import load_model, one_process, sample_latents
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     latents = _latents(checkpoint, experiment, captions, shape, args)
     out = args.out or checkpoints.unused(checkpoint.parent.parent / "samples")
     written = _write_pictures(latents, captions, out)
-    events = args.checkpoint / "events.jsonl"
+    events = RunDir(args.checkpoint).events
     if args.curve and events.exists():
         draw_curve(events, out / "loss.png")
         written.append(out / "loss.png")
