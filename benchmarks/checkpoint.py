@@ -17,6 +17,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.ours import Ours
 from dfmspec.record import checkpoints
+from dfmspec.record.progress import Identity
 from dfmspec.trainer.checkpoint import writer as checkpoint
 from dfmspec.trainer.data.streams import RankStreams
 
@@ -48,7 +49,7 @@ def _writer(ours: Ours, folder: Path, is_async: bool) -> checkpoint.Writer:
     ours.trainer.experiment = ours.experiment.model_copy(update={"checkpoint": own})
     # The configuration goes into the checkpoint's manifest, where loading looks for the network.
     config = ours.experiment.model_dump(mode="json")
-    return checkpoint.Writer(ours.trainer, folder, config, "")
+    return checkpoint.Writer(ours.trainer, folder, Identity(config, None))
 
 
 def save(

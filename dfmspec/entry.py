@@ -20,12 +20,13 @@ from dfmspec.check.report.text import render
 from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import OK, PREFLIGHT, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
-from dfmspec.plan.plan import canonical, config_digest
-from dfmspec.processes import die_with_parent
+from dfmspec.processes import die_with_torchrun, short_temporary_folder
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
+from dfmspec.record.progress import Identity, Progress, plan_id_of
 from dfmspec.record.run_dir import AttemptDir, RankDir, RunDir
 from dfmspec.record.start import start_of
+from dfmspec.spec.digest import canonical
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
 from dfmspec.spec.resume import Resume
 from dfmspec.targets import DEFAULT_TARGET, target_module
@@ -38,6 +39,7 @@ EXTRA = "pip install 'dfmspec[train]'"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one rank; returns its exit code."""
+    die_with_torchrun()
     args = _parser().parse_intermixed_args(argv)
     rank_dir = _redirect()
     try:
@@ -106,7 +108,7 @@ def _redirect() -> RankDir | None:
     # The descriptors themselves, for what C libraries print.
     for file, stream in ((rank_dir.stdout, sys.stdout), (rank_dir.stderr, sys.stderr)):
         stream.flush()
-        target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         os.dup2(target, stream.fileno())
         os.close(target)
     rank_dir.pid.write_text(str(os.getpid()))
@@ -245,12 +247,13 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
 
     from dfmspec.trainer import loop, setup
     from dfmspec.trainer.clock import Stages
+    from dfmspec.trainer.data.loader import end_loaders
     from dfmspec.trainer.prepare.writer import ensure_dataset
 
     # Rank 0 draws the data set, where it has to be; the others meet it at the barrier.
     stages = Stages()
     stages.end("imports")
-    die_with_parent()
+    short_temporary_folder()
     if _rank() == 0:
         ensure_dataset(experiment)
     stages.end("data set")
@@ -260,29 +263,31 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
         stages.end("process groups")
         run_dir = _run()
         attempt = _attempt()
+        identity = Identity(config, plan_id_of(run_dir))
         loop.train(
             experiment,
-            config=config,
-            digest=config_digest(config),
-            resume=partial(_start, experiment),
-            events=str(run_dir.events) if run_dir else None,
+            identity=identity,
+            resume=partial(_start, experiment, identity),
+            events=run_dir.events if run_dir else None,
             attempt_dir=attempt.path if attempt else None,
             stages=stages,
         )
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
+        end_loaders()
     return OK
 
 
-def _start(experiment: Experiment, report: Any) -> Path | None:
+def _start(experiment: Experiment, identity: Identity, report: Any) -> Path | None:
     """The checkpoint that the training starts from; None: afresh."""
     checkpoint = experiment.checkpoint
     return start_of(
         Resume.parse(experiment.run.resume),
         load=Path(checkpoint.load),
-        save=Path(checkpoint.save),
         step=checkpoint.ckpt_step,
+        progress=Progress.of(_run(), Path(checkpoint.save)),
+        identity=identity,
         report=report,
     )
 

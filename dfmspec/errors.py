@@ -6,7 +6,7 @@ DfmspecError
  +-- PreflightError       4   the environment: a missing extra, no device, no disk, no port
  +-- LockedError          5   another process owns the run
  +-- InvalidSpec          1   findings of severity error (they are printed, not raised at the user)
- +-- TrainingError        1   training cannot go on: CheckpointError, DataError
+ +-- TrainingError        1   training cannot go on: CheckpointError, DataError, LoaderError
 
 A fault of dfmspec itself is any other exception: exit 70, with a report file.
 """
@@ -71,3 +71,7 @@ class CheckpointError(TrainingError):
 
 class DataError(TrainingError):
     """A sample that cannot be used; the message names its key, its shard and what to do."""
+
+
+class LoaderError(TrainingError):
+    """A process that loads data is lost; the message says what ends such processes."""

@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
+
+from dfmspec.errors import PreflightError
 
 # From Linux's <sys/prctl.h>, which Python does not have.
 _PR_SET_PDEATHSIG = 1
@@ -17,6 +20,42 @@ def die_with_parent() -> None:
     # On another system the ordinary clean-up must do.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def die_with_torchrun() -> None:
+    """End with the torchrun that started this process; at once, when it is gone already."""
+    die_with_parent()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # started without one
+        return
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:  # another user's, or no Linux
+        return
+    if b"torchrun" not in parent and b"torch.distributed" not in parent:  # somebody has adopted this process
+        sys.exit(128 + signal.SIGTERM)
+
+
+_LONGEST_FOLDER = 75
+"""Characters of a folder in which multiprocessing's sockets still have a path of at most 107, the kernel's limit."""
+
+
+def short_temporary_folder() -> None:
+    """Let this process and its children have their temporary files in /tmp, where TMPDIR is too long for sockets.
+
+    Raises:
+        PreflightError: /tmp cannot be written to either.
+    """
+    import tempfile
+
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+        return
+    if not os.access("/tmp", os.W_OK | os.X_OK):
+        raise PreflightError(
+            f"TMPDIR is {folder}, which is too long for the sockets of loader processes, and /tmp cannot be written; "
+            f"set TMPDIR to a folder of at most {_LONGEST_FOLDER} characters"
+        )
+    tempfile.tempdir = "/tmp"
 
 
 def unwind_on_sigterm() -> None:

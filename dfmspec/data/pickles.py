@@ -6,9 +6,12 @@ white list before anything is imported. What a name stands for is the caller's: 
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import IO, Any
 
 from dfmspec.errors import DataError
@@ -17,6 +20,9 @@ Name = tuple[str, str]
 """(module, name in it)."""
 Binder = Callable[[str, str], Any]
 """What an allowed name stands for."""
+
+LARGEST_PICKLE = 256 * 2**20
+"""Bytes of a pickle that are unpacked from a zip file."""
 
 TENSOR_NAMES: frozenset[Name] = frozenset(
     {
@@ -42,7 +48,7 @@ STORAGE_NAMES = ("BFloat16Storage", "DoubleStorage", "FloatStorage", "HalfStorag
 
 
 _ENERGON = "megatron.energon"
-STREAM_NAMES: frozenset[Name] = TENSOR_NAMES | {
+STREAM_NAMES: frozenset[Name] = (TENSOR_NAMES - {("torch.storage", "_load_from_bytes")}) | {
     (f"{_ENERGON}.savable_loader", "SavableCheckpoint"),
     (f"{_ENERGON}.savable_loader", "SavableDataLoaderState"),
     (f"{_ENERGON}.savable_loader", "SavableDatasetCheckpoint"),
@@ -52,7 +58,38 @@ STREAM_NAMES: frozenset[Name] = TENSOR_NAMES | {
     (f"{_ENERGON}.state", "FlexState"),
     ("torch", "ByteStorage"),
 }
-"""What the state of a stream needs: the states of Energon's loaders, and of random number generators."""
+"""What the state of a stream needs: the states of Energon's loaders, and of random number generators.
+
+Its tensors are members of torch.save's zip file; a pickle inside the pickle would be read by nobody's rules.
+"""
+
+_CHECKPOINT = "torch.distributed.checkpoint"
+METADATA_NAMES: frozenset[Name] = frozenset(
+    {
+        (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+        (f"{_CHECKPOINT}.metadata", "BytesStorageMetadata"),
+        (f"{_CHECKPOINT}.metadata", "ChunkStorageMetadata"),
+        (f"{_CHECKPOINT}.metadata", "Metadata"),
+        (f"{_CHECKPOINT}.metadata", "MetadataIndex"),
+        (f"{_CHECKPOINT}.metadata", "StorageMeta"),
+        (f"{_CHECKPOINT}.metadata", "TensorProperties"),
+        (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"),
+        (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
+        ("pathlib", "PosixPath"),
+        ("torch", "Size"),
+        ("torch", "bfloat16"),
+        ("torch", "float16"),
+        ("torch", "float32"),
+        ("torch", "float64"),
+        ("torch", "int32"),
+        ("torch", "int64"),
+        ("torch", "uint8"),
+        ("torch.serialization", "_get_layout"),
+    }
+)
+"""What torch's description of a distributed checkpoint needs: which tensor lies where, of which shape and format."""
+COMMON_NAMES: frozenset[Name] = TENSOR_NAMES - {("torch.storage", "_load_from_bytes")}
+"""What megatron-core keeps beside the shards: plain values, and tensors among them."""
 
 
 def itself(module: str, name: str) -> Any:
@@ -82,6 +119,75 @@ class RestrictedUnpickler(pickle.Unpickler):
             return self._binder(module, name)
         if module == "torch" and name in STORAGE_NAMES:
             return self._binder(module, name)
-        if module.partition(".")[0] in ("torch", "numpy"):
+        of_numbers = module.partition(".")[0] in ("torch", "numpy")
+        if of_numbers and self._allowed == TENSOR_NAMES:
             raise DataError(f"its pickle holds {module}.{name}, and no tensor of floating-point numbers")
         raise DataError(f"its pickle wants to run {module}.{name}, which {self._holds} does not need")
+
+
+class _Inert:
+    """Stands for anything that a pickle builds, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+
+def _inert(module: str, name: str) -> Any:
+    """The binder of nothing: imports nothing, and builds nothing."""
+    return _Inert
+
+
+class _Reader(RestrictedUnpickler):
+    """Goes through a pickle to its end, with storages left where they are."""
+
+    def persistent_load(self, pid: Any) -> _Inert:
+        """What stands for a storage."""
+        return _Inert()
+
+
+def look_through(data: bytes, allowed: frozenset[Name], *, holds: str, is_zip: bool) -> None:
+    """Go through a pickle and see that it uses the allowed names alone.
+
+    Nothing is imported or built. Whatever reads the file next calls nothing else either.
+
+    Args:
+        data: the file.
+        allowed: the names that it may use.
+        holds: what is meant to be in it, for its errors.
+        is_zip: the pickle is a member of torch.save's zip file; its older form has several, one after the other.
+
+    Raises:
+        DataError: it uses another name, or is no such file.
+    """
+    try:
+        pickled = _pickle_in(data) if is_zip else data
+        _Reader(io.BytesIO(pickled), allowed, _inert, holds=holds).load()
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        said = str(error)[:80] or type(error).__name__
+        raise DataError(f"it cannot be read: {said}") from error
+
+
+def _pickle_in(data: bytes) -> bytes:
+    """The pickle of torch.save's zip file.
+
+    Raises:
+        DataError: there is none, more than one, or a program.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [Path(entry.filename).name for entry in archive.infolist()]
+        if names.count("data.pkl") != 1 or "constants.pkl" in names:
+            raise DataError("it is no file of torch.save")
+        entry = archive.infolist()[names.index("data.pkl")]
+        if entry.file_size > LARGEST_PICKLE:
+            mebibytes = LARGEST_PICKLE >> 20
+            raise DataError(f"its pickle unpacks to more than {mebibytes} MiB")
+        return archive.read(entry)

@@ -7,7 +7,6 @@ dataset's metadata) stands beside it as guards: a run whose guards no longer hol
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dfmspec.errors import InvalidSpec
 from dfmspec.plan.environment import environment
 from dfmspec.read.document import write_scalar
 from dfmspec.read.resolve import Resolved
+from dfmspec.spec.digest import canonical, config_digest
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, SPEC_DIR_UPSTREAM, is_relative, local_path
 from dfmspec.targets import Reading, target_module
 
@@ -172,16 +172,6 @@ def _flag_word(text: str, node: int | None) -> Word:
         return Word(str(node))
     is_host = int(node == 0)
     return Word(f"is_host={is_host}")
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-def config_digest(config: Mapping[str, Any]) -> str:
-    """sha256 of a configuration."""
-    return "sha256:" + hashlib.sha256(canonical(config).encode()).hexdigest()
 
 
 def make_plan(resolved: Resolved) -> Plan:

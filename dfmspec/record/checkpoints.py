@@ -1,26 +1,49 @@
 """Committed checkpoints as files, without torch: which there are, whether they are whole, which one a path means.
 
 The trainer writes them (`trainer/checkpoint/writer.py`): a folder `iter_N` with a manifest of every file's size and
-checksum.
+checksum. None is trusted: what torch is going to unpickle of one has been gone through here before.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from dfmspec.errors import CheckpointError
-from dfmspec.record.events import read_events
-from dfmspec.record.run_dir import RunDir
+from dfmspec.data.pickles import COMMON_NAMES, METADATA_NAMES, STREAM_NAMES, Name, look_through
+from dfmspec.errors import CheckpointError, DataError
+from dfmspec.record.files import read_json
+from dfmspec.spec.digest import config_digest
 from dfmspec.spec.iterations import folder_of, iteration_folders, iteration_in
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+METADATA = ".metadata"
+COMMON = "common.pt"
+SHARED = (METADATA, COMMON, "metadata.json")
+"""What every checkpoint has once, whatever its layout."""
+STREAMS = "streams"
+
+Digests = Mapping[int, str]
+"""The digest of the manifest of each checkpoint, by iteration, as the run wrote it down when it was committed."""
+
+
+class _File(NamedTuple):
+    """A file of a checkpoint, as its manifest has it."""
+
+    name: str
+    size: int
+    crc32: str
+
+
+def stream_file(index: int) -> str:
+    """The name of the file with the state of a stream, in a checkpoint."""
+    return f"{STREAMS}/stream_{index:05d}.pt"
 
 
 def committed(folder: Path) -> list[Path]:
@@ -51,19 +74,31 @@ def unused(folder: Path) -> Path:
     raise AssertionError("numbers have no end")
 
 
-def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) -> Path | None:
+def find(
+    folder: Path,
+    *,
+    iteration: int | None,
+    report: Callable[[str], None],
+    digests: Digests,
+) -> Path | None:
     """The checkpoint to load: the newest whole one, or that of `iteration`; None when there is nothing to resume from.
+
+    Args:
+        folder: where checkpoints are.
+        iteration: the one that is wanted; None: the newest.
+        report: where those that are passed over are told.
+        digests: what the run knows of them.
 
     Raises:
         CheckpointError: `iteration` is not there or not whole; or checkpoints exist and none is whole.
     """
     if iteration is not None:
-        return _of_iteration(folder, iteration)
+        return _of_iteration(folder, iteration, digests)
 
     # The newest first, down to one that is whole.
     candidates = iteration_folders(folder)
     for path in candidates:
-        fault = problem(path)
+        fault = problem(path, digests)
         if fault is None:
             return path
         report(f"[WARNING] Checkpoint {path} is passed over: {fault}")
@@ -75,80 +110,165 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
     return None
 
 
-def _of_iteration(folder: Path, iteration: int) -> Path:
+def _of_iteration(folder: Path, iteration: int, digests: Digests) -> Path:
     path = folder / folder_of(iteration)
     there = [str(iteration_of(found)) for found in committed(folder)]
     have = ", ".join(there) or "none"
     if not path.exists():
         raise CheckpointError(f"{folder} has no checkpoint of iteration {iteration}; it has: {have}")
-    fault = problem(path)
+    fault = problem(path, digests)
     if fault:
         raise CheckpointError(f"checkpoint {path} is not whole: {fault}. Committed iterations: {have}")
     return path
 
 
-def locate(place: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that a path means, with its manifest.
-
-    It is the path itself, or the newest whole one of a folder or a run directory.
-
-    Raises:
-        CheckpointError: there is none, or it is not whole.
-    """
-    if iteration_in(place.name) is not None and (place / MANIFEST).exists():
-        fault = problem(place)
-        if fault:
-            raise CheckpointError(f"checkpoint {place} is not whole: {fault}")
-        return place, read_manifest(place)
-
-    # A run that saves elsewhere says where.
-    run = RunDir(place)
-    folders = [place, run.checkpoints]
-    for event in reversed(read_events(run.events)):
-        if event["type"] == "checkpoint":
-            folders.append(Path(event["path"]).parent)
-            break
-    for folder in folders:
-        for found in committed(folder):
-            if problem(found) is None:
-                return found, read_manifest(found)
-    raise CheckpointError(f"{place} has no whole checkpoint (iter_N with {MANIFEST})")
-
-
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """What a whole checkpoint says of itself: format_version, iteration, config_digest, config, files."""
-    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-    return manifest
+    return read_json(checkpoint / MANIFEST)
 
 
-def problem(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole; None when every file has the size and checksum of its manifest."""
+def manifest_digest(checkpoint: Path) -> str:
+    """sha256 of a checkpoint's manifest, which has those of all its files."""
+    return "sha256:" + hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
+
+
+def problem(checkpoint: Path, digests: Digests | None = None) -> str | None:
+    """Why a checkpoint cannot be used; None when it is whole, its own, and nothing in it is a program.
+
+    Args:
+        checkpoint: its folder.
+        digests: what the run knows of its checkpoints; None: nothing.
+    """
     try:
-        files = read_manifest(checkpoint)["files"]
-        expected = [(name, facts["size"], facts["crc32"]) for name, facts in files.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        kind = type(error).__name__
-        return f"its {MANIFEST} cannot be read ({kind})"
+        manifest = read_manifest(checkpoint)
+        digest = manifest_digest(checkpoint)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        return f"its {MANIFEST} cannot be read ({said})"
+    known = (digests or {}).get(iteration_of(checkpoint))
+    if known is not None and digest != known:
+        return f"its {MANIFEST} is not the one that was committed"
+    try:
+        _check_manifest(checkpoint, manifest)
+        _check_files(checkpoint, _files(manifest))
+    except CheckpointError as error:
+        return str(error)
+    return None
 
+
+def newest_described(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that says what it is; whether its files are whole is not looked at."""
+    for path in committed(folder):
+        try:
+            _check_manifest(path, read_manifest(path))
+        except (OSError, ValueError, CheckpointError):
+            continue
+        return path
+    return None
+
+
+_KINDS = {"iteration": int, "config_digest": str, "config": dict, "files": dict}
+"""What a manifest must have."""
+
+
+def _check_manifest(checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    """Look at what a manifest says beside its files.
+
+    Raises:
+        CheckpointError: it is of another version, of another folder, or damaged.
+    """
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"its {MANIFEST} has format_version {version!r}, and this version reads {FORMAT_VERSION}")
+    for key, kind in _KINDS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise CheckpointError(f"its {MANIFEST} has no {key}")
+    iteration = manifest["iteration"]
+    if iteration != iteration_of(checkpoint):
+        raise CheckpointError(f"its {MANIFEST} is that of iteration {iteration}")
+    if config_digest(manifest["config"]) != manifest["config_digest"]:
+        raise CheckpointError(f"its {MANIFEST} does not have its configuration's digest")
+
+
+def _files(manifest: Mapping[str, Any]) -> list[_File]:
+    """The files that a manifest lists.
+
+    Raises:
+        CheckpointError: the list is damaged, or lacks what every checkpoint has.
+    """
+    found = []
+    for name, facts in manifest["files"].items():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise CheckpointError(f"its {MANIFEST} names {name}, which is outside of it")
+        try:
+            file = _File(name, facts["size"], facts["crc32"])
+        except (KeyError, TypeError):
+            raise CheckpointError(f"its {MANIFEST} has no size and checksum of {name}") from None
+        found.append(file)
+    missing = set(_required(manifest)) - {file.name for file in found}
+    if missing:
+        first = min(missing)
+        raise CheckpointError(f"its {MANIFEST} does not list {first}")
+    return found
+
+
+def _required(manifest: Mapping[str, Any]) -> list[str]:
+    """The files without which nothing can be loaded."""
+    data = manifest["config"].get("data")
+    streams = data.get("num_streams") if isinstance(data, dict) else None
+    if not isinstance(streams, int):
+        raise CheckpointError(f"its {MANIFEST} has no data.num_streams")
+    return [*SHARED, *map(stream_file, range(streams))]
+
+
+def _check_files(checkpoint: Path, files: list[_File]) -> None:
+    """Compare every file with the manifest, and go through those that are pickles.
+
+    Raises:
+        CheckpointError: one is missing, cut, changed, or a program.
+    """
     # Sizes first: they cost nothing.
-    for name, size, _ in expected:
-        path = checkpoint / name
-        if not path.exists():
-            return f"{name} is missing"
-        found_size = path.stat().st_size
-        if found_size != size:
-            return f"{name} has {found_size} bytes instead of {size}"
+    for file in files:
+        path = checkpoint / file.name
+        try:
+            is_file = path.is_file()
+            size = path.stat().st_size if is_file else 0
+        except OSError as error:
+            raise CheckpointError(f"{file.name[:60]} cannot be read ({error.strerror})") from error
+        if not is_file:
+            raise CheckpointError(f"{file.name} is missing")
+        if size != file.size:
+            raise CheckpointError(f"{file.name} has {size} bytes instead of {file.size}")
 
     # Then every byte.
     try:
-        found = crc32s([checkpoint / name for name, _, _ in expected])
+        found = crc32s([checkpoint / file.name for file in files])
     except OSError as error:
         unread = Path(error.filename).relative_to(checkpoint)
-        return f"{unread} cannot be read ({error.strerror})"
-    for (name, _, checksum), crc in zip(expected, found, strict=True):
-        if crc != checksum:
-            return f"{name} does not have its checksum"
-    return None
+        raise CheckpointError(f"{unread} cannot be read ({error.strerror})") from error
+    for file, crc in zip(files, found, strict=True):
+        if crc != file.crc32:
+            raise CheckpointError(f"{file.name} does not have its checksum")
+
+    # Then what is going to be unpickled.
+    for file in files:
+        names = _names(file.name)
+        if names is None:
+            continue
+        try:
+            look_through(
+                (checkpoint / file.name).read_bytes(), names, holds="a checkpoint", is_zip=file.name != METADATA
+            )
+        except DataError as error:
+            raise CheckpointError(f"{file.name} is not trusted: {error}") from error
+
+
+def _names(file: str) -> frozenset[Name] | None:
+    """What the pickle in a file of a checkpoint may use; None: the file is none."""
+    if file.startswith(f"{STREAMS}/"):
+        return STREAM_NAMES
+    return {METADATA: METADATA_NAMES, COMMON: COMMON_NAMES}.get(file)
 
 
 def crc32s(paths: list[Path]) -> list[str]:

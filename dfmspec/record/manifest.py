@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,13 +17,23 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from dfmspec.record.files import read_json, write_aside
 from dfmspec.record.run_dir import RunDir
 
 _PACKAGES = ("dfmspec", "torch", "megatron-core", "megatron-energon", "transformer-engine", "webdataset", "numpy")
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON has; null for any other."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+_Measured = Annotated[float | None, AfterValidator(finite)]
+"""A figure, or null where there is none."""
 
 
 class _Record(BaseModel):
@@ -79,15 +90,15 @@ class CheckpointRecord(_Record):
 class Metrics(_Record):
     """Of the last attempt."""
 
-    first_loss: float | None = None
-    final_loss: float | None = None
+    first_loss: _Measured = None
+    final_loss: _Measured = None
     """Mean of the last tenth of the iterations, at least one and at most a hundred."""
-    eval_loss: float | None = None
-    tokens_per_second: float | None = None
+    eval_loss: _Measured = None
+    tokens_per_second: _Measured = None
     """Median over the iterations, padding left out."""
-    padding: float | None = None
+    padding: _Measured = None
     """Share of the packs that was padding, over all iterations."""
-    seconds_per_iteration: float | None = None
+    seconds_per_iteration: _Measured = None
     """Median over the iterations."""
 
 
@@ -105,6 +116,8 @@ class Manifest(_Record):
     guards: dict[str, str]
     resumed_from: str | None = None
     """The iteration or folder that `run.resume` named; null for auto, require and never."""
+    starts_from: dict[str, Any] = Field(default_factory=dict)
+    """The keys of section `checkpoint` by which the run starts there."""
     created: str
     git: dict[str, Any] | None
     """Commit, and whether the working tree differed (null: git took too long to tell); null outside a repository."""
@@ -135,19 +148,10 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Replace a file by a whole new one, on disk before it has the name."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8", errors="surrogateescape") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, path)
-
-
 def write_manifest(run: RunDir, manifest: Manifest) -> None:
     """Replace manifest.json, atomically."""
-    write_aside(run.manifest, json.dumps(manifest.model_dump(), indent=2) + "\n")
+    text = json.dumps(manifest.model_dump(), indent=2, allow_nan=False)
+    write_aside(run.manifest, f"{text}\n")
 
 
 def read_manifest(run: RunDir) -> Manifest:
@@ -157,7 +161,7 @@ def read_manifest(run: RunDir) -> Manifest:
         OSError, ValueError: it is absent or damaged.
     """
     # Not model_validate_json, which wants UTF-8: paths need not be that.
-    return Manifest.model_validate(json.loads(run.manifest.read_text()))
+    return Manifest.model_validate(read_json(run.manifest))
 
 
 def launch_host() -> dict[str, Any]:

@@ -9,6 +9,7 @@ runs/<name>/latest -> <run-id>
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,12 +88,20 @@ class NodeDir(NamedTuple):
 
     def pids(self) -> list[int]:
         """The process ids that ranks have left here."""
-        texts = [pid.read_text() for pid in self.path.glob("rank*/pid")]
-        return [int(text) for text in texts if text]
+        texts = [pid.read_text(errors="replace") for pid in self.path.glob("rank*/pid")]
+        return [int(text) for text in texts if _is_number(text)]
 
     def rank(self, rank: int) -> RankDir:
         """The folder of a rank, by its number in the whole run."""
         return RankDir(self.path / f"rank{rank}")
+
+
+_MOST_ATTEMPTS = 1_000_000
+"""A folder with a higher number is no attempt of a run, but a date or an id."""
+
+
+def _is_attempt(name: str) -> bool:
+    return _is_number(name) and 0 < int(name) < _MOST_ATTEMPTS
 
 
 class AttemptDir(NamedTuple):
@@ -126,7 +135,12 @@ class AttemptDir(NamedTuple):
 def _number(node: Path) -> int:
     """3 of `node3`; -1 of any other name, which no run gives."""
     digits = node.name.removeprefix("node")
-    return int(digits) if digits.isdecimal() else -1
+    return int(digits) if _is_number(digits) else -1
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number as a run writes it: ASCII digits, few, and no zeros before them."""
+    return re.fullmatch("0|[1-9][0-9]{0,8}", text) is not None
 
 
 class RunDir(NamedTuple):
@@ -179,7 +193,10 @@ class RunDir(NamedTuple):
         """The folder of an attempt."""
         return AttemptDir(self.attempts / str(number))
 
+    def begun_attempts(self) -> list[int]:
+        """The numbers of all attempts that were ever begun, recorded or not, in order; other names are none."""
+        return sorted(int(path.name) for path in self.attempts.glob("*") if _is_attempt(path.name))
+
     def next_attempt(self) -> int:
-        """One more than any attempt that was ever begun, recorded or not."""
-        begun = (int(path.name) for path in self.attempts.glob("*") if path.name.isdecimal())
-        return 1 + max(begun, default=0)
+        """One more than any attempt that was ever begun."""
+        return 1 + max(self.begun_attempts(), default=0)

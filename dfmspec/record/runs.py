@@ -15,7 +15,9 @@ from pathlib import Path
 from dfmspec.errors import LockedError, UsageError
 from dfmspec.plan.plan import Plan
 from dfmspec.record.events import read_events
-from dfmspec.record.manifest import Manifest, now, read_manifest, write_aside
+from dfmspec.record.files import read_json, write_aside
+from dfmspec.record.manifest import Manifest, now, read_manifest
+from dfmspec.record.progress import plan_id_of
 from dfmspec.record.run_dir import LATEST, LOCK, OWNER, RunDir
 
 
@@ -36,6 +38,35 @@ def runs_of(folder: Path) -> Iterator[tuple[RunDir, Manifest]]:
             yield RunDir(path), read_manifest(RunDir(path))
         except (OSError, ValueError):
             continue
+
+
+def broken_runs(folder: Path) -> Iterator[tuple[RunDir, str]]:
+    """The run directories of `<output_dir>/<name>` that hold progress and no readable record, each with what is wrong.
+
+    One in which nothing was begun is passed over: whoever made it did not live to start.
+    """
+    for path in sorted(folder.glob("*")):
+        run = RunDir(path)
+        if not path.is_dir() or path.is_symlink():
+            continue
+        if not any(place.exists() for place in (run.events, run.attempts, run.checkpoints)):
+            continue
+        try:
+            manifest = read_manifest(run)
+        except FileNotFoundError:
+            yield run, "is gone"
+        except (OSError, ValueError) as error:
+            first_line = str(error).splitlines()[0]
+            yield run, f"is damaged ({first_line})"
+        else:
+            if plan_id_of(run) not in (None, manifest.plan_id):
+                yield run, "is damaged (its plan_id is not that of plan.json)"
+
+
+def latest_of(folder: Path) -> RunDir | None:
+    """The run that was opened last, as the link beside the runs has it."""
+    link = folder / LATEST
+    return RunDir(link.resolve()) if link.is_symlink() and link.is_dir() else None
 
 
 def find_run(reference: str, output_dir: Path) -> RunDir:
@@ -61,7 +92,8 @@ def find_run(reference: str, output_dir: Path) -> RunDir:
 def link_latest(run: RunDir) -> None:
     """`<output_dir>/<name>/latest`, replaced atomically."""
     folder = run.path.parent
-    aside = folder / f".{LATEST}.{os.getpid()}"
+    unique = secrets.token_hex(8)
+    aside = folder / f".{LATEST}.{unique}"
     aside.symlink_to(run.path.name)
     os.replace(aside, folder / LATEST)
 
@@ -98,19 +130,20 @@ def state(run: RunDir, manifest: Manifest) -> str:
 
 
 @contextmanager
-def owned(folder: Path, what: str) -> Iterator[None]:
+def owned(folder: Path, what: str, seconds: float = 0.5) -> Iterator[None]:
     """Own a folder for as long as the block lasts; the kernel frees it when the process dies.
 
     Args:
         folder: what is owned.
         what: it is, for the message of an error, such as "run".
+        seconds: how long another owner is waited for; at least as long as `is_owned` takes to look.
 
     Raises:
         LockedError: another process owns it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=0.5)  # longer than `is_owned` takes to look
+    lock = FileLock(folder / LOCK, timeout=seconds)
     owner = folder / OWNER
     try:
         lock.acquire()
@@ -129,7 +162,7 @@ def owned(folder: Path, what: str) -> Iterator[None]:
 def _told_owner(file: Path) -> str:
     """Who owns a folder, by the file that it keeps there."""
     try:
-        who = json.loads(file.read_text())
+        who = read_json(file)
         pid = who["pid"]
         host = who["host"]
         since = who["since"]

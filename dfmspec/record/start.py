@@ -7,30 +7,45 @@ from pathlib import Path
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import find
+from dfmspec.record.progress import Identity, Progress, check_start
 from dfmspec.spec.iterations import iteration_folders
 from dfmspec.spec.paths import local_path
 from dfmspec.spec.resume import Resume
 
 
-def start_of(resume: Resume, *, load: Path, save: Path, step: int | None, report: Callable[[str], None]) -> Path | None:
+def start_of(
+    resume: Resume,
+    *,
+    load: Path,
+    step: int | None,
+    progress: Progress,
+    identity: Identity,
+    report: Callable[[str], None],
+) -> Path | None:
     """The checkpoint that a training starts from; None: afresh.
 
     Args:
         resume: what run.resume asks for.
         load: checkpoint.load, the folder to resume from.
-        save: checkpoint.save, the run's own folder.
         step: checkpoint.ckpt_step, the iteration to resume from; None: the newest whole checkpoint.
+        progress: what the run has committed, and where it saves.
+        identity: whose checkpoints are the run's own.
         report: where checkpoints that are passed over are told.
 
     Raises:
-        CheckpointError: what is asked for is not there, or `never` meets checkpoints.
+        CheckpointError: what is asked for is not there or is another plan's, `never` meets checkpoints, or what was
+            committed is gone.
     """
+    save = progress.save
     elsewhere = save != load  # somebody named a place to resume from
 
     # A run that began from there once may be this one: it goes on where it was.
-    if elsewhere and resume.kind == "auto" and save.is_dir():
-        continued = find(save, iteration=None, report=report)
-        if continued is not None:
+    if elsewhere and resume.kind == "auto":
+        continued = None
+        if save.is_dir():
+            continued = find(save, iteration=None, report=report, digests=progress.digests)
+        if continued is not None or progress.iteration > 0:
+            check_start(continued, progress, identity, report)
             return continued
     if resume.kind == "never":
         if iteration_folders(load):
@@ -42,9 +57,12 @@ def start_of(resume: Resume, *, load: Path, save: Path, step: int | None, report
     if resume.folder is not None:
         folder = local_path(resume.folder).absolute()
     wanted = step if resume.iteration is None else resume.iteration
+    digests = {} if folder != save else progress.digests
     found = None
     if folder.is_dir() or wanted is not None:
-        found = find(folder, iteration=wanted, report=report)
+        found = find(folder, iteration=wanted, report=report, digests=digests)
+    if resume.kind == "auto" and not elsewhere and wanted is None:
+        check_start(found, progress, identity, report)
     if found is None and (elsewhere or resume.kind != "auto"):
         raise CheckpointError(f"{folder} has no checkpoint to resume from")
     return found

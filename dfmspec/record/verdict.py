@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import re
 import signal
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dfmspec.record import checkpoints
-from dfmspec.record.events import read_events
-from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest, moment
+from dfmspec.record.events import Event, read_events
+from dfmspec.record.files import read_json
+from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest, finite, moment
+from dfmspec.record.progress import Progress
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.iterations import folder_of
 
-Event = dict[str, Any]
 Events = Sequence[Event]
 _LOSSES = 100
 """The most iterations whose losses make the final one."""
@@ -52,14 +51,16 @@ def conclude(
     _fill_progress(attempt, events, iterations)
     attempt.signal = _signal(signals, events)
     attempt.failure = _first_failure(attempt_dir)
-    manifest.checkpoints = _records(folder)
+    manifest.checkpoints = _records(run, folder)
     _fill_metrics(manifest, events, iterations)
 
     # What came of it.
     kinds = {event["type"] for event in events}
-    fault = _fault_of(folder, attempt.to_iteration)
+    fault = _fault_of(folder, attempt.to_iteration) or _begun_anew(run, attempt, events)
     target = _target(events)
-    if "finished" in kinds and attempt.to_iteration == target and fault is None:
+    if "finished" in kinds and fault is None:
+        fault = _worthless(run, attempt, events)
+    if "finished" in kinds and fault is None:
         attempt.outcome = "finished"
         manifest.verdict = "succeeded"
         manifest.reason = f"iteration {target} was reached and its checkpoint is whole"
@@ -86,7 +87,7 @@ def _fill_nodes(attempt: Attempt, attempt_dir: AttemptDir, codes: Sequence[int |
         node.exit_code = left
         host = attempt_dir.node(node.node).host
         if host.exists():
-            node.host = host.read_text().strip()
+            node.host = host.read_text(errors="replace").strip()
 
 
 def _fill_progress(attempt: Attempt, events: Events, iterations: Events) -> None:
@@ -145,7 +146,7 @@ def _signal(signals: Sequence[int], events: Events) -> int | None:
 
 def _start_seconds(started: Event, iterations: Events) -> dict[str, float] | None:
     """Seconds of each stage of the start, and of the first iteration, with what it compiles."""
-    if "seconds" not in started:
+    if not isinstance(started.get("seconds"), dict):
         return None
     stages: dict[str, float] = dict(started["seconds"])
     if iterations:
@@ -173,24 +174,26 @@ def _why(attempt: Attempt, attempt_dir: AttemptDir, fault: str | None, signals: 
     if signals:
         return f"ended by signal {signals[0]} before it could save"
     if fault:
-        return f"the last checkpoint cannot be used: {fault}"
+        return fault
     codes = ", ".join(str(node.exit_code) for node in attempt.nodes)
     why = f"torchrun ended with {codes} before the last iteration"
     said = "; ".join(words for words in (word, _last_line(attempt_dir)) if words)
     return f"{why}: {said}" if said else why
 
 
-def _records(folder: Path) -> list[CheckpointRecord]:
-    """The committed checkpoints of a folder, in order."""
+def _records(run: RunDir, folder: Path) -> list[CheckpointRecord]:
+    """The committed checkpoints of a folder, in order; each with the digest that it had when it was committed."""
+    known = Progress.of(run, folder).digests
     found = []
     for path in reversed(checkpoints.committed(folder)):
-        digest = hashlib.sha256((path / checkpoints.MANIFEST).read_bytes()).hexdigest()
-        record = CheckpointRecord(
-            iteration=checkpoints.iteration_of(path),
-            path=str(path),
-            manifest_digest=f"sha256:{digest}",
-        )
-        found.append(record)
+        iteration = checkpoints.iteration_of(path)
+        digest = known.get(iteration)
+        if digest is None:
+            try:
+                digest = checkpoints.manifest_digest(path)
+            except OSError:  # nobody can go on from it either
+                continue
+        found.append(CheckpointRecord(iteration=iteration, path=str(path), manifest_digest=digest))
     return found
 
 
@@ -200,9 +203,34 @@ def _fault_of(folder: Path, iteration: int | None) -> str | None:
     Later ones are damaged, and were passed over when the attempt began.
     """
     path = folder / folder_of(iteration or 0)
-    if not path.exists():
-        return "there is none"
-    return checkpoints.problem(path)
+    fault = checkpoints.problem(path) if path.exists() else "there is none"
+    return f"the last checkpoint cannot be used: {fault}" if fault else None
+
+
+def _begun_anew(run: RunDir, attempt: Attempt, events: Events) -> str | None:
+    """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
+    of_the_run = read_events(run.events)
+    before = of_the_run[: of_the_run.index(events[0])] if events else []
+    committed = max((event["iteration"] for event in before if event["type"] == "checkpoint"), default=0)
+    if committed > 0 and attempt.from_iteration == 0:
+        return f"it began anew, although iteration {committed} was committed before"
+    return None
+
+
+def _worthless(run: RunDir, attempt: Attempt, events: Events) -> str | None:
+    """Why an attempt that ran to its end is no success."""
+    target = _target(events)
+    if attempt.to_iteration != target:
+        return f"it ended after iteration {attempt.to_iteration}, and train.train_iters is {target}"
+    if not any(event["type"] == "iteration" for event in read_events(run.events)):
+        return f"nothing was trained: it set out from iteration {attempt.from_iteration}; raise train.train_iters"
+    evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
+    if evaluations and (evaluations[-1] is None or not math.isfinite(evaluations[-1])):
+        return (
+            "the loss of its last evaluation is not finite: look at the evaluation split with "
+            "dfmspec validate --check data, or leave it out with train.eval_iters=0"
+        )
+    return None
 
 
 def _first_failure(attempt_dir: AttemptDir) -> Failure | None:
@@ -215,17 +243,17 @@ def _first_failure(attempt_dir: AttemptDir) -> Failure | None:
     failures: list[tuple[float, Failure]] = []
     for node, path in attempt_dir.errors():
         try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
+            record = read_json(path)
+            failure = Failure(
+                node=node,
+                rank=record["rank"],
+                error_type=record["error_type"],
+                message=record["message"],
+                traceback=record["traceback"],
+            )
+            failures.append((float(record["time"]), failure))
+        except (OSError, ValueError, KeyError, TypeError):  # cut short
             continue
-        failure = Failure(
-            node=node,
-            rank=record["rank"],
-            error_type=record["error_type"],
-            message=record["message"],
-            traceback=record["traceback"],
-        )
-        failures.append((record["time"], failure))
     if not failures:
         return ended
     _, first = min(failures, key=lambda pair: pair[0])
@@ -290,7 +318,7 @@ def _fill_metrics(manifest: Manifest, events: Events, iterations: Events) -> Non
     metrics.final_loss = statistics.fmean(losses[-last:])
     evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
     if evaluations:
-        metrics.eval_loss = evaluations[-1]
+        metrics.eval_loss = finite(evaluations[-1])
 
     # Speed; earlier versions did not tell the padding.
     metrics.tokens_per_second = statistics.median(event["tokens_per_second"] for event in iterations)

@@ -15,6 +15,7 @@ from typing import Any
 from dfmspec.errors import StalePlanError, UsageError
 from dfmspec.plan.plan import Plan, config_text
 from dfmspec.plan.scripts import node_script, script_names
+from dfmspec.record.files import write_aside
 from dfmspec.resources import resource
 from dfmspec.run.launch import launcher
 from dfmspec.targets import CONFIG, target_module
@@ -77,7 +78,7 @@ def write_files(files: dict[str, str], out: Path) -> None:
     for name, text in files.items():
         file = out / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_aside(file, text)
         if file.suffix in (".sh", ".sbatch"):
             file.chmod(0o755)
 

@@ -11,15 +11,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmspec.errors import FINDINGS, OK, RESUMABLE, StalePlanError, UsageError
-from dfmspec.plan.plan import Plan, config_digest, config_text, guards
-from dfmspec.record.checkpoints import committed, iteration_of
+from dfmspec.errors import FINDINGS, OK, RESUMABLE, CheckpointError, StalePlanError, UsageError
+from dfmspec.plan.plan import Plan, config_text, guards
+from dfmspec.record.checkpoints import committed, iteration_of, newest_described
+from dfmspec.record.files import write_aside
 from dfmspec.record.manifest import (
     Attempt,
     Manifest,
@@ -28,14 +29,15 @@ from dfmspec.record.manifest import (
     launch_host,
     now,
     read_manifest,
-    write_aside,
     write_manifest,
 )
+from dfmspec.record.progress import Identity, Progress, check_start, plan_id_of
 from dfmspec.record.run_dir import RunDir
-from dfmspec.record.runs import link_latest, new_run_id, owned, runs_of
+from dfmspec.record.runs import broken_runs, latest_of, link_latest, new_run_id, owned, runs_of
 from dfmspec.record.verdict import conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
+from dfmspec.spec.digest import config_digest
 from dfmspec.spec.iterations import iteration_folders
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, local_path
 from dfmspec.spec.resume import Resume
@@ -43,6 +45,7 @@ from dfmspec.targets import CONFIG, target_module
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0
+_SECONDS_TO_OPEN = 60.0
 _SECONDS_FOR_THE_OTHERS = 10
 """Once one node has failed, the others wait for it in vain."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -90,6 +93,12 @@ class Launch:
         """As the manifest has it."""
         return f"sha256:{self.request.plan.plan_id}"
 
+    def config_text(self, starts_from: Mapping[str, Any]) -> str:
+        """config.yaml of a run; `starts_from`: keys of section `checkpoint` that are the run's own."""
+        config = dict(self.config)
+        config["checkpoint"] = config["checkpoint"] | dict(starts_from)
+        return config_text(config)
+
     def checkpoints(self, run: RunDir) -> Path:
         """Where a run of the plan saves."""
         save = str(self.config["checkpoint"]["save"])
@@ -111,16 +120,22 @@ def execute(request: Request) -> tuple[int, Path]:
         UsageError: there is nothing to resume from, or `never` meets checkpoints.
     """
     launch = Launch.of(request)
-    run, manifest = _open(launch)
-    if manifest.verdict == "succeeded":
-        request.talk(f"Run {run.path} has finished already; nothing to do (run.resume=never starts a new one)")
-        return OK, run.path
-    elsewhere = _made(launch.checkpoints_elsewhere)
-    also_owned = nullcontext() if elsewhere is None else owned(elsewhere, "checkpoint.save")
-    with owned(run.path, "run"), also_owned:
-        manifest = read_manifest(run)  # another process may have gone on with it meanwhile
-        link_latest(run)
-        supervisor = _Supervisor(launch, run, manifest)
+    launch.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        # One process at a time finds or makes the run: of several that start at once, all but one find it.
+        with owned(launch.folder, "the folder of the runs", _SECONDS_TO_OPEN):
+            found = _earlier(launch)
+            if found is not None and _has_finished(launch, *found):
+                run, _ = found
+                request.talk(f"Run {run.path} has finished already; nothing to do (run.resume=never starts a new one)")
+                return OK, run.path
+            elsewhere = _made(launch.checkpoints_elsewhere)
+            if elsewhere is not None:
+                held.enter_context(owned(elsewhere, "checkpoint.save"))
+            run, _ = found or _new_run(launch)
+            held.enter_context(owned(run.path, "run"))
+            link_latest(run)
+        supervisor = _Supervisor(launch, run, read_manifest(run))
         return supervisor.run(), run.path
 
 
@@ -157,19 +172,19 @@ def check_guards(plan: Plan) -> None:
         raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 
-def _open(launch: Launch) -> tuple[RunDir, Manifest]:
-    """The run directory of a plan: that of its unfinished or finished run, else a new one.
+def _earlier(launch: Launch) -> tuple[RunDir, Manifest] | None:
+    """The unfinished or finished run that a plan goes on with; None: it is to begin a new one.
 
     Raises:
         UsageError: there is nothing to resume from, or `never` meets checkpoints.
         StalePlanError: the run to continue was started on other data.
+        CheckpointError: a run of the plan has lost its record.
     """
     resume = launch.resume
-    earlier = list(runs_of(launch.folder))
-    same_plan = [(run, manifest) for run, manifest in earlier if manifest.plan_id == launch.plan_id]
+    _refuse_broken(launch)
 
     # Go on with the newest run of this plan from this source; one that started elsewhere is not started there twice.
-    for run, manifest in same_plan:
+    for run, manifest in _of_the_plan(launch):
         if manifest.resumed_from != resume.source:
             continue
         is_over = resume.source is not None and manifest.verdict == "succeeded"
@@ -184,27 +199,91 @@ def _open(launch: Launch) -> tuple[RunDir, Manifest]:
     elsewhere = launch.checkpoints_elsewhere
     if resume.kind == "never" and elsewhere is not None and iteration_folders(elsewhere):
         raise UsageError(f"run.resume is never, but {elsewhere} has checkpoints; give checkpoint.save another folder")
-    opened = _new_run(launch, [run for run, _ in same_plan])
-    _tell_of_another(earlier, launch)
-    return opened
+    return None
 
 
-def _new_run(launch: Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manifest]:
+def _has_finished(launch: Launch, run: RunDir, manifest: Manifest) -> bool:
+    """Whether a run has reached its last iteration, and still has what it committed.
+
+    Raises:
+        CheckpointError: its checkpoints are gone.
+    """
+    if manifest.verdict != "succeeded":
+        return False
+    if manifest.attempts and manifest.attempts[-1].outcome != "finished":
+        launch.request.talk(f"[WARNING] {run.manifest} says succeeded, and its last attempt did not finish: it goes on")
+        return False
+    _check_progress(launch, run)
+    return True
+
+
+def _check_progress(launch: Launch, run: RunDir) -> None:
+    """See that what a run has committed is there, and its plan's; what may be meant is told by the ranks.
+
+    Raises:
+        CheckpointError: it is gone, or another plan's.
+    """
+    folder = launch.checkpoints(run)
+    if not folder.parent.exists():  # it is a disk of the nodes
+        return
+    identity = Identity(launch.config, launch.plan_id)
+    check_start(newest_described(folder), Progress.of(run, folder, launch.resume.source), identity, report=_unheard)
+
+
+def _unheard(line: str) -> None:
+    """A line that somebody else tells."""
+
+
+def _of_the_plan(launch: Launch) -> list[tuple[RunDir, Manifest]]:
+    """The runs of a plan: first the one that was opened last, then by their names, the newest first."""
+    found = [(run, manifest) for run, manifest in runs_of(launch.folder) if manifest.plan_id == launch.plan_id]
+
+    # A copy has the id of what it was copied from.
+    names = {run.path.name for run, _ in found}
+    own = []
+    for run, manifest in found:
+        if manifest.run_id != run.path.name and manifest.run_id in names:
+            launch.request.talk(f"{run} is a copy of run {manifest.run_id} and is left alone")
+        else:
+            own.append((run, manifest))
+    latest = latest_of(launch.folder)
+    return sorted(own, key=lambda pair: latest is None or pair[0].path.resolve() != latest.path)
+
+
+def _refuse_broken(launch: Launch) -> None:
+    """See that no run that may be this plan's has lost its record.
+
+    Raises:
+        CheckpointError: one has.
+    """
+    if launch.resume.kind not in ("auto", "require"):
+        return
+    for run, fault in broken_runs(launch.folder):
+        if plan_id_of(run) in (None, launch.plan_id):
+            raise CheckpointError(
+                f"the {run.manifest.name} of run {run} {fault}; put it back, or move the run away, "
+                "or begin anew with run.resume=never"
+            )
+
+
+def _new_run(launch: Launch) -> tuple[RunDir, Manifest]:
     """Make a run directory, with everything in it that was asked and compiled."""
     request = launch.request
     plan = request.plan
-    config = dict(launch.config)
-    config["checkpoint"] = config["checkpoint"] | _start_elsewhere(launch, same_plan)
+    starts_from = _start_elsewhere(launch)
     run_id = new_run_id(plan)
     run = RunDir(launch.folder / run_id)
+    _check_progress(launch, run)
+    _check_something_to_train(launch, starts_from)
+    _tell_of_another(launch, run)
 
     # What was asked, and what it was compiled to.
-    run.path.mkdir(parents=True)
+    run.path.mkdir()
     if request.spec_text is not None:
         run.spec.write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
     stored = at(plan, run.path).as_json()
     write_aside(run.plan, json.dumps(stored, indent=2, sort_keys=True) + "\n")
-    write_aside(run.path / CONFIG, config_text(config))
+    write_aside(run.path / CONFIG, launch.config_text(starts_from))
 
     # The record.
     manifest = Manifest(
@@ -217,6 +296,7 @@ def _new_run(launch: Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manif
         overrides=list(request.overrides),
         guards=dict(plan.guards),
         resumed_from=launch.resume.source,
+        starts_from=starts_from,
         created=now(),
         git=git_state(Path.cwd()),
         environment=launch_host(),
@@ -225,11 +305,11 @@ def _new_run(launch: Launch, same_plan: Sequence[RunDir]) -> tuple[RunDir, Manif
     return run, manifest
 
 
-def _start_elsewhere(launch: Launch, same_plan: Sequence[RunDir]) -> dict[str, Any]:
+def _start_elsewhere(launch: Launch) -> dict[str, Any]:
     """The keys of section `checkpoint` by which a new run starts where run.resume says."""
     resume = launch.resume
     if resume.iteration is not None:
-        return {"load": _folder_with(resume.iteration, launch, same_plan), "ckpt_step": resume.iteration}
+        return {"load": _folder_with(resume.iteration, launch), "ckpt_step": resume.iteration}
     if resume.folder is not None:
         named = RunDir(local_path(resume.folder))
         folder = named.checkpoints if named.manifest.exists() else named.path  # a run directory will do
@@ -237,12 +317,32 @@ def _start_elsewhere(launch: Launch, same_plan: Sequence[RunDir]) -> dict[str, A
     return {}
 
 
-def _folder_with(iteration: int, launch: Launch, runs: Sequence[RunDir]) -> str:
+def _check_something_to_train(launch: Launch, starts_from: Mapping[str, Any]) -> None:
+    """See that the iteration that a new run sets out from is not its last already.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not starts_from:
+        return
+    iteration = starts_from.get("ckpt_step")
+    if iteration is None:
+        newest = newest_described(Path(starts_from["load"]))
+        iteration = 0 if newest is None else iteration_of(newest)
+    last = launch.config["train"]["train_iters"]
+    if iteration >= last:
+        raise UsageError(
+            f"run.resume sets out from iteration {iteration}, and train.train_iters is {last}: nothing would be "
+            "trained; raise train.train_iters"
+        )
+
+
+def _folder_with(iteration: int, launch: Launch) -> str:
     """The checkpoint folder of the newest run of this plan that has an iteration.
 
     By the disk: also where nobody lived to write it down.
     """
-    for run in runs:
+    for run, _ in _of_the_plan(launch):
         saved = launch.checkpoints(run)
         if any(iteration_of(path) == iteration for path in committed(saved)):
             return str(saved)
@@ -251,16 +351,22 @@ def _folder_with(iteration: int, launch: Launch, runs: Sequence[RunDir]) -> str:
     )
 
 
-def _tell_of_another(earlier: Sequence[tuple[RunDir, Manifest]], launch: Launch) -> None:
-    """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another."""
+def _tell_of_another(launch: Launch, new: RunDir) -> None:
+    """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another.
+
+    By the disk: also where nobody lived to write it down.
+    """
     if launch.resume.kind != "auto":
         return
-    for run, manifest in earlier:
-        if manifest.verdict in ("stopped", "failed") and manifest.checkpoints:
-            iteration = manifest.checkpoints[-1].iteration
+    for run, manifest in runs_of(launch.folder):
+        if manifest.plan_id == launch.plan_id:
+            continue
+        saved = committed(launch.checkpoints(run))
+        if manifest.verdict != "succeeded" and saved:
+            iteration = iteration_of(saved[0])
             launch.request.talk(
-                f"A new run: {run.path}, at iteration {iteration}, has another plan "
-                f"(dfmspec plan --diff {run.path} tells what differs); run.resume={run.path} goes on from there"
+                f"A new run, {new}: {run}, at iteration {iteration}, has another plan "
+                f"(dfmspec plan --diff {run} tells what differs); run.resume={run} goes on from there"
             )
             return
 
@@ -352,10 +458,30 @@ class _Supervisor:
 
     def _start(self, module: Launcher, place: Place) -> Handle:
         plan = self.launch.request.plan
+        self._renew_config()
+        _check_progress(self.launch, self.run_dir)
         place.attempt_dir.path.mkdir(parents=True)
         if module.RUNS_SCRIPTS:
             write_files(programs(at(plan, self.run_dir.path)), self.run_dir.path)
         return module.launch(plan, place)
+
+    def _renew_config(self) -> None:
+        """Write config.yaml as the plan gives it; what somebody has changed in it is told."""
+        if self.manifest.resumed_from is not None and not self.manifest.starts_from:
+            return  # an earlier version wrote it, and nothing else says where the run starts
+        text = self.launch.config_text(self.manifest.starts_from)
+        file = self.run_dir.path / CONFIG
+        try:
+            found = file.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            found = ""
+        if found == text:
+            return
+        meant = set(text.splitlines())
+        changed = [line.strip() for line in found.splitlines() if line not in meant]
+        shown = "; ".join(changed[:3]) or "lines are missing"
+        self.launch.request.talk(f"[WARNING] {file} is not what the plan gives ({shown}); it is written anew")
+        write_aside(file, text)
 
     def _begin(self, handle: Handle) -> Attempt:
         """Write down that an attempt runs; one that an earlier supervisor began is taken up."""
@@ -391,7 +517,9 @@ class _Supervisor:
         if not self.manifest.attempts:
             return
         last = self.manifest.attempts[-1]
-        for begun in range(last.number + 1, before):
+        for begun in self.run_dir.begun_attempts():
+            if not last.number < begun < before:
+                continue
             # A scheduler refused one that is empty, or ended it before it began.
             if not any(self.run_dir.attempt(begun).path.glob("*")):
                 continue

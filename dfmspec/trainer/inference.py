@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from torch import Tensor
 
+from dfmspec.errors import CheckpointError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
+from dfmspec.trainer.checkpoint.state import load_tensors
 from dfmspec.trainer.data.microbatch import DrawnSample, microbatches
 from dfmspec.trainer.data.patches import patchify, unpatchify
 from dfmspec.trainer.network.model import DiT
@@ -40,7 +41,17 @@ def one_process(config: dict[str, Any]) -> Experiment:
     """A checkpoint's configuration with the layout of a single process on this machine.
 
     On a machine without a GPU, and for a model that was trained without one, that is a process on the CPU, in fp32.
+
+    Raises:
+        CheckpointError: the configuration is none of a training.
     """
+    try:
+        return _one_process(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's configuration is not one of this trainer: {error}") from error
+
+
+def _one_process(config: dict[str, Any]) -> Experiment:
     has_gpu = torch.cuda.is_available() and config["cluster"]["device"] == "cuda"
     model = config["model"] | _ONE_PROCESS
     if not has_gpu:
@@ -69,14 +80,14 @@ def load_model(checkpoint: Path, experiment: Experiment, *, raw: bool) -> DiT:
 def _load_trained(chunk: DiT, checkpoint: Path) -> None:
     """Load the weights that were trained."""
     sharded = chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True})
-    loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint))
+    loaded = load_tensors({"model": sharded}, checkpoint)
     chunk.load_state_dict(loaded["model"])
 
 
 def _load_averages(chunk: DiT, checkpoint: Path, decay: float) -> None:
     """Load the averaged weights; they are fp32 in the checkpoint."""
     averages = Ema([chunk], decay)
-    loaded = dist_checkpointing.load(averages.sharded_state_dict(), str(checkpoint))
+    loaded = load_tensors(averages.sharded_state_dict(), checkpoint)
     weights = dict(chunk.named_parameters())
     with torch.no_grad():
         for name in averages.weights[0]:

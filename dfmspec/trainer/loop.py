@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record import checkpoints
+from dfmspec.record.progress import Identity
 from dfmspec.record.run_dir import AttemptDir
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.checkpoint import writer as checkpoint
@@ -32,10 +33,9 @@ _MAX_FAILED_SAVES = 3
 def train(
     experiment: Experiment,
     *,
-    config: dict[str, Any],
-    digest: str,
+    identity: Identity,
     resume: Callable[..., Path | None],
-    events: str | None,
+    events: Path | None,
     attempt_dir: Path | None,
     stages: Stages,
 ) -> None:
@@ -43,8 +43,7 @@ def train(
 
     Args:
         experiment: the configuration as resolved.
-        config: the configuration that is stored in the checkpoints.
-        digest: its digest, stored too.
+        identity: what the checkpoints say of whose they are.
         resume: finds the checkpoint to start from, if any; it is given a function that says a line.
         events: the file of events; None: there is none.
         attempt_dir: the folder of this start of the run, named by its number.
@@ -62,7 +61,7 @@ def train(
     report = Reporter(train_iters=last, tensorboard_dir=experiment.logger.tensorboard_dir, events=events)
     start_from = _agreed(resume, report)
     trainer, streams, iteration = _set_out(experiment, start_from, report, stages)
-    save = _Saver(trainer, config, digest, report)
+    save = _Saver(trainer, identity, report)
     stages.end("checkpoint and streams")
     attempt = int(attempt_dir.name) if attempt_dir else None
     report.event("started", iteration=iteration, train_iters=last, attempt=attempt, seconds=stages.seconds)
@@ -265,14 +264,14 @@ class _Log:
 class _Saver:
     """Commits checkpoints; a full disk costs a checkpoint, not the run, until it has cost several in a row."""
 
-    def __init__(self, trainer: Trainer, config: dict[str, Any], digest: str, report: Reporter) -> None:
+    def __init__(self, trainer: Trainer, identity: Identity, report: Reporter) -> None:
         self._report = report
         self._failed = 0
         """Checkpoints in a row that could not be written."""
         self._beside = trainer.experiment.checkpoint.async_save
         folder = Path(trainer.experiment.checkpoint.save)
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = checkpoint.Writer(trainer, folder, config, digest)
+        self._writer = checkpoint.Writer(trainer, folder, identity)
         self._writing: tuple[int, float, float, Future[Path]] | None = None
         """Iteration, beginning, seconds that the training stood still, and the writing itself."""
 

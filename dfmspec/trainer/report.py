@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from contextlib import nullcontext, suppress
@@ -11,6 +12,8 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
+from dfmspec.record.checkpoints import manifest_digest
+
 _NEEDED = ("started", "stopped", "finished")
 """Events without which a run cannot be judged."""
 
@@ -18,7 +21,7 @@ _NEEDED = ("started", "stopped", "finished")
 class Reporter:
     """The voice of rank 0; silent on the others. A full disk costs what it says, not the run."""
 
-    def __init__(self, *, train_iters: int, tensorboard_dir: str | None, events: str | None) -> None:
+    def __init__(self, *, train_iters: int, tensorboard_dir: str | None, events: Path | None) -> None:
         self._loud = dist.get_rank() == 0
         self._train_iters = train_iters
         self._events: BinaryIO | None = None
@@ -26,7 +29,7 @@ class Reporter:
         if not self._loud:
             return
         if events:
-            self._events = _for_lines(Path(events))
+            self._events = _for_lines(events)
         if tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -50,7 +53,7 @@ class Reporter:
         if not self._events:
             return
         event = {"type": kind, "time": round(time.time(), 3), **fields}
-        line = json.dumps(event).encode() + b"\n"
+        line = json.dumps(event, allow_nan=False).encode() + b"\n"
         may_wait = kind not in _NEEDED
         with suppress(OSError) if may_wait else nullcontext():
             self._events.write(line)
@@ -80,16 +83,23 @@ class Reporter:
 
     def evaluation(self, iteration: int, loss: float) -> None:
         """The evaluation loss after an iteration."""
+        if not math.isfinite(loss):
+            self.event("evaluation", iteration=iteration, loss=None)
+            self.say(f"[WARNING] Evaluation at iteration {iteration}: the loss is {loss}, which is no figure")
+            return
         self.event("evaluation", iteration=iteration, loss=loss)
         self._draw(iteration, {"eval/loss": loss})
         self.say(f"[INFO] Evaluation at iteration {iteration}, Loss: {loss:.3f}")
 
     def checkpoint(self, iteration: int, path: Path, seconds: float, blocked: float) -> None:
         """A checkpoint that is committed; the training stood still for `blocked` of its seconds."""
+        if not self._loud:
+            return
         self.event(
             "checkpoint",
             iteration=iteration,
             path=str(path),
+            manifest_digest=manifest_digest(path),
             seconds=round(seconds, 3),
             blocked=round(blocked, 3),
         )
@@ -113,8 +123,13 @@ class Reporter:
 
 
 def _for_lines(path: Path) -> BinaryIO:
-    """A file to append to, from the beginning of a line on: one that was cut short takes no other with it."""
-    file = path.open("ab+")
+    """A file to append to, from the beginning of a line on: one that was cut short takes no other with it.
+
+    Raises:
+        OSError: a link stands in its place.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    file = os.fdopen(handle, "ab+")
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":

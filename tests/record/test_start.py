@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import MANIFEST
+from dfmspec.record.progress import Identity, Progress
 from dfmspec.record.start import start_of
-from dfmspec.spec.iterations import folder_of
 from dfmspec.spec.resume import Resume
+from tests.record.made import CONFIG, checkpoint
 
 
-def checkpoint(folder: Path, iteration: int, *, whole: bool = True) -> Path:
-    """A checkpoint of one file."""
-    path = folder / folder_of(iteration)
-    path.mkdir(parents=True)
-    (path / "common.pt").write_bytes(b"state" if whole else b"stat")
-    files = {"common.pt": {"size": 5, "crc32": f"{crc32(b'state'):08x}"}}
-    (path / MANIFEST).write_text(json.dumps({"iteration": iteration, "files": files}))
+def damaged(folder: Path, iteration: int) -> Path:
+    """A checkpoint of which a file was cut short."""
+    path = checkpoint(folder, iteration)
+    (path / "common.pt").write_bytes(b"stat")
     return path
 
 
@@ -30,19 +25,33 @@ def start(
 ) -> tuple[Path | None, list[str]]:
     """Where it starts, and what was told on the way."""
     told: list[str] = []
-    found = start_of(Resume.parse(value), load=load, save=save or load, step=step, report=told.append)
+    found = start_of(
+        Resume.parse(value),
+        load=load,
+        step=step,
+        progress=Progress.of(None, save or load),
+        identity=Identity(CONFIG, None),
+        report=told.append,
+    )
     return found, told
 
 
 def test_auto_goes_on_from_the_newest_whole_checkpoint_and_tells_what_it_passes_over(tmp_path: Path) -> None:
     checkpoint(tmp_path, 2)
     newest_whole = checkpoint(tmp_path, 4)
-    checkpoint(tmp_path, 6, whole=False)
+    damaged(tmp_path, 6)
     found, told = start("auto", tmp_path)
 
     assert found == newest_whole
     assert len(told) == 1
     assert "iter_0000006 is passed over" in told[0]
+
+
+def test_the_newest_is_that_of_the_highest_number(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 9_999_999)
+    newest = checkpoint(tmp_path, 10_000_000)
+
+    assert start("auto", tmp_path)[0] == newest
 
 
 def test_auto_starts_afresh_where_there_is_nothing(tmp_path: Path) -> None:
@@ -93,6 +102,6 @@ def test_an_iteration_or_a_folder_is_where_it_starts(tmp_path: Path) -> None:
 
 
 def test_none_whole_is_an_error_and_never_a_fresh_start(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 2, whole=False)
+    damaged(tmp_path, 2)
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         start("auto", tmp_path)

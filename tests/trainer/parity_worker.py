@@ -73,6 +73,7 @@ def work(job: dict[str, Any]) -> None:
     from megatron.core import parallel_state
 
     from dfmspec.record.checkpoints import iteration_of
+    from dfmspec.record.progress import Identity
     from dfmspec.spec.experiment import Experiment
     from dfmspec.trainer import setup, step
     from dfmspec.trainer.checkpoint import writer as checkpoint
@@ -122,9 +123,8 @@ def work(job: dict[str, Any]) -> None:
     record["tensor_rank"] = parallel_state.get_tensor_model_parallel_rank()
     torch.save(record, folder / f"rank{torch.distributed.get_rank()}.pt")
     if job["save"]:
-        checkpoint.Writer(trainer, folder, job["experiment"], "").save(
-            packs.states(), experiment.train.train_iters
-        ).result()
+        writer = checkpoint.Writer(trainer, folder, Identity(job["experiment"], None))
+        writer.save(packs.states(), experiment.train.train_iters).result()
     trainer.release_graphs()
     parallel_state.destroy_model_parallel()
     (folder / f"done{torch.distributed.get_rank()}").touch()

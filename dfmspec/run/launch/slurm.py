@@ -20,6 +20,7 @@ from pathlib import Path
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import SCRIPT_A_NODE, where
+from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB, STOP, TORCHRUN_LOG
 from dfmspec.record.verdict import exit_code_left
 from dfmspec.run.launch import Place
@@ -194,13 +195,13 @@ def attach(plan: Plan, place: Place) -> SlurmJob | None:
     Raises:
         PreflightError: Slurm does not answer.
     """
-    for first in reversed(range(1, place.attempt)):
+    for first in reversed(place.run.begun_attempts()):
         begun = place.run.attempt(first).slurm
-        if not begun.exists():
+        if first >= place.attempt or not begun.exists():
             continue
 
         # The newest job of the run is the only one that may still go on.
-        job = json.loads(begun.read_text())["job"]
+        job = _job_in(begun)
         try:
             state, restarts, _ = _ask(job) or (_GONE, 0, "")
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -212,6 +213,22 @@ def attach(plan: Plan, place: Place) -> SlurmJob | None:
         place.talk(f"Slurm job {job} goes on: {state}")
         return SlurmJob(job, plan, place._replace(attempt=first + restarts), restarts=restarts)
     return None
+
+
+def _job_in(begun: Path) -> str:
+    """The job of an attempt, by the file that its submission left.
+
+    Raises:
+        PreflightError: it cannot be read.
+    """
+    try:
+        job = read_json(begun)["job"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PreflightError(
+            f"{begun} cannot be read ({error}), and its job may still go on; "
+            "see squeue, cancel that job if there is one, and remove the file"
+        ) from error
+    return str(job)
 
 
 def check(bundle: Path) -> str:

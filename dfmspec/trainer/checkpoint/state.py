@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict, ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.serialization import _CONTENT_METADATA_KEY
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import (
@@ -31,8 +31,9 @@ from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from dfmspec.errors import CheckpointError
 from dfmspec.trainer.optim.update import single_optimizers
@@ -281,6 +282,42 @@ def sharded_state(trainer: Trainer, *, is_loading: bool, memory: HostMemory | No
     }
 
 
+def load_tensors(wanted: ShardedStateDict, checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds of a sharded state: its tensors, and plain values that are common to all ranks.
+
+    Objects are not read: torch would unpickle them, and no weight is one. Those that are `wanted` (the extra state of
+    linear layers, of which none is used) come back as None.
+
+    Raises:
+        CheckpointError: the checkpoint has an object where a tensor is wanted.
+        KeyError, ValueError, CheckpointingException, CheckpointException: it has other tensors.
+    """
+    objects = list(_taken_objects(wanted))
+    kinds = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    for tensor in nested_values(wanted):
+        if isinstance(tensor, ShardedTensor) and isinstance(kinds.get(tensor.key), BytesStorageMetadata):
+            raise CheckpointError(f"checkpoint {checkpoint} has an object for {tensor.key}, and no tensor")
+    reader = TorchDistLoadShardedStrategy()
+    found: dict[str, Any] = dist_checkpointing.load(wanted, str(checkpoint), sharded_strategy=reader)
+    for place in objects:
+        inner = found
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = None
+    return found
+
+
+def _taken_objects(state: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Take the objects out of a sharded state; yields the keys that led to each."""
+    for key in list(state):
+        value = state[key]
+        if isinstance(value, ShardedObject):
+            del state[key]
+            yield (*place, key)
+        elif isinstance(value, dict):
+            yield from _taken_objects(value, (*place, key))
+
+
 _MISMATCHES = (KeyError, ValueError, CheckpointingException, CheckpointException)
 """What megatron-core and torch raise when a checkpoint has other tensors than are asked for."""
 
@@ -292,10 +329,8 @@ def load_state(trainer: Trainer, checkpoint: Path) -> None:
         CheckpointError: the checkpoint is of another model.
     """
     _allocate_moments(trainer.optimizer)
-    reader = TorchDistLoadShardedStrategy()
     try:
-        wanted = sharded_state(trainer, is_loading=True)
-        state = dist_checkpointing.load(wanted, str(checkpoint), sharded_strategy=reader)
+        state = load_tensors(sharded_state(trainer, is_loading=True), checkpoint)
     except _MISMATCHES as error:
         cause = _first_line(error)
         raise CheckpointError(f"checkpoint {checkpoint} is of another model: {cause}") from error

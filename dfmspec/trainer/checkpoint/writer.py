@@ -25,15 +25,23 @@ from megatron.core import parallel_state
 from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem, read_manifest
+from dfmspec.record.checkpoints import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SHARED,
+    TRACKER,
+    committed,
+    crc32s,
+    iteration_of,
+    problem,
+    read_manifest,
+)
+from dfmspec.record.files import write_aside
+from dfmspec.record.progress import Identity
 from dfmspec.spec.iterations import LEFT_ASIDE, folder_of
 from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states
 from dfmspec.trainer.setup import Trainer, patience
-
-_FORMAT_VERSION = 1
-_SHARED = (".metadata", "common.pt", "metadata.json")
-"""What rank 0 writes for all."""
 
 Result = TypeVar("Result")
 Files = dict[str, dict[str, Any]]
@@ -46,12 +54,11 @@ class Writer:
     With `checkpoint.async_save` it does so while the training goes on, from copies in host memory.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, config: dict[str, Any], digest: str) -> None:
-        """`config` and its `digest` stand in the manifest of each checkpoint in `folder`."""
+    def __init__(self, trainer: Trainer, folder: Path, identity: Identity) -> None:
+        """`identity` stands in the manifest of each checkpoint in `folder`."""
         self._trainer = trainer
         self._folder = folder
-        self._config = config
-        self._digest = digest
+        self._identity = identity
         # What the thread says to other ranks must not meet the training's collectives.
         self._group = dist.new_group(backend="gloo", timeout=patience(trainer.experiment))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -118,10 +125,11 @@ class Writer:
 
             # Rank 0 commits them all.
             manifest = {
-                "format_version": _FORMAT_VERSION,
+                "format_version": FORMAT_VERSION,
                 "iteration": iteration,
-                "config_digest": self._digest,
-                "config": self._config,
+                "plan_id": self._identity.plan_id,
+                "config_digest": self._identity.config_digest,
+                "config": self._identity.config,
                 "files": files,
             }
             self._on_rank_0(partial(_commit, aside, final, manifest))
@@ -140,9 +148,9 @@ class Writer:
         rank = dist.get_rank()
         mine = list(aside.glob(f"__{rank}_*.distcp"))
         if _owns_streams():
-            mine += save_states(aside / "streams", streams)
+            mine += save_states(aside, streams)
         if rank == 0:
-            shared = [aside / name for name in _SHARED]
+            shared = [aside / name for name in SHARED]
             mine += [path for path in shared if path.exists()]
         for path in mine:
             _fsync(path)
@@ -240,10 +248,7 @@ def _commit(aside: Path, final: Path, manifest: dict[str, Any]) -> None:
 
     # The tracker, in the same way.
     iteration = manifest["iteration"]
-    tracker = final.parent / f"{TRACKER}.tmp"
-    tracker.write_text(f"{iteration}\n")
-    _fsync(tracker)
-    os.replace(tracker, final.parent / TRACKER)
+    write_aside(final.parent / TRACKER, f"{iteration}\n")
     _fsync(final.parent)
 
 
@@ -294,7 +299,7 @@ def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
     _check_streams(checkpoint, stored["data"]["num_streams"], ours.data.num_streams)
     _check_network(checkpoint, stored["model"], ours.model.model_dump())
     load_state(trainer, checkpoint)
-    load_states(checkpoint / "streams", list(streams.streams.values()))
+    load_states(checkpoint, list(streams.streams.values()))
 
 
 def _check_streams(checkpoint: Path, theirs: int, ours: int) -> None:

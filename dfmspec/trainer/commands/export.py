@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import secrets
 import sys
+from functools import partial
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dfmspec.errors import CheckpointError
 from dfmspec.processes import unwind_on_sigterm
-from dfmspec.record.checkpoints import locate
+from dfmspec.record.locate import locate
+from dfmspec.trainer.ending import ended, say
 from dfmspec.trainer.inference import load_model, one_process
 from dfmspec.trainer.network.weights import to_dfm
 
@@ -27,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
-    try:
-        checkpoint, manifest = locate(args.checkpoint)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(partial(_export, args))
+
+
+def _export(args: argparse.Namespace) -> int:
+    checkpoint, manifest = locate(args.checkpoint, say)
     experiment = one_process(manifest["config"])
     model = load_model(checkpoint, experiment, raw=args.raw)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
@@ -57,11 +60,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(weights: dict[str, Tensor], out: Path, facts: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    aside = out.with_name(f"{out.name}.tmp")
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    unique = secrets.token_hex(8)
+    aside = out.with_name(f".{out.name}.{unique}.tmp")
     try:
         save_file(weights, aside, metadata=facts)
         aside.rename(out)
+    except SafetensorError as error:
+        raise OSError(f"{out} cannot be written: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
 

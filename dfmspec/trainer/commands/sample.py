@@ -12,6 +12,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
 from dfmspec.errors import CheckpointError
-from dfmspec.record import checkpoints
+from dfmspec.record.checkpoints import unused
 from dfmspec.record.events import read_events
+from dfmspec.record.locate import locate
 from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.encoders import picture_encoder, text_encoder
+from dfmspec.trainer.ending import ended, say
 from dfmspec.trainer.inference import load_model, one_process, sample_latents
 from dfmspec.trainer.prepare.butterflies import butterfly
 
@@ -45,17 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     """Write pictures of a checkpoint's samples, and print their paths; the exit code is 1 when there can be none."""
     args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
-    try:
-        checkpoint, manifest = checkpoints.locate(args.checkpoint)
-        experiment = one_process(manifest["config"])
-        shape = _latent_shape(experiment, args.resolution)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(partial(_sample, args))
+
+
+def _sample(args: argparse.Namespace) -> int:
+    checkpoint, manifest = locate(args.checkpoint, say)
+    experiment = one_process(manifest["config"])
+    shape = _latent_shape(experiment, args.resolution)
     numbers = range(args.num_samples)
     captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in numbers]
     latents = _latents(checkpoint, experiment, captions, shape, args)
-    out = args.out or checkpoints.unused(checkpoint.parent.parent / "samples")
+    out = args.out or unused(checkpoint.parent.parent / "samples")
     written = _write_pictures(latents, captions, out)
     events = RunDir(args.checkpoint).events
     if args.curve and events.exists():

@@ -9,29 +9,22 @@ whole; their state is saved by stream, so a run can go on with another DP and no
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Protocol
 
 import torch
-from megatron.energon import SavableDataLoader, WorkerConfig, get_savable_loader, get_train_dataset
 
 from dfmspec.data.encoders import EMBEDDED_PICTURES
 from dfmspec.data.pickles import STREAM_NAMES, RestrictedUnpickler
-from dfmspec.errors import DataError
+from dfmspec.record.checkpoints import STREAMS, stream_file
 from dfmspec.spec.experiment import Experiment
+from dfmspec.trainer.data.loader import EnergonPacks
 from dfmspec.trainer.data.microbatch import DrawnSample, Pack
 from dfmspec.trainer.data.patches import num_tokens
-from dfmspec.trainer.data.task_encoder import PackedSample, TaskEncoder, packed, raise_data_error
+from dfmspec.trainer.data.task_encoder import PackedSample, packed
 from dfmspec.trainer.noise import Draw, counter_seed, draw
-
-_ENERGON = threading.Lock()
-"""Energon notes its active loader once for all threads, and an evaluation's loaders are read while another thread reads
-the training's."""
-_SHUFFLE_SEQUENCE = 100
-"""Samples read in a row from one place of a shard before jumping to another."""
 
 States = dict[int, Any]
 """The state of each stream of a rank, after an iteration's last pack."""
@@ -47,75 +40,6 @@ class Packs(Protocol):
 
     def restore(self, state: Any) -> None:
         """Go on where `state` was taken."""
-
-
-class EnergonPacks:
-    """One Energon loader; at most one worker process, which keeps the order that it has without.
-
-    Raises a DataError for a pack that cannot be read.
-    """
-
-    def __init__(self, experiment: Experiment, split: str, stream: int) -> None:
-        dataset = experiment.dataset
-        part = "train" if dataset.use_train_split_for_val else split
-        self._place = f"split {part} of {dataset.path}"
-
-        # An evaluation reads in order, and in this process.
-        workers = 0
-        shuffle_buffer_size = None
-        sequence = None
-        if split == "train":
-            workers = min(dataset.num_workers, 1)
-            shuffle_buffer_size = dataset.shuffle_buffer_size
-            sequence = _SHUFFLE_SEQUENCE
-
-        worker_config = WorkerConfig(
-            rank=stream,
-            world_size=experiment.data.num_streams,
-            num_workers=workers,
-            seed_offset=experiment.rng.seed,
-            global_error_handler=raise_data_error,
-        )
-        samples = get_train_dataset(
-            dataset.path,
-            split_part=part,
-            worker_config=worker_config,
-            batch_size=None,
-            packing_buffer_size=dataset.packing_buffer_size,
-            shuffle_buffer_size=shuffle_buffer_size,
-            max_samples_per_sequence=sequence,
-            task_encoder=TaskEncoder(experiment),
-        )
-        self._loader: SavableDataLoader = get_savable_loader(samples)
-        self._packs: Iterator[PackedSample] | None = None
-
-    def __next__(self) -> PackedSample:
-        try:
-            with _ENERGON:
-                if self._packs is None:
-                    self._packs = iter(self._loader)
-                return next(self._packs)
-        except Exception as error:  # a sample's fault, or whatever a damaged shard leads Energon to
-            raise self._data_error(error) from error
-
-    def _data_error(self, error: Exception) -> DataError:
-        """What is said of an error while a pack is read."""
-        # From a loader process comes its whole traceback as one text; the last line says what it was.
-        text = str(error).strip() or type(error).__name__
-        last = text.splitlines()[-1]
-        if isinstance(error, DataError):
-            return DataError(last.rpartition("SampleError: ")[2])
-        return DataError(f"{self._place} cannot be read: {last}; dfmspec validate --check data names the damaged shard")
-
-    def state(self) -> Any:
-        """Energon's state of the loader."""
-        with _ENERGON:
-            return self._loader.save_state_rank()
-
-    def restore(self, state: Any) -> None:
-        """Go on where Energon's `state` was taken."""
-        with _ENERGON:
-            self._loader.restore_state_rank(state)
 
 
 class MockPacks:
@@ -251,27 +175,23 @@ _STATES = SimpleNamespace(__name__="pickle", Unpickler=_StateUnpickler)
 """What torch.load takes for Python's pickle: its own reader is a class derived from this one."""
 
 
-def load_states(folder: Path, streams: Sequence[Stream]) -> None:
-    """Restore streams from the files that `save_states` wrote.
+def load_states(checkpoint: Path, streams: Sequence[Stream]) -> None:
+    """Restore streams from the files that `save_states` wrote into a checkpoint.
 
     Raises:
         DataError: a file asks for what no state of a stream needs.
     """
     for stream in streams:
-        state = torch.load(_file(folder, stream.index), weights_only=False, pickle_module=_STATES)
+        state = torch.load(checkpoint / stream_file(stream.index), weights_only=False, pickle_module=_STATES)
         stream.restore(state)
 
 
-def save_states(folder: Path, states: States) -> list[Path]:
-    """Write one file a stream into a folder, which is made; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_states(checkpoint: Path, states: States) -> list[Path]:
+    """Write one file a stream into a checkpoint; returns the files."""
+    (checkpoint / STREAMS).mkdir(exist_ok=True)
     files = []
     for index, state in states.items():
-        file = _file(folder, index)
+        file = checkpoint / stream_file(index)
         torch.save(state, file)
         files.append(file)
     return files
-
-
-def _file(folder: Path, index: int) -> Path:
-    return folder / f"stream_{index:05d}.pt"

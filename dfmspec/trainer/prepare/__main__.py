@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dfmspec.errors import DataError
 from dfmspec.processes import unwind_on_sigterm
+from dfmspec.trainer.ending import ended
 from dfmspec.trainer.prepare.sources import embedded_pictures, folder_pictures
 from dfmspec.trainer.prepare.writer import SHARDS, write_dataset
 
@@ -21,13 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write a dataset; the exit code is 1 when it cannot be."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        _prepare(args)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(args.path)
-    return 0
+    return ended(partial(_prepare, args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(args: argparse.Namespace) -> None:
-    """Encode the pictures of a folder, or else embedded ones, into a new dataset.
+def _prepare(args: argparse.Namespace) -> int:
+    """Encode the pictures of a folder, or else embedded ones, into a new dataset; prints its folder.
 
     Raises:
         DataError: the pictures cannot be read or are too few, or the dataset exists.
@@ -61,6 +57,8 @@ def _prepare(args: argparse.Namespace) -> None:
         flush=True,
     )
     write_dataset(pictures, args.path, count=count)
+    print(args.path)
+    return 0
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ def cut(whole: Path, run_dir: Path, last: int) -> Path:
     for path in checkpoints.committed(run_dir / "checkpoints"):
         if checkpoints.iteration_of(path) > last:
             shutil.rmtree(path)
+    tracker = run_dir / "checkpoints" / checkpoints.TRACKER
+    tracker.write_text(f"{last}\n")
+    if last == 0:
+        tracker.unlink()
     return run_dir
 
 

@@ -1,0 +1,69 @@
+"""Files of a run: written whole, and read back without trust."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+LARGEST = 64 * 2**20
+"""Bytes of a file of JSON that are read; a run's have some thousand."""
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replace a file by a whole new one, on disk before it has the name.
+
+    Raises:
+        OSError: it cannot be written; nothing is left, and the error names the file.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        # Whoever may write to the folder cannot have a link waiting under that name.
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        error.filename = str(path)
+        error.filename2 = None
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no ordinary file, or what is in it is no JSON object, or is too large or too deep for one.
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError("it is no ordinary file")
+    with path.open("rb") as handle:
+        text = handle.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        mebibytes = LARGEST >> 20
+        raise ValueError(f"it has more than {mebibytes} MiB")
+    return json_object(text)
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object that a text is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        # File names need not be UTF-8.
+        found = json.loads(text.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found

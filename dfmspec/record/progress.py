@@ -1,0 +1,227 @@
+"""What a run has committed, by all that bears witness: its record, its events, the tracker, the checkpoints.
+
+Before it goes on they must agree with one another and with its plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dfmspec.errors import CheckpointError
+from dfmspec.record.checkpoints import TRACKER, iteration_of, read_manifest
+from dfmspec.record.events import read_events
+from dfmspec.record.files import read_json
+from dfmspec.record.run_dir import RunDir
+from dfmspec.spec.digest import canonical, config_digest
+from dfmspec.spec.iterations import folder_of
+from dfmspec.spec.paths import PATH_KEYS, local_path
+
+_SHOWN = 3
+"""Differences between two configurations that a message names."""
+
+
+class Identity(NamedTuple):
+    """Whose a checkpoint is."""
+
+    config: Mapping[str, Any]
+    """The configuration that it is trained with, as the target reads it."""
+    plan_id: str | None
+    """The plan's; None: torchrun was started by hand."""
+
+    @property
+    def config_digest(self) -> str:
+        """sha256 of the configuration."""
+        return config_digest(self.config)
+
+
+class Progress(NamedTuple):
+    """What a run has committed so far."""
+
+    save: Path
+    """Where it saves."""
+    digests: dict[int, str]
+    """The digest of each checkpoint's manifest, by iteration."""
+    iteration: int
+    """The highest iteration that was ever committed; 0: none was."""
+    witness: str
+    """The file that says so."""
+    is_named: bool
+    """Somebody has named this folder to go on from, whoever wrote what is there."""
+    is_shared: bool
+    """The folder is not the run's own: another run may have named it too."""
+
+    @classmethod
+    def of(cls, run: RunDir | None, save: Path, resumed_from: str | None = None) -> Progress:
+        """The progress of a run.
+
+        Args:
+            run: its directory; None: torchrun was started by hand.
+            save: where it saves.
+            resumed_from: what run.resume names, of a run that has no record yet.
+        """
+        digests: dict[int, str] = {}
+        witnesses = [(_tracked(save), str(save / TRACKER))]
+        if run is not None:
+            record = _record(run)
+            resumed_from = record.get("resumed_from", resumed_from)
+            recorded = _recorded(record)
+            evented = _evented(run)
+            digests = {at: digest for at, digest in (recorded | evented).items() if digest}
+            witnesses += [(max(recorded, default=0), str(run.manifest)), (max(evented, default=0), str(run.events))]
+        iteration, witness = max(witnesses)
+        return cls(
+            save=save,
+            digests=digests,
+            iteration=iteration,
+            witness=witness,
+            is_named=_names(resumed_from, save),
+            is_shared=run is None or save.parent != run.path,
+        )
+
+
+def _record(run: RunDir) -> dict[str, Any]:
+    try:
+        return read_json(run.manifest)
+    except (OSError, ValueError):  # whoever opens the run looks at it
+        return {}
+
+
+def _recorded(record: Mapping[str, Any]) -> dict[int, str | None]:
+    """Iteration -> digest of the checkpoints that a manifest names."""
+    found: dict[int, str | None] = {}
+    checkpoints = record.get("checkpoints")
+    for checkpoint in checkpoints if isinstance(checkpoints, list) else []:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get("iteration"), int):
+            found[checkpoint["iteration"]] = checkpoint.get("manifest_digest")
+    return found
+
+
+def _evented(run: RunDir) -> dict[int, str | None]:
+    """Iteration -> digest of the checkpoints that a run told of."""
+    events = [event for event in read_events(run.events) if event["type"] == "checkpoint"]
+    return {event["iteration"]: event.get("manifest_digest") for event in events}
+
+
+def _tracked(save: Path) -> int:
+    """The iteration that the tracker of a folder names; 0: there is none, or it is damaged."""
+    try:
+        return int((save / TRACKER).read_bytes()[:20])
+    except (OSError, ValueError):
+        return 0
+
+
+def _names(resumed_from: Any, save: Path) -> bool:
+    """Whether `run.resume`, as a run's record has it, names the folder where it saves, or an iteration of it."""
+    if not isinstance(resumed_from, str):
+        return False
+    if resumed_from.isdecimal():
+        return True
+    named = os.path.realpath(local_path(resumed_from))
+    return os.path.realpath(save) in (named, os.path.realpath(RunDir(Path(named)).checkpoints))
+
+
+def plan_id_of(run: RunDir | None) -> str | None:
+    """The id of the plan that a run directory is of; None: it was made by no plan."""
+    if run is None:
+        return None
+    try:
+        found = read_json(run.plan).get("plan_id")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def check_start(
+    found: Path | None,
+    progress: Progress,
+    identity: Identity,
+    report: Callable[[str], None],
+) -> None:
+    """See that a run goes on where it was, and with what is its own.
+
+    Args:
+        found: the checkpoint that it would start from, in the folder where it saves; None: it would begin anew.
+        progress: what it has committed.
+        identity: whose checkpoints are its own.
+        report: where a difference that may be meant is told.
+
+    Raises:
+        CheckpointError: everything that was committed is gone, or the checkpoint is another plan's.
+    """
+    at = 0 if found is None else iteration_of(found)
+    if found is None and progress.iteration > 0:
+        raise CheckpointError(
+            f"{progress.save} has no checkpoint, but iteration {progress.iteration} was committed, says "
+            f"{progress.witness}; put the checkpoints back, or begin anew with run.resume=never"
+        )
+    if at < progress.iteration and not (progress.save / folder_of(progress.iteration)).exists():
+        report(
+            f"[WARNING] The checkpoint of iteration {progress.iteration}, which {progress.witness} names, is gone "
+            f"from {progress.save}: training goes on from iteration {at}"
+        )
+    if found is not None:
+        _check_own(found, progress, identity, report)
+
+
+def _check_own(
+    found: Path,
+    progress: Progress,
+    identity: Identity,
+    report: Callable[[str], None],
+) -> None:
+    """See that a checkpoint was written by the plan that goes on from it.
+
+    Raises:
+        CheckpointError: it was written by another, and nobody has named it.
+    """
+    manifest = read_manifest(found)
+    theirs = manifest.get("plan_id")
+    is_known = theirs is not None and identity.plan_id is not None
+    if is_known and theirs == identity.plan_id:
+        return
+    differences = _differences(manifest["config"], identity.config, with_data=progress.is_shared)
+    if not is_known and not differences:
+        return
+
+    # What a person types is a wish; what two plans share is an accident.
+    shown = ", ".join(differences[:_SHOWN]) or "the same configuration, under another name or environment"
+    if len(differences) > _SHOWN:
+        shown += f", and {len(differences) - _SHOWN} more"
+    by_hand = identity.plan_id is None
+    if progress.is_named or by_hand:
+        report(f"[WARNING] Checkpoint {found} was written with other values: {shown}")
+        return
+    raise CheckpointError(
+        f"checkpoint {found} is of another plan: {shown}; give checkpoint.save a folder of its own, "
+        f"or go on from it with run.resume={progress.save}"
+    )
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, with_data: bool) -> list[str]:
+    """`optimizer.lr is 0.0001 there and 0.0007 here`, of every value that two configurations do not share.
+
+    Paths are of a machine; that of the data counts `with_data`.
+    """
+    ignored = PATH_KEYS - {"dataset.path"} if with_data else PATH_KEYS
+    here = _flat(json.loads(canonical(ours)))
+    there = _flat(theirs)
+    found = []
+    for key in sorted(here.keys() & there.keys() - ignored):
+        if here[key] != there[key]:
+            found.append(f"{key} is {there[key]!r} there and {here[key]!r} here")
+    return found
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.field` -> value."""
+    found: dict[str, Any] = {}
+    for section, fields in config.items():
+        if isinstance(fields, Mapping):
+            found |= {f"{section}.{name}": value for name, value in fields.items()}
+        else:
+            found[section] = fields
+    return found

@@ -1,0 +1,25 @@
+"""How a command of the trainer ends: an expected error is one line, as the command line itself has it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from dfmspec.errors import PREFLIGHT, DfmspecError
+
+
+def say(line: str) -> None:
+    """One line on the error stream."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit code of a command, or of the error that ended it."""
+    try:
+        return command()
+    except DfmspecError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        say(f"error: {error}")
+        return PREFLIGHT
