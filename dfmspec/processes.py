@@ -15,11 +15,16 @@ from dfmspec.errors import PreflightError
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Ask the kernel (Linux) for a SIGTERM when this process's parent dies, so that nothing is left behind."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel (Linux) for a SIGTERM when this process's parent dies, so that nothing is left behind.
+
+    `parent`: the process that started this one, where it is known; when it is gone already, this one ends at once.
+    """
     # On another system the ordinary clean-up must do.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
 
 
 def die_with_torchrun() -> None:

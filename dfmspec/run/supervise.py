@@ -210,11 +210,16 @@ def _has_finished(launch: Launch, run: RunDir, manifest: Manifest) -> bool:
     """
     if manifest.verdict != "succeeded":
         return False
-    if manifest.attempts and manifest.attempts[-1].outcome != "finished":
+    if not _is_credible(manifest):
         launch.request.talk(f"[WARNING] {run.manifest} says succeeded, and its last attempt did not finish: it goes on")
         return False
     _check_progress(launch, run)
     return True
+
+
+def _is_credible(manifest: Manifest) -> bool:
+    """Whether a record that says succeeded has an attempt that did."""
+    return not manifest.attempts or manifest.attempts[-1].outcome == "finished"
 
 
 def _check_progress(launch: Launch, run: RunDir) -> None:
@@ -425,7 +430,8 @@ class _Supervisor:
             # An attempt that goes on is taken up; those that nobody watched are judged first.
             handle = module.attach(request.plan, place)
             self._conclude_earlier(handle.attempt if handle else 0)
-            if handle is None and self.manifest.verdict == "succeeded":  # while nobody watched
+            succeeded = self.manifest.verdict == "succeeded" and _is_credible(self.manifest)
+            if handle is None and succeeded:  # while nobody watched
                 return OK
 
             # One attempt, and those that a scheduler starts after it.

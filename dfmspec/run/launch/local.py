@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from string import Template
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan, Role, Word
@@ -22,6 +24,12 @@ from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
 from dfmspec.run.launch import Place
 from dfmspec.targets import CONFIG, target_module
+
+if TYPE_CHECKING:
+    import psutil
+
+_ATTEMPT = "DFMSPEC_ATTEMPT_DIR"
+_SECONDS_TO_END = 10.0
 
 OUTLIVES = False
 RUNS_SCRIPTS = False
@@ -68,7 +76,7 @@ def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     port = str(free_port())
     env = dict(plan.env)
     env["DFMSPEC_RUN_DIR"] = str(place.run.path)
-    env["DFMSPEC_ATTEMPT_DIR"] = str(place.attempt_dir.path)
+    env[_ATTEMPT] = str(place.attempt_dir.path)
     env["TQDM_DISABLE"] = "1"
     if plan.nnodes > 1:
         env["MASTER_ADDR"] = "127.0.0.1"
@@ -121,6 +129,8 @@ class LocalRun:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folders: list[NodeDir] = []
         self._logs: list[IO[bytes]] = []
+        self._attempts: set[str] = set()
+        """The folder of the attempt, as its processes have it in their environment."""
         self._described: list[tuple[str, list[str], list[str]]] = []
 
     def start(self, argv: list[str], env: Mapping[str, str | None], folder: NodeDir) -> None:
@@ -134,9 +144,10 @@ class LocalRun:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  one thread here
         )
         self._processes.append(process)
+        self._attempts.add(str(folder.path.parent))
         self._folders.append(folder)
         self._logs.append(log)
         self._described.append((socket.gethostname(), argv, sorted(env)))
@@ -185,24 +196,43 @@ class LocalRun:
         """End every process of the run, and those that they started."""
         import psutil
 
-        # Each torchrun, and what it has started.
-        family: list[psutil.Process] = []
-        for process in self._processes:
-            with suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(process.pid)
-                family += [*parent.children(recursive=True), parent]
-
-        # Ranks of a torchrun that is gone; another process may have the number by now.
-        for rank in self._ranks():
-            attempt_dir = str(self._folders[0].path.parent)
-            with suppress(psutil.Error):
-                left = psutil.Process(rank)
-                if left.environ().get("DFMSPEC_ATTEMPT_DIR") == attempt_dir:
-                    family += [*left.children(recursive=True), left]
-
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family, timeout=5)
+        # Again, until none is left: one may have been starting others.
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while time.monotonic() < deadline:
+            family = self._family()
+            if not family:
+                break
+            for member in family:
+                with suppress(psutil.Error):
+                    member.kill()
+            psutil.wait_procs(family, timeout=1)
         for log in self._logs:
             log.close()
+
+    def _family(self) -> list[psutil.Process]:
+        """Every process of the run that is alive, whoever its parent is by now."""
+        import psutil
+
+        # Each torchrun, and what it has started.
+        found: dict[int, psutil.Process] = {}
+        for process in self._processes:
+            with suppress(psutil.Error):
+                parent = psutil.Process(process.pid)
+                found |= {member.pid: member for member in (*parent.children(recursive=True), parent)}
+
+        # Those of a torchrun that is gone have the attempt in their environment.
+        for other in psutil.process_iter():
+            with suppress(psutil.Error):
+                if other.environ().get(_ATTEMPT) in self._attempts:
+                    found[other.pid] = other
+        return [member for member in found.values() if _lives(member)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether a process is more than an entry that its parent has not read yet."""
+    import psutil
+
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
