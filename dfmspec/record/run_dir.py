@@ -10,6 +10,7 @@ runs/<name>/latest -> <run-id>
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,6 +198,6 @@ class RunDir(NamedTuple):
         """The numbers of all attempts that were ever begun, recorded or not, in order; other names are none."""
         return sorted(int(path.name) for path in self.attempts.glob("*") if _is_attempt(path.name))
 
-    def next_attempt(self) -> int:
-        """One more than any attempt that was ever begun."""
-        return 1 + max(self.begun_attempts(), default=0)
+    def next_attempt(self, recorded: Iterable[int] = ()) -> int:
+        """One more than any attempt that was ever begun, or is `recorded`: a folder may be lost."""
+        return 1 + max([*self.begun_attempts(), *recorded], default=0)

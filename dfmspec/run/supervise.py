@@ -99,6 +99,11 @@ class Launch:
         config["checkpoint"] = config["checkpoint"] | dict(starts_from)
         return config_text(config)
 
+    def plan_text(self, run: RunDir) -> str:
+        """plan.json of a run."""
+        stored = at(self.request.plan, run.path).as_json()
+        return json.dumps(stored, indent=2, sort_keys=True) + "\n"
+
     def checkpoints(self, run: RunDir) -> Path:
         """Where a run of the plan saves."""
         save = str(self.config["checkpoint"]["save"])
@@ -285,9 +290,8 @@ def _new_run(launch: Launch) -> tuple[RunDir, Manifest]:
     # What was asked, and what it was compiled to.
     run.path.mkdir()
     if request.spec_text is not None:
-        run.spec.write_text(request.spec_text, encoding="utf-8", errors="surrogateescape")
-    stored = at(plan, run.path).as_json()
-    write_aside(run.plan, json.dumps(stored, indent=2, sort_keys=True) + "\n")
+        write_aside(run.spec, request.spec_text)
+    write_aside(run.plan, launch.plan_text(run))
     write_aside(run.path / CONFIG, launch.config_text(starts_from))
 
     # The record.
@@ -422,7 +426,7 @@ class _Supervisor:
     def run(self) -> int:
         request = self.launch.request
         module = launcher(request.plan.launcher["kind"])
-        place = Place(self.run_dir, self.run_dir.next_attempt(), request.talk)
+        place = Place(self.run_dir, self._next_attempt(), request.talk)
         previous = self._catch_signals()
         handle: Handle | None = None
         detached = False
@@ -453,6 +457,9 @@ class _Supervisor:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _next_attempt(self) -> int:
+        return self.run_dir.next_attempt(attempt.number for attempt in self.manifest.attempts)
+
     def _catch_signals(self) -> dict[int, Any]:
         """Remember signals from now on, but for those that the parent ignores; the handlers that were there."""
         caught = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -464,15 +471,17 @@ class _Supervisor:
 
     def _start(self, module: Launcher, place: Place) -> Handle:
         plan = self.launch.request.plan
-        self._renew_config()
+        self._renew_plan()
         _check_progress(self.launch, self.run_dir)
         place.attempt_dir.path.mkdir(parents=True)
         if module.RUNS_SCRIPTS:
             write_files(programs(at(plan, self.run_dir.path)), self.run_dir.path)
         return module.launch(plan, place)
 
-    def _renew_config(self) -> None:
-        """Write config.yaml as the plan gives it; what somebody has changed in it is told."""
+    def _renew_plan(self) -> None:
+        """Write plan.json and config.yaml anew where they are lost or changed; a changed configuration is told."""
+        if plan_id_of(self.run_dir) != self.launch.plan_id:
+            write_aside(self.run_dir.plan, self.launch.plan_text(self.run_dir))
         if self.manifest.resumed_from is not None and not self.manifest.starts_from:
             return  # an earlier version wrote it, and nothing else says where the run starts
         text = self.launch.config_text(self.manifest.starts_from)
@@ -511,7 +520,7 @@ class _Supervisor:
 
         number: of the attempt that goes on; 0: none does.
         """
-        self._add_unrecorded(number or self.run_dir.next_attempt())
+        self._add_unrecorded(number or self._next_attempt())
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
                 codes: list[int | None] = [None] * len(attempt.nodes)

@@ -24,6 +24,7 @@ from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import owned
 from dfmspec.run.launch.local import free_port
 from tests.conftest import HOWTO, ROOT, TINY, dfmspec, environment
+from tests.record.made import checkpoint
 
 SPEC = """
 cluster: {device: cpu, nproc_per_node: 2}
@@ -303,10 +304,8 @@ def test_an_error_that_a_comment_accepts_starts_nothing(spec: Path, tmp_path: Pa
 
 def test_a_run_is_judged_by_its_own_last_checkpoint(tmp_path: Path) -> None:
     """A damaged one of a later iteration was passed over when it began."""
-    for iteration in (4, 8):
-        (tmp_path / f"iter_000000{iteration}").mkdir()
-    (tmp_path / "iter_0000004" / "manifest.json").write_text('{"files": {}}')
-    (tmp_path / "iter_0000008" / "manifest.json").write_text("{")
+    checkpoint(tmp_path, 4)
+    (checkpoint(tmp_path, 8) / "manifest.json").write_text("{")
 
     assert verdict._fault_of(tmp_path, 4) is None
     assert verdict._fault_of(tmp_path, 8)

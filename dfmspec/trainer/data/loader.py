@@ -118,7 +118,7 @@ class EnergonPacks:
                 f"a loader process found no room in /dev/shm: {last}; give the container more "
                 "(docker --shm-size, a memory volume of the pod), or set dataset.num_workers=0"
             )
-        if "DataLoader worker" in text:
+        if "DataLoader worker (pid" in text:
             return LoaderError(f"a loader process has ended: {last}; {_WHY}")
         return DataError(f"{self._place} cannot be read: {last}; dfmspec validate --check data names the damaged shard")
 

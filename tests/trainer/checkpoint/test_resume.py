@@ -402,13 +402,15 @@ def test_a_line_that_was_cut_short_takes_no_event_with_it(monkeypatch: pytest.Mo
     from dfmspec.trainer import report
 
     monkeypatch.setattr(report.dist, "get_rank", lambda: 0)
-    (tmp_path / "events.jsonl").write_text('{"type": "evaluation"}\n{"type": "iteration", "lo')
-    for kind in ("started", "finished"):
-        reporter = report.Reporter(train_iters=1, tensorboard_dir=None, events=str(tmp_path / "events.jsonl"))
-        reporter.event(kind)
+    (tmp_path / "events.jsonl").write_text(
+        '{"type": "evaluation", "time": 1, "iteration": 1, "loss": 1.0}\n{"type": "iteration", "lo'
+    )
+    for iteration in (2, 3):
+        reporter = report.Reporter(train_iters=1, tensorboard_dir=None, events=tmp_path / "events.jsonl")
+        reporter.event("finished", iteration=iteration)
         reporter.close()
 
-    assert [event["type"] for event in read_events(tmp_path / "events.jsonl")] == ["evaluation", "started", "finished"]
+    assert [event["iteration"] for event in read_events(tmp_path / "events.jsonl")] == [1, 2, 3]
 
 
 def test_a_checkpoint_is_sampled_from_in_one_process(whole: Path, tmp_path: Path) -> None:
