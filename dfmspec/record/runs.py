@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dfmspec.errors import LockedError, UsageError
+from dfmspec.errors import LockedError, PreflightError, UsageError
 from dfmspec.plan.plan import Plan
 from dfmspec.record.events import read_events
 from dfmspec.record.manifest import Manifest, now, read_manifest, write_aside
@@ -107,6 +107,7 @@ def owned(folder: Path, what: str) -> Iterator[None]:
 
     Raises:
         LockedError: another process owns it.
+        PreflightError: its file system has no locks, or refuses one.
     """
     from filelock import FileLock, Timeout
 
@@ -117,6 +118,13 @@ def owned(folder: Path, what: str) -> Iterator[None]:
     except Timeout:
         by = _told_owner(owner)
         raise LockedError(f"{what} {folder} is locked by {by}; wait for it, or stop that process") from None
+    except OSError as error:
+        key = "run.output_dir" if what == "run" else what
+        reason = error.strerror or error
+        raise PreflightError(
+            f"{what} {folder} cannot be locked against a second process: {reason}; "
+            f"set {key} to a folder of a file system with locks, or have this one mounted with them"
+        ) from error
     try:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         write_aside(owner, json.dumps(who) + "\n")
