@@ -24,7 +24,7 @@ from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB,
 from dfmspec.record.verdict import exit_code_left
 from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
-from dfmspec.targets import target_module
+from dfmspec.targets import minutes_of, target_module
 
 OUTLIVES = True
 RUNS_SCRIPTS = True
@@ -143,7 +143,7 @@ def _check_gpus(plan: Plan) -> str:
 def _on_signal(plan: Plan) -> str:
     """What a job does when Slurm says that it will end it; requeueing ends it at once."""
     is_own = target_module(plan.target).OWN
-    if not is_own and plan.launcher["time_limit"] is None:
+    if not is_own and minutes_of(plan.launcher["time_limit"]) is None:
         return (
             '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
             'it is queued again, from its last checkpoint"\n'
