@@ -17,10 +17,10 @@ from typing import Any
 from dfmspec.errors import CheckpointError
 from dfmspec.record.events import read_events
 from dfmspec.record.run_dir import RunDir
+from dfmspec.spec.checkpoints import MANIFEST, of_another
 from dfmspec.spec.iterations import folder_of, iteration_folders, iteration_in
 
 TRACKER = "latest_checkpointed_iteration.txt"
-MANIFEST = "manifest.json"
 
 
 def committed(folder: Path) -> list[Path]:
@@ -69,7 +69,8 @@ def find(folder: Path, *, iteration: int | None, report: Callable[[str], None]) 
         report(f"[WARNING] Checkpoint {path} is passed over: {fault}")
     if candidates:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; "
+            _told_whose(candidates)
+            or f"none of the {len(candidates)} checkpoints in {folder} is whole; "
             "to start afresh, move them away or set run.resume=never"
         )
     return None
@@ -112,7 +113,8 @@ def locate(place: Path) -> tuple[Path, dict[str, Any]]:
         for found in committed(folder):
             if problem(found) is None:
                 return found, read_manifest(found)
-    raise CheckpointError(f"{place} has no whole checkpoint (iter_N with {MANIFEST})")
+    there = [place] if iteration_in(place.name) is not None else iteration_folders(place)
+    raise CheckpointError(_told_whose(there) or f"{place} has no whole checkpoint (iter_N with {MANIFEST})")
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -123,6 +125,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def problem(checkpoint: Path) -> str | None:
     """Why a checkpoint is not whole; None when every file has the size and checksum of its manifest."""
+    whose = of_another(checkpoint, own=True)
+    if whose is not None:
+        return f"it is {whose}"
     try:
         files = read_manifest(checkpoint)["files"]
         expected = [(name, facts["size"], facts["crc32"]) for name, facts in files.items()]
@@ -163,3 +168,11 @@ def _crc32(path: Path) -> str:
         while block := handle.read(1 << 20):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
+
+
+def _told_whose(folders: list[Path]) -> str | None:
+    """The error of checkpoints of another program, by the newest of them; None where they are not known as such."""
+    whose = of_another(folders[0], own=True) if folders else None
+    if whose is None:
+        return None
+    return f"checkpoint {folders[0]} is {whose}, which dfmspec's trainer cannot read; target dfm goes on from it"

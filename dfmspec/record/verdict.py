@@ -16,6 +16,7 @@ from dfmspec.record import checkpoints
 from dfmspec.record.events import read_events
 from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest, moment
 from dfmspec.record.run_dir import AttemptDir, RunDir
+from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import folder_of
 
 Event = dict[str, Any]
@@ -184,7 +185,7 @@ def _records(folder: Path) -> list[CheckpointRecord]:
     """The committed checkpoints of a folder, in order."""
     found = []
     for path in reversed(checkpoints.committed(folder)):
-        digest = hashlib.sha256((path / checkpoints.MANIFEST).read_bytes()).hexdigest()
+        digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         record = CheckpointRecord(
             iteration=checkpoints.iteration_of(path),
             path=str(path),

@@ -9,8 +9,8 @@ from zlib import crc32
 import pytest
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import MANIFEST
 from dfmspec.record.start import start_of
+from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import folder_of
 from dfmspec.spec.resume import Resume
 

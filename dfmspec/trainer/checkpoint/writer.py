@@ -25,7 +25,8 @@ from megatron.core import parallel_state
 from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import MANIFEST, TRACKER, committed, crc32s, iteration_of, problem, read_manifest
+from dfmspec.record.checkpoints import TRACKER, committed, crc32s, iteration_of, problem, read_manifest
+from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import LEFT_ASIDE, folder_of
 from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states

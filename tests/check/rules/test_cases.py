@@ -170,11 +170,15 @@ def test_resume_is_judged_by_what_is_there(target: str, tmp_path: Path) -> None:
         f"checkpoint.save={tmp_path / 'ck'}",
     ]
     nothing = found(*words, "run.resume=require", levels=LEVELS)
-    (tmp_path / "ck" / "iter_0000100").mkdir(parents=True)
+    checkpoint = tmp_path / "ck" / "iter_0000100"
+    checkpoint.mkdir(parents=True)
+    begun = found(*words, "run.resume=require", levels=LEVELS)
+    (checkpoint / ("manifest.json" if target == "megatron_core" else "metadata.json")).touch()
     there = found(*words, "run.resume=require", levels=LEVELS)
     never = found(*words, "run.resume=never", levels=LEVELS)
 
     assert "require" in nothing["RUN103"].message
+    assert "require" in begun["RUN103"].message
     assert "RUN103" not in there
     assert "iteration 100" in never["RUN103"].message
     assert "RUN103" not in found(*words, levels=LEVELS)
