@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan
+from dfmspec.plan.scripts import MASTER_PORT
 from dfmspec.processes import die_with_parent
 from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, port_of, start_script, variables
@@ -57,8 +58,7 @@ def launch(plan: Plan, place: Place) -> SshRun:
         env["MASTER_ADDR"] = hosts[0].rpartition("@")[2]  # without the user
         env["MASTER_PORT"] = port
     else:
-        env["PET_MASTER_ADDR"] = "127.0.0.1"
-        env["PET_MASTER_PORT"] = port
+        env[MASTER_PORT] = port
 
     # What each node runs lies in the run directory.
     starts = [str(start_script(plan, place, node, env)) for node in range(plan.nnodes)]
