@@ -115,8 +115,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
-        _report_a_fault()
-        sys.exit(INTERNAL)
+        sys.exit(_report_a_fault())
 
 
 def _called(arguments: Sequence[str]) -> str | None:
@@ -127,15 +126,24 @@ def _called(arguments: Sequence[str]) -> str | None:
     return "" if first == "--version" else None
 
 
-def _report_a_fault() -> None:
-    """Keep the traceback of a fault of ours for a report, and say where."""
+def _report_a_fault() -> int:
+    """Keep the traceback of a fault of ours for a report, and say where; returns the exit code."""
     import tempfile
     import traceback
+
+    from dfmspec.namesakes import told
 
     trace = traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="dfmspec-", suffix=".log", delete=False) as log:
         log.write(f"dfmspec {__version__}: {sys.argv}\n{trace}")
+
+    # It is no fault of ours where a file of the user's is imported in place of a package.
+    namesakes = told(os.environ.get("PYTHONPATH", ""))
+    if namesakes:
+        typer.echo(f"error: {namesakes}; details are in {log.name}", err=True)
+        return PREFLIGHT
     typer.echo(
         f"internal error: this is a fault of dfmspec, not of your spec; details are in {log.name}",
         err=True,
     )
+    return INTERNAL

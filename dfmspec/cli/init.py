@@ -124,7 +124,7 @@ def init(
     if file.exists():
         raise UsageError(f"{file} exists, and nothing of yours is overwritten; name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
     typer.echo(file)
     if dataset_path is None and "path: null" in text:
         typer.echo("set dataset.path to your WebDataset before you run it", err=True)

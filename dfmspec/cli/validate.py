@@ -379,16 +379,16 @@ def _show(
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    # Into files, which have no colours.
+    # Into files, which have no colours; the name of a file may have bytes that are no text.
     for name, file in reports:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = reporter(name)(findings, texts)
         plain = re.sub(r"\x1b\[\d*m", "", text)
-        file.write_text(plain + "\n", encoding="utf-8")
+        file.write_text(plain + "\n", encoding="utf-8", errors="backslashreplace")
 
     # The page of a job on GitHub.
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary and form == "github":
         text = reporter("markdown")(findings, texts)
-        with Path(summary).open("a", encoding="utf-8") as handle:
+        with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(text + "\n")

@@ -17,6 +17,19 @@ UNSET = ""
 """The value of a variable that a run must not have."""
 
 
+# What surrounds a launch and would change the command that was reviewed.
+_FAMILIES = ("PET_", "TORCHELASTIC_", "TORCH_ELASTIC_")
+"""torchrun's flags as variables, and what it tells its ranks: of another launcher, such as a pod's."""
+_STRAYS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+    *("OMP_NUM_THREADS", "PYTHON_EXEC", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONOPTIMIZE"),
+)
+"""What torchrun gives its ranks; and what changes how many threads, which Python or which asserts a rank has."""
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+"""Where nodes meet, which whoever starts several of them by hand says."""
+
+
 class Variable(NamedTuple):
     """One variable, and when it is set."""
 
@@ -141,6 +154,29 @@ def environment(values: Values) -> dict[str, str | None]:
             found[variable.name] = None if value == UNSET else str(value)
     of_the_user = dict(sorted(values["launcher.env"].items()))
     return found | of_the_user
+
+
+def inherited(around: Mapping[str, str], *, nnodes: int) -> dict[str, str]:
+    """The variables around a launch that a run may have: not those by which another launcher would have its say.
+
+    Those of a scheduler (SLURM_*, CUDA_VISIBLE_DEVICES) stay: they say what the run was given.
+    """
+    strays = _strays(nnodes)
+    return {name: value for name, value in around.items() if name not in strays and not name.startswith(_FAMILIES)}
+
+
+def unset_lines(nnodes: int) -> list[str]:
+    """What `inherited` leaves out, as the shell removes it."""
+    families = " ".join(f'"${{!{family}@}}"' for family in _FAMILIES)
+    names = " ".join(_strays(nnodes))
+    return [
+        f'for name in {families}; do unset "$name"; done  # flags and words of another launcher',
+        f"unset {names}  # torchrun gives them to its ranks, or launcher.env does",
+    ]
+
+
+def _strays(nnodes: int) -> tuple[str, ...]:
+    return _STRAYS if nnodes > 1 else (*_STRAYS, *_MEETING)
 
 
 def shell_line(name: str, value: str | None) -> str:

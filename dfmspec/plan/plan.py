@@ -325,7 +325,7 @@ def _digest(files: Iterable[Path]) -> str:
     """sha256 over the names and contents of files, in their order."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+        digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes() + b"\0")
     return "sha256:" + digest.hexdigest()
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from dfmspec.plan.environment import shell_line
+from dfmspec.plan.environment import shell_line, unset_lines
 from dfmspec.plan.plan import RANK, Plan, Role, Word
 from dfmspec.spec.paths import SPEC_DIR, is_relative
 from dfmspec.targets import target_module
 
+MASTER_PORT = "DFMSPEC_MASTER_PORT"
+"""The variable in which a launcher tells a single node its port."""
+_ONE_NODE = (
+    f'[ -z "${{{MASTER_PORT}:-}}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="${MASTER_PORT}"'
+    "  # else it is always 29500"
+)
 SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""
 _BUNDLE = '"$DFMSPEC_BUNDLE"/'
@@ -106,6 +112,7 @@ def node_script(plan: Plan, node: int | None) -> str:
         comment,
         "# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are",
         strict,
+        *unset_lines(plan.nnodes),
         *plan.launcher["setup"],
         "set -u",
     ]
@@ -115,7 +122,7 @@ def node_script(plan: Plan, node: int | None) -> str:
     if node is None:
         rank = RANK.removeprefix("$")
         lines.append(f'{rank}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
-    lines.append('DFMSPEC_BUNDLE=$(cd "$(dirname "$0")" > /dev/null && pwd)')
+    lines.append('DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)')
     lines += where(plan, "$PWD")
     lines.append('mkdir -p "$DFMSPEC_RUN_DIR"')
     lines += _of_the_run(plan)
@@ -137,7 +144,7 @@ def _of_the_run(plan: Plan) -> list[str]:
     if "WANDB_RESUME" in plan.env and "WANDB_RUN_ID" not in plan.env:
         lines.append(f'export WANDB_RUN_ID="${{WANDB_RUN_ID:-{plan.name}-{plan.short_id}}}"')
     if plan.nnodes == 1:
-        return lines
+        return [*lines, _ONE_NODE]
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in plan.env:
             lines.append(f': "${{{name}:?set {name} to that of node 0}}"')

@@ -66,6 +66,9 @@ _NUMBERS_OF_1_1 = (
     r"|[-+]?[0-9][0-9,]*_[0-9_]*(?:\.[0-9_]*)?$"  # digits with underscores
 )
 
+_PAIR = r"(?i)\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}"
+"""A character beyond 16 bits as JSON escapes it."""
+
 _NOWHERE: Mapping[Path, Span] = {}
 
 
@@ -119,7 +122,7 @@ def parse_document(raw: bytes, name: str) -> Document:
     try:
         if len(text) > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
             return _broken(name, text, f"the nesting is deeper than {_MAX_DEPTH}", "flatten it")
-        node = yaml.compose(text, Loader=_LOADER)
+        node = yaml.compose(text, Loader=_loader_of(text))
     except yaml.MarkedYAMLError as error:
         return Document(name, text, problems=(_syntax_error(name, text, error),))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -146,6 +149,25 @@ def parse_document(raw: bytes, name: str) -> Document:
     )
 
 
+class _JsonLoader(yaml.SafeLoader):
+    """Reads what JSON's writers make of a character beyond 16 bits: two escapes, which the C loader refuses."""
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """A scalar in which each pair of surrogates is the one character that it stands for."""
+        node = super().compose_scalar_node(anchor)
+        try:
+            node.value = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            problem = "found half of a pair of Unicode character escape codes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+        return node
+
+
+def _loader_of(text: str) -> Any:
+    """The loader of a text: the fast one, unless it has pairs of escapes."""
+    return _JsonLoader if re.search(_PAIR, text) else _LOADER
+
+
 def _depth(text: str) -> int:
     """How deep a text nests, without building it: the composer's recursion has no bound of its own."""
     signs = ("[", "{", "- ", "?", ": ")
@@ -154,7 +176,7 @@ def _depth(text: str) -> int:
         return 0  # not enough in it to harm anybody; `build` counts
     depth = 0
     deepest = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=_loader_of(text)):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -187,6 +209,8 @@ def _syntax_error(name: str, text: str, error: yaml.MarkedYAMLError) -> Diagnost
         hint = "the file has merge-conflict markers"
     elif "\\t" in str(error.problem):
         hint = "indent with spaces"
+    elif "Unicode character escape" in str(error.problem):
+        hint = "write the character itself, or its number in eight digits, such as \\U0001F98B"
     else:
         hint = "the text before this place may miss a quote, a bracket or a colon, or be indented differently"
     return _malformed(place, str(error.problem or error.context), hint)
@@ -418,7 +442,7 @@ def _differs_in_1_1(text: str) -> bool:
 def write_scalar(value: Any) -> str:
     """A value as JSON that YAML 1.1 and 1.2 read alike: PyYAML, ruamel and OmegaConf."""
     # JSON cuts a character beyond 16 bits into two escapes, which YAML reads as two characters.
-    text = re.sub(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}", _one_escape, json.dumps(value))
+    text = re.sub(_PAIR, _one_escape, json.dumps(value))
     # To YAML 1.1, 1e-07 is a string: its floats have a point.
     if isinstance(value, float) and "e" in text and "." not in text:
         text = text.replace("e", ".0e")

@@ -12,6 +12,7 @@ from typing import Any
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
+from dfmspec.read.shell import commands_of
 from dfmspec.spec.paths import RUN_DIR
 from dfmspec.spec.secrets import names_a_secret
 from dfmspec.targets import DEFAULT_UPSTREAM, TARGETS, target_module
@@ -41,7 +42,8 @@ _SWITCHES = ("standalone",)
 """torchrun's flags without a value."""
 _SHELL = ("export", "env", "exec", "&&", ";", "-m", "torch.distributed.run")
 _PROGRAMS = ("torchrun", "python", "python3")
-_ENDS_A_COMMAND = re.compile(r"\d?>.*|\||\|\||&|&&|;")
+_SHELLS = ("bash", "sh", "zsh", "dash")
+_ENDS_A_COMMAND = re.compile(r"(\d*|&)[<>].*|\|&?|\|\||&|&&|;")
 SCRIPTS = {Path(target_module(name).ENTRY).name: name for name in TARGETS if not target_module(name).OWN}
 """Each script of others, and the target that it trains."""
 _SCRIPT_SWITCHES = ("mock", "debug", "use_original_step", "use_loss_weighting")
@@ -73,6 +75,7 @@ def import_command(words: Sequence[str], target: str | None = None) -> Imported:
     Raises:
         UsageError: the words hold no script that is known, or name a file that cannot be read.
     """
+    words = _without_shell(words)
     script = next((word for word in words if word.endswith(".py")), None)
     if script is None:
         raise UsageError("there is no training script (.py) in this command")
@@ -82,6 +85,15 @@ def import_command(words: Sequence[str], target: str | None = None) -> Imported:
     own = _until_the_end(words[position:])
     _script(own[1:], found)
     return found
+
+
+def _without_shell(words: Sequence[str]) -> list[str]:
+    """The words, with those that a shell is given as one (`bash -c '...'`) in its place."""
+    own = list(words)
+    for i in range(2, len(own)):
+        if re.fullmatch(r"-[a-z]*c", own[i - 1]) and Path(own[i - 2]).name in _SHELLS:
+            return _without_shell([*own[: i - 2], *split_command(own[i])])
+    return own
 
 
 def _until_the_end(words: Sequence[str]) -> list[str]:
@@ -126,7 +138,7 @@ def import_script(file: Path, target: str | None = None) -> Imported:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise _unreadable(str(file), error) from error
-    lines = text.replace("\\\n", " ").splitlines()
+    lines = commands_of(text)
     commands = [line for line in lines if _starts_a_script(line)]
     if len(commands) != 1:
         raise UsageError(
@@ -190,6 +202,8 @@ def _launcher(words: Sequence[str], found: Imported) -> None:
             flag = name.replace("_", "-")
             written = f"--{flag} {value}".strip()
             found.dead.append((written, _DROPPED_TORCHRUN[name]))
+        elif "$" in word:
+            found.dead.append((word, _OF_THE_SHELL))
         elif not word.endswith(_PROGRAMS) and word not in _SHELL:
             found.dead.append((word, "not carried over: set it where the run is launched"))
 
@@ -347,6 +361,8 @@ def _override(text: str, found: Imported) -> None:
     key, equals, value = text.removeprefix(prefix).partition("=")
     if prefix == "~":
         found.dead.append((text, "deleting a key does nothing upstream"))
+    elif not equals and "$" in text:
+        found.dead.append((text, _OF_THE_SHELL))
     elif not equals:
         found.dead.append((text, "no key=value, so the command line fails"))
     elif prefix == "+":

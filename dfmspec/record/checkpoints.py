@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from dfmspec.data.pickles import COMMON_NAMES, METADATA_NAMES, STREAM_NAMES, Name, look_through
 from dfmspec.errors import CheckpointError, DataError
 from dfmspec.record.files import read_json
+from dfmspec.spec.checkpoints import MANIFEST, of_another
 from dfmspec.spec.digest import config_digest
 from dfmspec.spec.iterations import folder_of, iteration_folders, iteration_in
 
 TRACKER = "latest_checkpointed_iteration.txt"
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 METADATA = ".metadata"
 COMMON = "common.pt"
@@ -104,7 +104,8 @@ def find(
         report(f"[WARNING] Checkpoint {path} is passed over: {fault}")
     if candidates:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; "
+            told_whose(candidates)
+            or f"none of the {len(candidates)} checkpoints in {folder} is whole; "
             "to start afresh, move them away or set run.resume=never"
         )
     return None
@@ -139,6 +140,9 @@ def problem(checkpoint: Path, digests: Digests | None = None) -> str | None:
         checkpoint: its folder.
         digests: what the run knows of its checkpoints; None: nothing.
     """
+    whose = of_another(checkpoint, own=True)
+    if whose is not None:
+        return f"it is {whose}"
     try:
         manifest = read_manifest(checkpoint)
         digest = manifest_digest(checkpoint)
@@ -283,3 +287,11 @@ def _crc32(path: Path) -> str:
         while block := handle.read(1 << 20):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
+
+
+def told_whose(folders: list[Path]) -> str | None:
+    """The error of checkpoints of another program, by the newest of them; None where they are not known as such."""
+    whose = of_another(folders[0], own=True) if folders else None
+    if whose is None:
+        return None
+    return f"checkpoint {folders[0]} is {whose}, which dfmspec's trainer cannot read; target dfm goes on from it"

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import MANIFEST, committed, problem, read_manifest
+from dfmspec.record.checkpoints import committed, problem, read_manifest, told_whose
 from dfmspec.record.events import read_events
 from dfmspec.record.progress import Progress
 from dfmspec.record.run_dir import RunDir
-from dfmspec.spec.iterations import iteration_in
+from dfmspec.spec.checkpoints import MANIFEST
+from dfmspec.spec.iterations import iteration_folders, iteration_in
 
 
 def locate(place: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
@@ -45,7 +46,8 @@ def locate(place: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, 
             if fault is None:
                 return found, read_manifest(found)
             report(f"checkpoint {found} is passed over: {fault}")
-    raise CheckpointError(f"{place} has no whole checkpoint (iter_N with {MANIFEST})")
+    there = [place] if iteration_in(place.name) is not None else iteration_folders(place)
+    raise CheckpointError(told_whose(there) or f"{place} has no whole checkpoint (iter_N with {MANIFEST})")
 
 
 def _known(folder: Path) -> dict[int, str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dfmspec.errors import LockedError, UsageError
+from dfmspec.errors import LockedError, PreflightError, UsageError
 from dfmspec.plan.plan import Plan
 from dfmspec.record.events import read_events
 from dfmspec.record.files import read_json, write_aside
@@ -140,6 +140,7 @@ def owned(folder: Path, what: str, seconds: float = 0.5) -> Iterator[None]:
 
     Raises:
         LockedError: another process owns it.
+        PreflightError: its file system has no locks, or refuses one.
     """
     from filelock import FileLock, Timeout
 
@@ -150,6 +151,13 @@ def owned(folder: Path, what: str, seconds: float = 0.5) -> Iterator[None]:
     except Timeout:
         by = _told_owner(owner)
         raise LockedError(f"{what} {folder} is locked by {by}; wait for it, or stop that process") from None
+    except OSError as error:
+        key = what if what == "checkpoint.save" else "run.output_dir"
+        reason = error.strerror or error
+        raise PreflightError(
+            f"{what} {folder} cannot be locked against a second process: {reason}; "
+            f"set {key} to a folder of a file system with locks, or have this one mounted with them"
+        ) from error
     try:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         write_aside(owner, json.dumps(who) + "\n")

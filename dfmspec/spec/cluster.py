@@ -82,7 +82,10 @@ class Launcher(Section):
         "or c10d, by address and an id of the attempt."
     )
     env: _Environment = Field(default={})
-    """Environment variables of every process, such as NCCL_ALGO; never secrets."""
+    (
+        "Environment variables of every process, such as NCCL_ALGO; never secrets. OMP_NUM_THREADS and torchrun's "
+        "PET_* are those of here alone, whatever the shell has."
+    )
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""
     hosts: list[_Host] = Field(default=[])

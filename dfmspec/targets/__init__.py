@@ -207,18 +207,20 @@ def round_float(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def minutes_of(text: str) -> float:
-    """Minutes of a time as Slurm writes it.
+def minutes_of(text: str | None) -> float | None:
+    """Minutes of a time limit as Slurm writes it; None where there is none, which 0 means too.
 
     That is minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]].
     """
+    if text is None:
+        return None
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
 
     # After the days: hours, and what is left out at the end is 0.
     if dash:
         hours, minutes, seconds = [*parts, 0, 0][:3]
-        return int(days) * 1440 + hours * 60 + minutes + seconds / 60
+        return int(days) * 1440 + hours * 60 + minutes + seconds / 60 or None
 
     # Without days: the hours are left out first, then the seconds.
     if len(parts) < 3:
@@ -226,4 +228,4 @@ def minutes_of(text: str) -> float:
     if len(parts) < 3:
         parts = [*parts, 0]
     hours, minutes, seconds = parts
-    return hours * 60 + minutes + seconds / 60
+    return hours * 60 + minutes + seconds / 60 or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -112,6 +113,24 @@ def test_exit_codes_follow_fail_on_and_exit_zero(bad: Path) -> None:
     assert dfmspec(*only_warnings).returncode == 0
     assert dfmspec(*only_warnings, "--fail-on", "warning").returncode == 1
     assert dfmspec("validate", str(bad), "--exit-zero").returncode == 0
+
+
+@pytest.mark.parametrize("form", REPORTERS)
+def test_a_file_whose_name_is_no_text_is_in_every_form(form: str, tmp_path: Path) -> None:
+    """Old archives have names in Latin-1; an override may have such bytes too."""
+    name = os.fsdecode(b"caf\xe9.yaml")
+    (tmp_path / name).write_text("recipe: dit_tiny\nmodel: {num_layer: 1}\n")
+    words = ["validate", ".", f"model.{name}=1", "--check", "spec", "-q", "--format", form, "--report"]
+    result = dfmspec(*words, f"{form}=out", cwd=tmp_path)
+    written = (tmp_path / "out").read_text(encoding="utf-8")
+    uris = re.findall(r'"uri": "(.*?)"', written)
+
+    assert result.returncode == 1, result.stderr
+    for text in (result.stdout, written):
+        assert "num_layer" in text
+        assert "caf" in text
+    assert form != "sarif" or "caf%E9.yaml" in uris
+    assert form != "junit" or Xml.fromstring(written).tag == "testsuites"
 
 
 def test_a_comment_suppresses_on_its_line_above_a_block_or_in_the_file_and_must_be_of_use(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ HOSTILE = st.text(
 def test_no_path_can_break_out_of_a_command(name: str) -> None:
     made = plan(None, f"dataset.path=/data/{name}")
     script = node_script(made, 0)
-    words = shlex.split(script.split("torchrun", 1)[1], posix=True)
+    words = shlex.split(script.split("exec torchrun", 1)[1], posix=True)
 
     assert f"/data/{name}" in words or "--config-file" in words
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import pytest
 
 from dfmspec.read.document import parse_document
@@ -109,3 +112,33 @@ def test_aliases_of_aliases_end() -> None:
     )
 
     assert any("through aliases" in problem.message for problem in parse_document(bomb, "spec.yaml").problems)
+
+
+def test_what_json_writes_is_read_as_it_was_meant() -> None:
+    """JSON has two escapes for a character beyond 16 bits."""
+    draw = random.Random(35)
+
+    def word() -> str:
+        return "".join(chr(draw.choice((draw.randint(0x20, 0x7E), draw.randint(0x10000, 0x1FFFF)))) for _ in range(9))
+
+    for _ in range(200):
+        data = {word(): {word(): word()}, "list": [word(), word()]}
+        document = parse_document(json.dumps(data, indent=draw.choice((None, 2))).encode(), "spec.json")
+
+        assert document.data == data
+        assert document.problems == ()
+
+
+def test_what_follows_an_escaped_pair_keeps_its_place() -> None:
+    text = json.dumps({"name": "a \U0001f98b", "model": {"num_layers": 28}})
+    document = parse_document(text.encode(), "spec.json")
+
+    assert document.values["model", "num_layers"].column == text.index("28") + 1
+
+
+@pytest.mark.parametrize("text", [r'a: "\ud83e"', r'a: "\udd8b\ud83e"', r'{"b": "\ud83e\udd8b", "a": "\ud83e"}'])
+def test_half_a_pair_is_told_with_what_to_write_instead(text: str) -> None:
+    (problem,) = parse_document(text.encode(), "spec.yaml").problems
+
+    assert problem.code == "SPC101"
+    assert r"\U0001F98B" in problem.hint

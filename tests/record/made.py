@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from dfmspec.record.checkpoints import FORMAT_VERSION, MANIFEST
+from dfmspec.record.checkpoints import FORMAT_VERSION
+from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.digest import config_digest
 from dfmspec.spec.iterations import folder_of
 

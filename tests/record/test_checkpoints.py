@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from dfmspec.record.checkpoints import MANIFEST, committed, problem
+from dfmspec.record.checkpoints import committed, problem
+from dfmspec.spec.checkpoints import MANIFEST
 from tests.conftest import dfmspec
 from tests.formats.test_formats import WRITTEN
 from tests.record.made import FILES, checkpoint, zipped

@@ -176,7 +176,7 @@ def test_a_spec_with_paths_of_its_own_is_one_run_from_any_working_directory(data
         == "no difference\n"
     )
 
-    env = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT=str(free_port()))
+    env = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", DFMSPEC_MASTER_PORT=str(free_port()))
     by_hand = subprocess.run(
         ["bash", tmp_path / "plans" / "a" / "node0.sh"],
         cwd=tmp_path / "elsewhere",
@@ -484,7 +484,9 @@ def test_a_plan_on_disk_is_run_and_a_stale_or_edited_one_is_refused(spec: Path, 
     script = subprocess.run(
         ["bash", str(tmp_path / "plan" / "node0.sh")],
         cwd=tmp_path,
-        env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PET_MASTER_PORT=str(free_port())),
+        env=environment(
+            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", DFMSPEC_MASTER_PORT=str(free_port())
+        ),
         capture_output=True,
         text=True,
         timeout=240,

@@ -56,6 +56,13 @@ def lines_of_json(entries: Iterable[Any]) -> str:
     return "[" + ",".join(lines) + "\n]"
 
 
+def digest(text: str) -> str:
+    """sha256 of a text, in which the name of a file may have bytes that are no UTF-8."""
+    import hashlib
+
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
 def relative(file: str) -> str:
     """A file as tools that look at a checkout want it: relative to the working directory, with slashes."""
     import os

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dfmspec.check.report import lines_of_json, relative, with_hint
+from dfmspec.check.report import digest, lines_of_json, relative, with_hint
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 
 _SEVERITIES = {Severity.ERROR: "major", Severity.WARNING: "minor", Severity.HINT: "info"}
@@ -30,7 +29,7 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
             {
                 "description": with_hint(finding),
                 "check_name": finding.code,
-                "fingerprint": hashlib.sha256(fingerprint.encode()).hexdigest(),
+                "fingerprint": digest(fingerprint),
                 "severity": _SEVERITIES[finding.severity],
                 "location": {"path": file, "lines": lines},
             }

@@ -5,14 +5,13 @@ What a comment or a baseline suppresses stays in, marked, so that alerts are not
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from dfmspec import __version__
-from dfmspec.check.report import lines_of_json, relative
+from dfmspec.check.report import digest, lines_of_json, relative
 from dfmspec.check.rules import RULES
 from dfmspec.check.rules.base import Rule
 from dfmspec.diagnostics import Diagnostic, Severity, Span
@@ -65,7 +64,7 @@ def _result(finding: Diagnostic, index: Mapping[Any, int]) -> dict[str, Any]:
         "level": _LEVELS[finding.severity],
         "message": {"text": text},
         "locations": [{"physicalLocation": _location(finding.span, file)}],
-        "partialFingerprints": {"dfmspec/v1": hashlib.sha256(identity.encode()).hexdigest()[:32]},
+        "partialFingerprints": {"dfmspec/v1": digest(identity)[:32]},
     }
     if finding.suppression is not None:
         kind = "external" if finding.suppression == "baseline" else "inSource"
@@ -90,4 +89,4 @@ def _location(span: Span, file: str) -> dict[str, Any]:
 def _uri(file: str) -> str:
     from urllib.parse import quote
 
-    return quote(file.strip("<>"), safe="/")
+    return quote(file.strip("<>"), safe="/", errors="surrogateescape")

@@ -28,8 +28,10 @@ from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
+from dfmspec.spec.checkpoints import MANIFEST, committed_iterations, of_another
 from dfmspec.spec.iterations import folder_of, iteration_in, iterations
 from dfmspec.spec.paths import RUN_DIR, is_relative, local_path
+from dfmspec.spec.resume import Resume
 
 SAVE = "checkpoint.save"
 LOAD = "checkpoint.load"
@@ -164,7 +166,11 @@ def _writable(view: View) -> Iterator[Finding]:
 
 def _folder(view: View, key: str) -> FilePath | None:
     """The folder that a key names on this machine; None where it names none, or one elsewhere."""
-    text = view[key]
+    return _on_this_machine(view[key])
+
+
+def _on_this_machine(text: Any) -> FilePath | None:
+    """The folder that a value of a key names; None where it is no path, or one elsewhere."""
     if not isinstance(text, str):
         return None
     elsewhere = "${" in text or "://" in text or is_placeholder(text)
@@ -184,26 +190,30 @@ def _load_missing(view: View) -> Iterator[Finding]:
     if load == view[SAVE] and step is None:
         return
 
+    own = view.trainer.OWN
+    have = committed_iterations(folder, own=own)
     if not folder.is_dir():
         yield Finding(
             path(LOAD),
             f"checkpoint folder {load} does not exist",
             "check the path, or remove it to start afresh",
         )
-    elif step is not None and not (folder / folder_of(step)).is_dir():
-        have = listed(iterations(folder)) or "none"
+    elif _whose(view, folder) is not None:
+        return
+    elif step is not None and step not in have:
+        lacks = "no whole checkpoint" if (folder / folder_of(step)).is_dir() else "no checkpoint"
+        there = listed(have) or "none"
         yield Finding(
             path(view.key_set_by_user(STEP, otherwise=LOAD)),
-            f"{load} has no checkpoint of iteration {step}",
-            f"it has: {have}",
+            f"{load} has {lacks} of iteration {step}",
+            f"it has: {there}",
         )
-    elif view.trainer.OWN:
-        yield from _nothing_to_train(view, folder, iterations(folder), step)
+    elif own:
+        yield from _nothing_to_train(view, folder, have, step)
     elif not any((folder / name).exists() for name in _TRACKERS):
         hint = _NAME_THE_FOLDER
-        have = listed(iterations(folder))
         if have:
-            hint = f"name it with checkpoint.load, and checkpoint.ckpt_step one of {have}"
+            hint = f"name it with checkpoint.load, and checkpoint.ckpt_step one of {listed(have)}"
         yield Finding(
             path(LOAD),
             f"{load} has no tracker file (latest_train_state.pt), so upstream takes it for no checkpoint at all",
@@ -214,7 +224,15 @@ def _load_missing(view: View) -> Iterator[Finding]:
 def _nothing_to_train(view: View, folder: FilePath, have: list[int], step: int | None) -> Iterator[Finding]:
     load = view[LOAD]
 
-    # A folder that is itself one of iter_* is one too deep.
+    # Saves that were not finished, and a folder that is itself one of iter_*, which is one too deep.
+    begun = iterations(folder)
+    if begun and not have:
+        yield Finding(
+            path(LOAD),
+            f"{load} holds no whole checkpoint: {folder_of(begun[-1])} has no {MANIFEST}, which is written last",
+            "name a folder that does, or copy it again",
+        )
+        return
     if not have:
         of_one = iteration_in(folder.name)
         hint = _NAME_THE_FOLDER if of_one is None else f"name {folder.parent}, and {STEP} {of_one}"
@@ -235,6 +253,43 @@ def _nothing_to_train(view: View, folder: FilePath, have: list[int], step: int |
         f"{load} goes on after iteration {begins}, but {ITERS} is {iters}: nothing would be trained",
         hint,
     )
+
+
+def _chosen(view: View, folder: FilePath) -> FilePath | None:
+    """The checkpoint of a folder that a run goes on from: of ckpt_step, else the newest finished one, else any."""
+    step = view[STEP]
+    if step is not None:
+        return folder / folder_of(step)
+    have = committed_iterations(folder, own=view.trainer.OWN) or iterations(folder)
+    return folder / folder_of(have[-1]) if have else None
+
+
+def _whose(view: View, folder: FilePath) -> str | None:
+    """Whose the checkpoint is that a run would go on from; None: its trainer's own, or nobody knows."""
+    # A folder that is itself a checkpoint is named one too deep, and says as well whose it is.
+    chosen = folder if iteration_in(folder.name) is not None else _chosen(view, folder)
+    return None if chosen is None else of_another(chosen, own=view.trainer.OWN)
+
+
+def _other_program(view: View) -> Iterator[Finding]:
+    own = view.trainer.OWN
+    others = "target dfm goes on from it" if own else "target megatron_core goes on from it"
+    resume = Resume.parse(view["run.resume"])
+    if resume.kind == "never":
+        return
+    key = "run.resume"
+    text = resume.folder
+    if text is None:
+        key = view.key_set_by_user(LOAD, otherwise=SAVE)
+        text = view[LOAD]
+    folder = _on_this_machine(text)
+    whose = None if folder is None or not folder.is_dir() else _whose(view, folder)
+    if whose is not None:
+        yield Finding(
+            path(key),
+            f"the checkpoint in {text} is {whose}, and target {view.target} cannot go on from it",
+            f"{others}; name another folder to start afresh",
+        )
 
 
 _MOST_FOLDERS = 5000
@@ -306,13 +361,9 @@ def _run_config(view: View) -> dict[str, Any] | None:
         return None
 
     # Without a step upstream loads the newest.
-    step = view[STEP]
-    if step is None:
-        step = max(iterations(folder), default=None)
-    if step is None:
-        return None
-    file = folder / folder_of(step) / "run_config.yaml"
-    if not file.is_file():
+    chosen = _chosen(view, folder)
+    file = None if chosen is None else chosen / "run_config.yaml"
+    if file is None or not file.is_file():
         return None
 
     # Tags (`!!python/...`) are cut off: a safe reader refuses those that it does not know.
@@ -445,6 +496,15 @@ RULES = (
         "Upstream takes a folder without a tracker for no checkpoint, and starts from iteration 0 in silence; "
         "exit_on_missing_checkpoint is not even read. dfmspec's trainer stops.",
         "Megatron-Bridge training/setup.py and utils/checkpoint_utils.py",
+        level="paths",
+    ),
+    Rule(
+        "CKP122",
+        "checkpoint-of-another-program",
+        ERROR,
+        _other_program,
+        "The run ends when it looks for its checkpoint, after the processes have started.",
+        "Megatron-Bridge training/checkpointing.py; dfmspec's checkpoints",
         level="paths",
     ),
     Rule(

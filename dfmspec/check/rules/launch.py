@@ -23,6 +23,7 @@ from dfmspec.check.rules.base import (
 from dfmspec.check.rules.checkpoint import LOAD, SAVE
 from dfmspec.check.rules.distributed import uses_fsdp
 from dfmspec.diagnostics import Finding
+from dfmspec.spec.checkpoints import committed_iterations
 from dfmspec.spec.iterations import iterations
 from dfmspec.spec.paths import PATH_KEYS, local_path
 from dfmspec.spec.resume import WORDS, Resume
@@ -61,13 +62,14 @@ def _world_size(view: View) -> Iterator[Finding]:
     )
 
 
-def _has_begun(view: View, runs: FilePath, saved: list[int]) -> bool:
+def _has_begun(view: View, runs: FilePath, saved: FilePath) -> bool:
     """Whether there is a run of this plan, or a checkpoint to go on from."""
-    if saved:
+    if committed_iterations(saved, own=view.trainer.OWN):
         return True
     if list(runs.glob("*/manifest.json")):
         return True
-    return bool(view.set_by_user(LOAD) and iterations(local_path(view[LOAD])))
+    own = view.trainer.OWN
+    return bool(view.set_by_user(LOAD) and committed_iterations(local_path(view[LOAD]), own=own))
 
 
 def _resume(view: View) -> Iterator[Finding]:
@@ -78,7 +80,7 @@ def _resume(view: View) -> Iterator[Finding]:
     saved = iterations(local_path(own))
 
     # What is there against what is asked for.
-    if resume.kind == "require" and not _has_begun(view, runs, saved):
+    if resume.kind == "require" and not _has_begun(view, runs, local_path(own)):
         yield Finding(
             path(RESUME),
             f"run.resume is require, but {runs} has no run of this plan, and {own} no checkpoint",

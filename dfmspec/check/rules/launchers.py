@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dfmspec.check.rules.base import DFM, ERROR, WARNING, Rule, View, excludes, listed, path
+from dfmspec.check.rules.base import DFM, ERROR, HINT, WARNING, Rule, View, excludes, listed, path
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.paths import PATH_KEYS, is_relative
@@ -89,16 +89,35 @@ def _hosts(view: View) -> Iterator[Finding]:
 def _time(view: View) -> Iterator[Finding]:
     limit = view[_LIMIT]
     before = view["launcher.stop_before"]
-    if view[KIND] != "slurm" or limit is None:
+    minutes = minutes_of(limit)
+    if view[KIND] != "slurm" or minutes is None:
         return
-    # Slurm takes 0 for no limit.
-    seconds = minutes_of(limit) * 60
-    if 0 < seconds <= before:
+    seconds = minutes * 60
+    if seconds <= before:
         yield Finding(
             path(_LIMIT),
             f"{_LIMIT} {limit} is {seconds:.0f} seconds, and the run is asked to save {before} seconds before its end",
             "a longer limit, or a smaller launcher.stop_before",
         )
+
+
+def _two_parts(view: View) -> Iterator[Finding]:
+    limit = view[_LIMIT]
+    length = minutes_of(limit)
+    if view[KIND] != "slurm" or length is None or "-" in limit or limit.count(":") != 1:
+        return
+    # A limit too short to save in is told as such.
+    if length * 60 <= view["launcher.stop_before"]:
+        return
+    minutes, _, seconds = limit.partition(":")
+    is_long = f"{int(minutes)} minutes"
+    if int(seconds):
+        is_long += f" and {int(seconds)} seconds"
+    yield Finding(
+        path(_LIMIT),
+        f"{_LIMIT} {limit} is {is_long} to Slurm, which reads two numbers as minutes and seconds",
+        f'"{limit}:00" for hours and minutes; "{int(minutes)}" for minutes',
+    )
 
 
 def _planned(name: str) -> str | None:
@@ -205,7 +224,7 @@ def _written_apart(view: View) -> str:
 
 
 def _never_saves(view: View) -> bool:
-    return view[KIND] == "slurm" and view[_LIMIT] is None and view["train.exit_duration_in_mins"] is None
+    return view[KIND] == "slurm" and minutes_of(view[_LIMIT]) is None and view["train.exit_duration_in_mins"] is None
 
 
 RULES = (
@@ -242,6 +261,14 @@ RULES = (
         _time,
         "Slurm would ask the run to save as soon as it starts, and queue it again and again.",
         "sbatch --signal",
+    ),
+    Rule(
+        "RUN124",
+        "minutes-taken-for-hours",
+        HINT,
+        _two_parts,
+        "A run meant to last for hours is stopped, saved and queued again every few minutes.",
+        "sbatch --time",
     ),
     Rule(
         "RUN119",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from dfmspec.namesakes import told
 from dfmspec.plan.plan import Plan
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.launchers import LAUNCHERS
@@ -25,6 +27,13 @@ class Place(NamedTuple):
     def attempt_dir(self) -> AttemptDir:
         """The folder of the attempt."""
         return self.run.attempt(self.attempt)
+
+
+def tell_namesakes(place: Place) -> None:
+    """Name the files on PYTHONPATH that every rank would import in place of a package, where it inherits PYTHONPATH."""
+    line = told(os.environ.get("PYTHONPATH", ""))
+    if line:
+        place.talk(f"[WARNING] {line}")
 
 
 class Handle(Protocol):

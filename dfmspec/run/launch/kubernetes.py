@@ -6,6 +6,7 @@ the run directory is on a volume, by the plan's id.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -27,6 +28,8 @@ _ENTRY = "entry.py"
 """The key of the entry script."""
 _PORT = 29500  # a pod has its own address, so the port is always free
 _RESTARTS = 3
+_LONGEST_NAME = 40
+"""A pod's name has 63 characters at most, of which JobSet takes some for the node and the attempt."""
 _GRACE_SECONDS = 180
 _RESTART = "jobset.sigs.k8s.io/restart-attempt"
 """The label in which JobSet counts how often it has started a set again."""
@@ -195,12 +198,18 @@ def _config_map(plan: Plan) -> str:
 
 
 def _name(name: str) -> str:
-    """The experiment's name as Kubernetes has names: with room for what JobSet adds."""
-    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    word = word[:40].strip("-") or "run"
-    if word[0].isalpha():
+    """The experiment's name as Kubernetes has names: with room for what JobSet adds.
+
+    One that is cut ends in a digest of the whole, so that two of one beginning stay two.
+    """
+    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+    if not word[0].isalpha():
+        word = f"run-{word}"
+    if len(word) <= _LONGEST_NAME:
         return word
-    return f"run-{word}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    beginning = word[: _LONGEST_NAME - len(digest) - 1].rstrip("-")
+    return f"{beginning}-{digest}"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -18,11 +18,12 @@ from string import Template
 from typing import IO, TYPE_CHECKING
 
 from dfmspec.errors import PreflightError
+from dfmspec.plan.environment import inherited
 from dfmspec.plan.plan import Plan, Role, Word
 from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
-from dfmspec.run.launch import Place
+from dfmspec.run.launch import Place, tell_namesakes
 from dfmspec.targets import CONFIG, target_module
 
 if TYPE_CHECKING:
@@ -56,13 +57,14 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     program = str(torchrun) if torchrun.exists() else shutil.which("torchrun")
     if program is None:
         raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
+    tell_namesakes(place)
     env = _environment(plan, place)
     places = {
         Role.PROGRAM: program,
         Role.SCRIPT: str(resource(target_module(plan.target).ENTRY)),
         Role.CONFIG: str(place.run.path / CONFIG),
     }
-    run = LocalRun(place.attempt)
+    run = LocalRun(place.attempt, inherited(os.environ, nnodes=plan.nnodes))
     for node in range(plan.nnodes):
         argv = [_argument(word, plan, env, places) for word in plan.words(node)]
         folder = place.attempt_dir.node(node)
@@ -124,8 +126,9 @@ def free_port() -> int:
 class LocalRun:
     """The torchrun processes of a run on this machine."""
 
-    def __init__(self, attempt: int) -> None:
+    def __init__(self, attempt: int, around: Mapping[str, str]) -> None:
         self.attempt = attempt
+        self._around = around
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folders: list[NodeDir] = []
         self._logs: list[IO[bytes]] = []
@@ -136,7 +139,7 @@ class LocalRun:
     def start(self, argv: list[str], env: Mapping[str, str | None], folder: NodeDir) -> None:
         """One node's torchrun; it dies when this process does."""
         log = folder.torchrun_log.open("wb")
-        merged = {**os.environ, **env}
+        merged = {**self._around, **env}
         process = subprocess.Popen(
             argv,
             env={name: value for name, value in merged.items() if value is not None},

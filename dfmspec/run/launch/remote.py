@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ def variables(plan: Plan, place: Place) -> dict[str, str]:
 
 def port_of(place: Place) -> int:
     """A port that differs from attempt to attempt, since nobody can look for a free one on another machine."""
-    return 20_000 + crc32(f"{place.run.path}/{place.attempt}".encode()) % 10_000
+    return 20_000 + crc32(os.fsencode(place.run.path / str(place.attempt))) % 10_000
 
 
 def programs_path() -> str:

@@ -19,19 +19,22 @@ from pathlib import Path
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan
-from dfmspec.plan.scripts import SCRIPT_A_NODE, where
+from dfmspec.plan.scripts import MASTER_PORT, SCRIPT_A_NODE, where
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB, STOP, TORCHRUN_LOG
 from dfmspec.record.verdict import exit_code_left
-from dfmspec.run.launch import Place
+from dfmspec.run.launch import Place, tell_namesakes
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
-from dfmspec.targets import target_module
+from dfmspec.targets import minutes_of, target_module
 
 OUTLIVES = True
 RUNS_SCRIPTS = True
 JOB = "job.sbatch"
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 _SECONDS_FOR_THE_LAST_FILES = 10.0
+_VARIABLES = {"time": "SBATCH_TIMELIMIT"}
+"""The variable of an option of sbatch, where it is not named as the option is."""
+_MAKES_ANOTHER_JOB = ("SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_NO_REQUEUE", "SBATCH_WAIT")
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _GONE = "GONE"
 """Our own word for the state of a job that Slurm no longer knows."""
@@ -90,7 +93,7 @@ def _filled(text: str, hole: str) -> str:
 
 _ADDRESS = r'''MASTER_ADDR="$(scontrol show node "${hosts[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"'''
 _SEVERAL_NODES = f'{_ADDRESS}\nexport MASTER_ADDR MASTER_PORT="$port"'
-_ONE_NODE = 'export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$port"'
+_ONE_NODE = f'export {MASTER_PORT}="$port"'
 _OWN_SCRIPT = 'node$SLURM_NODEID.sh"'
 _SHARED_SCRIPT = 'node.sh" "$SLURM_NODEID"'
 """The script of a node, after the folder of the bundle and inside its quotes."""
@@ -144,7 +147,7 @@ def _check_gpus(plan: Plan) -> str:
 def _on_signal(plan: Plan) -> str:
     """What a job does when Slurm says that it will end it; requeueing ends it at once."""
     is_own = target_module(plan.target).OWN
-    if not is_own and plan.launcher["time_limit"] is None:
+    if not is_own and minutes_of(plan.launcher["time_limit"]) is None:
         return (
             '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
             'it is queued again, from its last checkpoint"\n'
@@ -175,6 +178,7 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
     Raises:
         PreflightError: there is no sbatch, or it refused.
     """
+    tell_namesakes(place)
     run_dir = str(place.run.path)
     env = {
         "DFMSPEC_BUNDLE": run_dir,
@@ -245,8 +249,19 @@ def _literal(path: str) -> str:
     return path.replace("\\", "\\\\").replace("%", "%%")
 
 
+def _overriding(job: Path) -> list[str]:
+    """The variables that sbatch would take over an option of a job's script, or that would make another job of it."""
+    options = re.findall(r"(?m)^#SBATCH --([a-z-]+)", job.read_text(encoding="utf-8"))
+    names = {_VARIABLES.get(option) or "SBATCH_" + option.upper().replace("-", "_") for option in options}
+    return sorted({*names, *_MAKES_ANOTHER_JOB})
+
+
 def _sbatch(words: list[str], env: dict[str, str]) -> str:
     """What sbatch answers; this dfmspec's torchrun is first on the PATH that the job inherits.
+
+    Args:
+        words: options, and the job's script last.
+        env: what the job must know beside the script.
 
     Raises:
         PreflightError: there is no sbatch, or it refuses.
@@ -257,7 +272,8 @@ def _sbatch(words: list[str], env: dict[str, str]) -> str:
             "or write the plan with -o and submit job.sbatch there"
         )
     programs = programs_path()
-    exports = [f"{name}={value}" for name, value in env.items()]
+    exports = [f"--unset={name}" for name in _overriding(Path(words[-1]))]
+    exports += [f"{name}={value}" for name, value in env.items()]
     done = subprocess.run(
         ["bash", "-c", f'PATH={programs}:"$PATH" exec "$@"', "bash", "env", *exports, "sbatch", *words],
         capture_output=True,

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan
+from dfmspec.plan.scripts import MASTER_PORT
 from dfmspec.processes import die_with_parent
 from dfmspec.run.launch import Place
 from dfmspec.run.launch.remote import ask_to_stop, port_of, start_script, variables
@@ -24,6 +25,11 @@ _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "Ser
 """No question, no endless wait; after the user's own options, which ssh prefers."""
 _SSH_FAILED = 255
 """What ssh itself ends with; any other code is the command's."""
+_UNRESOLVED = 3
+"""What the question to a node ends with when it does not know the address of node 0."""
+_QUESTION = f"""test -r "$1" || exit 1
+test -z "$2" || ! command -v getent > /dev/null || getent ahosts "$2" > /dev/null || exit {_UNRESOLVED}"""
+"""What a node is asked: whether it sees its script, and where it has getent, whether it resolves a name."""
 
 
 def files(plan: Plan) -> dict[str, str]:
@@ -40,7 +46,8 @@ def launch(plan: Plan, place: Place) -> SshRun:
     """Start one ssh a node.
 
     Raises:
-        PreflightError: there is no ssh, or a node cannot be reached or does not see the run directory.
+        PreflightError: there is no ssh, or a node cannot be reached, does not see the run directory or cannot resolve
+            the name of node 0.
     """
     if shutil.which("ssh") is None:
         raise PreflightError("ssh is not installed")
@@ -51,13 +58,13 @@ def launch(plan: Plan, place: Place) -> SshRun:
         env["MASTER_ADDR"] = hosts[0].rpartition("@")[2]  # without the user
         env["MASTER_PORT"] = port
     else:
-        env["PET_MASTER_ADDR"] = "127.0.0.1"
-        env["PET_MASTER_PORT"] = port
+        env[MASTER_PORT] = port
 
     # What each node runs lies in the run directory.
     starts = [str(start_script(plan, place, node, env)) for node in range(plan.nnodes)]
     commands = [_ssh(plan, host, "bash", start) for host, start in zip(hosts, starts, strict=True)]
-    _require_reachable(plan, starts)
+    head = plan.env.get("MASTER_ADDR") or env.get("MASTER_ADDR", "")
+    _require_reachable(plan, starts, head)
     return SshRun(place, hosts, commands, sorted(env))
 
 
@@ -69,17 +76,22 @@ def _ssh(plan: Plan, host: str, *command: str) -> list[str]:
     return [*words, "--", host, shlex.join(command)]
 
 
-def _require_reachable(plan: Plan, starts: list[str]) -> None:
-    """Ask every node at once whether it can be reached and sees its script.
+def _require_reachable(plan: Plan, starts: list[str], head: str) -> None:
+    """Ask every node at once whether it can be reached, sees its script and knows the address of node 0.
+
+    Args:
+        plan: the plan.
+        starts: the script of each node.
+        head: the name of node 0 by which the others find it; "" where nobody looks for it.
 
     Raises:
-        PreflightError: a node cannot be reached, or does not see it.
+        PreflightError: a node cannot be reached, or does not see it, or cannot resolve the name.
     """
     hosts = plan.launcher["hosts"]
     probes = []
     for host, start in zip(hosts, starts, strict=True):
         probe = subprocess.Popen(
-            _ssh(plan, host, "test", "-r", start),
+            _ssh(plan, host, "sh", "-c", _QUESTION, "sh", start, head),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -91,10 +103,28 @@ def _require_reachable(plan: Plan, starts: list[str]) -> None:
         said = errors.decode(errors="replace").strip() or "the connection failed"
         if probe.returncode == _SSH_FAILED:
             raise PreflightError(f"{host} cannot be reached by ssh: {said}; try: ssh {host} true")
+        if probe.returncode == _UNRESOLVED:
+            raise PreflightError(_unresolved(host, head, is_set="MASTER_ADDR" in plan.env))
         if probe.returncode:
             raise PreflightError(
                 f"{host} does not see {start}; run.output_dir must be on a file system that every node shares"
             )
+
+
+def _unresolved(host: str, head: str, *, is_set: bool) -> str:
+    """The error of a node that does not know where node 0 is.
+
+    Args:
+        host: the node.
+        head: the name of node 0.
+        is_set: the spec names it; otherwise it is the first of launcher.hosts.
+    """
+    if is_set:
+        return f"{host} cannot resolve cluster.master_addr {head}; set it to an address of node 0 that every node knows"
+    return (
+        f"{host} cannot resolve {head}, where the nodes are to meet: it may be a name that ssh alone knows; "
+        "set cluster.master_addr to the address of node 0"
+    )
 
 
 class SshRun:

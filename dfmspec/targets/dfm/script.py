@@ -76,11 +76,11 @@ def _lr_warmup_iters(values: Values) -> int:
 
 
 def _exit_duration_in_mins(values: Values) -> int | None:
-    limit = values["launcher.time_limit"]
-    if not limit or values["launcher.kind"] != "slurm":
+    minutes = minutes_of(values["launcher.time_limit"])
+    if minutes is None or values["launcher.kind"] != "slurm":
         return None
-    minutes: float = minutes_of(limit) - values["launcher.stop_before"] / 60
-    return math.ceil(minutes)
+    before: int = values["launcher.stop_before"]
+    return math.ceil(minutes - before / 60)
 
 
 # Keys that upstream turns on in pairs, and those that it turns off under Megatron FSDP.

@@ -27,7 +27,6 @@ from torch.distributed.checkpoint import CheckpointException
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import (
     FORMAT_VERSION,
-    MANIFEST,
     SHARED,
     TRACKER,
     committed,
@@ -38,6 +37,7 @@ from dfmspec.record.checkpoints import (
 )
 from dfmspec.record.files import write_aside
 from dfmspec.record.progress import Identity
+from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import LEFT_ASIDE, folder_of
 from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states

@@ -64,6 +64,7 @@ FIRES = [
         ),
     ),
     ("RUN104", "target=dfm logger.wandb_project=p logger.wandb_exp_name=\"''\""),
+    ("RUN123", "target=dfm launcher.kind=slurm launcher.time_limit='0'"),
 ]
 
 
@@ -88,12 +89,34 @@ SILENT = [
     ),
     ("SEQ113", "target=dfm_wan model.cp_comm_type=a2a"),
     ("FLX110", "target=dfm_flux model.enable_cuda_graph=true"),
+    *(
+        ("RUN124", f"launcher.kind=slurm launcher.time_limit='{limit}'")
+        for limit in ("90", "0", "0:00", "2:30", "4:00:00", "1-0", "1-4:00")
+    ),
+    ("RUN124", "launcher.time_limit='4:00'"),
+    ("RUN118", "launcher.kind=slurm launcher.time_limit='0:00'"),
 ]
 
 
 @pytest.mark.parametrize(("code", "words"), SILENT)
 def test_a_rule_is_silent_on_further_near_misses(code: str, words: str) -> None:
     assert code not in found(*shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("4:00", "4 minutes to Slurm"),
+        ("04:00", "4 minutes to Slurm"),
+        ("48:00", "48 minutes to Slurm"),
+        ("4:30", "4 minutes and 30 seconds"),
+    ],
+)
+def test_a_limit_of_two_numbers_is_told_in_minutes(limit: str, said: str) -> None:
+    finding = found("launcher.kind=slurm", f"launcher.time_limit='{limit}'")["RUN124"]
+
+    assert said in finding.message
+    assert f'"{limit}:00"' in finding.hint
 
 
 def test_the_length_of_wans_packs_is_named_by_the_key_that_cuts_them() -> None:
@@ -147,11 +170,15 @@ def test_resume_is_judged_by_what_is_there(target: str, tmp_path: Path) -> None:
         f"checkpoint.save={tmp_path / 'ck'}",
     ]
     nothing = found(*words, "run.resume=require", levels=LEVELS)
-    (tmp_path / "ck" / "iter_0000100").mkdir(parents=True)
+    checkpoint = tmp_path / "ck" / "iter_0000100"
+    checkpoint.mkdir(parents=True)
+    begun = found(*words, "run.resume=require", levels=LEVELS)
+    (checkpoint / ("manifest.json" if target == "megatron_core" else "metadata.json")).touch()
     there = found(*words, "run.resume=require", levels=LEVELS)
     never = found(*words, "run.resume=never", levels=LEVELS)
 
     assert "require" in nothing["RUN103"].message
+    assert "require" in begun["RUN103"].message
     assert "RUN103" not in there
     assert "iteration 100" in never["RUN103"].message
     assert "RUN103" not in found(*words, levels=LEVELS)

@@ -196,11 +196,52 @@ def test_two_packs_may_be_cut_where_one_may_not() -> None:
 
 def test_a_folder_to_go_on_from_has_something_to_go_on_from(tmp_path: Path) -> None:
     (tmp_path / "iter_0000005").mkdir()
+    (tmp_path / "iter_0000005" / "manifest.json").touch()
     load = f"checkpoint.load={tmp_path}"
 
     assert f"name {tmp_path}, and checkpoint.ckpt_step 5" in found(f"{load}/iter_0000005")["CKP104"][1]
     assert "nothing would be trained" in found(load, "train.train_iters=5")["CKP104"][0]
     assert "CKP104" not in found(load, "train.train_iters=6")
+
+
+def test_a_save_that_was_not_finished_is_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    load = f"checkpoint.load={tmp_path}"
+    unfinished = tmp_path / "iter_0000009"
+    unfinished.mkdir()
+    (unfinished / ".metadata").touch()
+    alone = found(load, "train.train_iters=8")["CKP104"]
+    (tmp_path / "iter_0000002").mkdir()
+    (tmp_path / "iter_0000002" / "manifest.json").touch()
+
+    assert "iter_0000009 has no manifest.json" in alone[0]
+    assert "CKP104" not in found(load, "train.train_iters=8")
+    assert "after iteration 2, but train.train_iters is 2" in found(load, "train.train_iters=2")["CKP104"][0]
+    assert "no whole checkpoint of iteration 9" in found(load, "checkpoint.ckpt_step=9")["CKP104"][0]
+    assert "no checkpoint of iteration 7" in found(load, "checkpoint.ckpt_step=7")["CKP104"][0]
+
+
+@pytest.mark.parametrize("key", ["checkpoint.load", "checkpoint.save", "run.resume"])
+@pytest.mark.parametrize("target", ["megatron_core", "dfm", "dfm_wan", "dfm_flux"])
+def test_checkpoints_of_another_program_are_told_as_such(target: str, key: str, tmp_path: Path) -> None:
+    is_own = target == "megatron_core"
+    mark = "run_config.yaml" if is_own else "manifest.json"
+    whose = "Megatron-Bridge's" if is_own else "dfmspec's"
+    (tmp_path / "iter_0000009").mkdir()
+    (tmp_path / "iter_0000009" / mark).touch()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("9")
+    told = found(f"target={target}", f"{key}={tmp_path}", "data.source=mock")
+
+    assert f"is {whose} (it has {mark})" in told["CKP122"][0]
+    assert "CKP104" not in told
+
+
+def test_one_whole_checkpoint_beside_those_of_another_program_is_enough(tmp_path: Path) -> None:
+    for iteration, mark in (("0000002", "manifest.json"), ("0000009", "run_config.yaml")):
+        (tmp_path / f"iter_{iteration}").mkdir()
+        (tmp_path / f"iter_{iteration}" / mark).touch()
+
+    assert "CKP122" not in found(f"checkpoint.load={tmp_path}")
+    assert "CKP122" in found(f"checkpoint.load={tmp_path}", "checkpoint.ckpt_step=9")
 
 
 def test_a_rule_on_a_broken_value_is_skipped() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
+import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
+from dfmspec.run.launch import kubernetes
 from tests.conftest import ROOT, dfmspec
 
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*/plan/jobset.yaml"))
@@ -132,3 +136,20 @@ def test_the_manifest_is_handed_over_and_not_run(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "kubectl apply -f" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_long_names_that_differ_anywhere_stay_apart_and_are_labels_that_fit() -> None:
+    draw = random.Random(24)
+    letters = string.ascii_letters + string.digits + "._-"
+    whole = ["".join(draw.choices(letters, k=draw.randint(41, 90))) for _ in range(200)]
+    names = [*whole, *(name[:-1] + other for name in whole for other in "xy")]
+    made = {name: kubernetes._name(name) for name in names}
+
+    assert len(set(made.values())) == len(set(names))
+    assert all(len(label) <= 40 for label in made.values())
+    assert all(re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", label) for label in made.values())
+
+
+@pytest.mark.parametrize(("name", "label"), [("DiT_XL.b", "dit-xl-b"), ("7b", "run-7b"), ("a" * 40, "a" * 40)])
+def test_a_name_that_fits_has_no_digest(name: str, label: str) -> None:
+    assert kubernetes._name(name) == label

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dfmspec.run.launch import slurm
 from tests.conftest import dfmspec
 
 FAKES = {
@@ -137,3 +138,19 @@ def test_a_job_promises_on_its_signal_what_it_does(
 
     assert (ended, job.requeued) == (code, requeued)
     assert says in said
+
+
+def test_variables_of_sbatch_do_not_make_another_job_of_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch takes them over the options in the script; those of options that the plan leaves open stay."""
+    Job(tmp_path, "launcher.partition=gpu", "launcher.time_limit='4:00:00'")
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\nenv | grep ^SBATCH_\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    gone = ("PARTITION", "TIMELIMIT", "JOB_NAME", "SIGNAL", "OPEN_MODE", "GPUS_PER_NODE", "EXPORT", "ARRAY_INX")
+    for name in (*gone, "ACCOUNT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "other")
+
+    assert slurm.check(tmp_path / "plan") == "SBATCH_ACCOUNT=other"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dfmspec.run.launch import ssh
 from tests.conftest import ROOT, TINY, dfmspec
 
 FAKE = """#!{python}
@@ -98,6 +99,42 @@ def test_a_node_that_cannot_be_reached_is_told_before_anything_starts(spec: Path
     assert done.returncode == 4
     assert "nowhere cannot be reached by ssh: No route to host" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ALIASES = "launcher.hosts=[gpu-a.invalid, gpu-b.invalid]"
+"""Names that ssh finds in its configuration, and a resolver nowhere."""
+
+
+def test_an_alias_of_ssh_as_the_meeting_point_is_told_before_anything_starts(spec: Path, tmp_path: Path) -> None:
+    done = dfmspec("run", spec, *RUN, ALIASES, cwd=spec.parent, PATH=_fake(tmp_path / "bin"))
+
+    assert done.returncode == 4
+    assert "gpu-a.invalid cannot resolve gpu-a.invalid" in done.stderr
+    assert "set cluster.master_addr" in done.stderr
+
+
+def test_a_meeting_point_of_the_spec_that_no_node_resolves_is_told_by_its_key(spec: Path, tmp_path: Path) -> None:
+    words = [*RUN, "launcher.hosts=[127.0.0.1, 127.0.0.1]", "cluster.master_addr=head.invalid"]
+    done = dfmspec("run", spec, *words, cwd=spec.parent, PATH=_fake(tmp_path / "bin"))
+
+    assert done.returncode == 4
+    assert "127.0.0.1 cannot resolve cluster.master_addr head.invalid" in done.stderr
+
+
+def test_aliases_of_ssh_are_no_hindrance_where_the_spec_gives_the_address(spec: Path, tmp_path: Path) -> None:
+    words = [*RUN, ALIASES, "cluster.master_addr=192.0.2.1", 'launcher.setup=["false"]']
+    done = dfmspec("run", spec, *words, cwd=spec.parent, PATH=_fake(tmp_path / "bin"))
+
+    assert "torchrun ended with 1, 1" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", "localhost", "192.0.2.1", "2001:db8::1", "anything.invalid"])
+def test_what_is_known_or_cannot_be_asked_stops_no_node(name: str, tmp_path: Path) -> None:
+    """An address needs no name anywhere; the last one is asked where there is no getent."""
+    path = os.environ["PATH"] if name != "anything.invalid" else str(tmp_path)
+    asked = subprocess.run(["/bin/sh", "-c", ssh._QUESTION, "sh", __file__, name], env={"PATH": path}, check=False)
+
+    assert asked.returncode == 0
 
 
 def test_a_failure_on_one_node_ends_the_run_with_its_word(spec: Path, tmp_path: Path) -> None:
