@@ -156,6 +156,18 @@ def environment(values: Values) -> dict[str, str | None]:
     return found | of_the_user
 
 
+PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "170"}
+"""How many seconds torchrun waits, once it is told to end, for ranks that save; its own 30 would lose their work.
+
+A pod is given 180, and a job is asked that long before its time is over. launcher.env may say otherwise.
+"""
+
+
+def patience(env: Mapping[str, str | None]) -> dict[str, str]:
+    """PATIENCE, unless a plan's environment has it."""
+    return {name: value for name, value in PATIENCE.items() if name not in env}
+
+
 def inherited(around: Mapping[str, str], *, nnodes: int) -> dict[str, str]:
     """The variables around a launch that a run may have: not those by which another launcher would have its say.
 

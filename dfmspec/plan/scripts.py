@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from dfmspec.plan.environment import shell_line, unset_lines
+from dfmspec.plan.environment import patience, shell_line, unset_lines
 from dfmspec.plan.plan import RANK, Plan, Role, Word
 from dfmspec.spec.paths import SPEC_DIR, is_relative
 from dfmspec.targets import target_module
@@ -119,6 +119,8 @@ def node_script(plan: Plan, node: int | None) -> str:
 
     # The plan's variables stand before what the script sets, which they so cannot undo.
     lines += [shell_line(name, value) for name, value in plan.env.items()]
+    for name, value in patience(plan.env).items():
+        lines.append(f"{shell_line(name, value)}  # torchrun waits so long for ranks that save")
     if node is None:
         rank = RANK.removeprefix("$")
         lines.append(f'{rank}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')

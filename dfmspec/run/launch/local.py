@@ -18,7 +18,7 @@ from string import Template
 from typing import IO, TYPE_CHECKING
 
 from dfmspec.errors import PreflightError
-from dfmspec.plan.environment import inherited
+from dfmspec.plan.environment import inherited, patience
 from dfmspec.plan.plan import Plan, Role, Word
 from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
@@ -76,7 +76,7 @@ def launch(plan: Plan, place: Place) -> LocalRun:
 def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     """The plan's variables, and where the run is and its nodes meet; None: torchrun must not have it."""
     port = str(free_port())
-    env = dict(plan.env)
+    env: dict[str, str | None] = {**plan.env, **patience(plan.env)}
     env["DFMSPEC_RUN_DIR"] = str(place.run.path)
     env[_ATTEMPT] = str(place.attempt_dir.path)
     env["TQDM_DISABLE"] = "1"
