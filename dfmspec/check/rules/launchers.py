@@ -89,7 +89,7 @@ def _hosts(view: View) -> Iterator[Finding]:
 def _time(view: View) -> Iterator[Finding]:
     limit = view[_LIMIT]
     before = view["launcher.stop_before"]
-    if view[KIND] != "slurm" or limit is None:
+    if view[KIND] != "slurm":
         return
     # Slurm takes 0 for no limit.
     seconds = minutes_of(limit) * 60
@@ -177,7 +177,7 @@ def _kubernetes(view: View) -> Iterator[Finding]:
 
 
 def _local_head(view: View) -> Iterator[Finding]:
-    address = view[_HEAD] or ""
+    address = view.or_null(_HEAD) or ""
     nnodes = view[_NNODES]
     if nnodes <= 1:
         return
@@ -205,7 +205,9 @@ def _written_apart(view: View) -> str:
 
 
 def _never_saves(view: View) -> bool:
-    return view[KIND] == "slurm" and view[_LIMIT] is None and view["train.exit_duration_in_mins"] is None
+    return (
+        view[KIND] == "slurm" and view.or_null(_LIMIT) is None and view.or_null("train.exit_duration_in_mins") is None
+    )
 
 
 RULES = (
