@@ -171,7 +171,7 @@ _LIMIT_WORDS = {
 
 def null_words(field: dict[str, Any]) -> str:
     """What null does to a field, and what upstream's script was seen to do with one: "derived; upstream: rejected"."""
-    words = str(field["x-null"])
+    words = str(field.get("x-null", "invalid"))
     seen = field.get("x-null-upstream")
     if seen is None:
         return words

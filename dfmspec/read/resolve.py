@@ -39,7 +39,8 @@ def resolve_spec(spec: Spec) -> Resolved:
     values["name"] = spec.name
     origins["name"] = _name_origin(spec)
 
-    # In the order of DERIVED. What follows from an unknown value is unknown; a null that means something stays.
+    # In the order of DERIVED. What follows from an unknown value, or counts with a null, is unknown. A null that means
+    # something stays.
     legal = catalogue(spec.target)
     derived: dict[str, Any] = {}
     unknown = set(spec.broken)

@@ -36,6 +36,7 @@ def taken(target: str, keys: Sequence[str], file: Path | None = None) -> tuple[R
     resolved = resolve_spec(load_spec(file, words))
     findings = all_findings(resolved)
     if not any(finding.severity is Severity.ERROR for finding in findings):
+        assert not resolved.unknown
         described(resolved, make_plan(resolved))
     return resolved, findings
 

@@ -124,8 +124,8 @@ def _written_values(view: View) -> Iterator[_Written]:
 
 
 def _written_classes(view: View) -> Iterator[_Written]:
-    """The classes of sections that upstream's recipe leaves out, and that the user has."""
-    sections = {key.partition(".")[0] for key in view.resolved.spec.set_by_user}
+    """The classes of sections that upstream's recipe leaves out, and of which the user gives a value."""
+    sections = {key.partition(".")[0] for key in view.set_by_user(*view.resolved.spec.set_by_user)}
     for section in sorted(sections):
         key = f"{section}._target_"
         if key in view.resolved.values and not view.is_set_by_user(key):
