@@ -17,6 +17,7 @@ from dfmspec.plan.describe import described
 from dfmspec.plan.plan import make_plan
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
+from dfmspec.run.bundle import programs
 from dfmspec.targets import TARGETS, catalogue, target_module
 from tests.conftest import CORPUS
 from tools.pages import keys_of
@@ -104,6 +105,16 @@ def test_a_key_that_is_left_out_is_derived_as_ever() -> None:
     made = make_plan(resolve_spec(load_spec(None, ["target=dfm", "data.source=mock"])))
 
     assert made.config["checkpoint"]["save"] == "${oc.env:DFMSPEC_RUN_DIR}/checkpoints"
+
+
+def test_a_job_that_is_given_no_time_to_save_at_is_told_so_and_says_so() -> None:
+    words = ["target=dfm", "data.source=mock", "launcher.kind=slurm", "launcher.time_limit=4:00:00"]
+    given = make_plan(resolve_spec(load_spec(None, words)))
+    resolved = resolve_spec(load_spec(None, [*words, "train.exit_duration_in_mins=null"]))
+
+    assert "RUN123" in {finding.code for finding in all_findings(resolved)}
+    assert "knows no time to save at" in programs(make_plan(resolved))["job.sbatch"]
+    assert "knows no time to save at" not in programs(given)["job.sbatch"]
 
 
 # Keys that are read together.

@@ -143,7 +143,7 @@ def _check_gpus(plan: Plan) -> str:
 def _on_signal(plan: Plan) -> str:
     """What a job does when Slurm says that it will end it; requeueing ends it at once."""
     is_own = target_module(plan.target).OWN
-    if not is_own and plan.launcher["time_limit"] is None:
+    if not is_own and plan.config["train"].get("exit_duration_in_mins") is None:
         return (
             '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
             'it is queued again, from its last checkpoint"\n'
