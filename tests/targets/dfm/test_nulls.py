@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
+from dfmspec.plan.plan import make_plan
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.targets import catalogue
@@ -146,6 +148,23 @@ def test_a_function_that_upstream_puts_back_takes_no_null() -> None:
     for key in refused:
         findings = check_spec(resolve_spec(load_spec(None, ["target=dfm", f"{key}=null"])), levels=("spec",))
         assert [finding.code for finding in findings if finding.severity is Severity.ERROR] == ["SPC205"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["dfm", "dfm_wan", "dfm_flux"])
+def test_two_nulls_over_any_recorded_case_are_answered(target: str) -> None:
+    chance = random.Random(7)
+    keys = [key for key, _ in catalogue(target).defaults() if catalogue(target).null_of(key) != "invalid"]
+    planned = 0
+    for case in cases():
+        nulls = [f"{key}=null" for key in chance.sample(keys, 2)]
+        resolved = compiled({**case, "cli": [*case.get("cli", ()), *nulls]}, target)
+        findings = check_spec(resolved, levels=("spec",))
+        if not any(finding.severity is Severity.ERROR for finding in findings):
+            planned += 1
+            make_plan(resolved)
+
+    assert planned > 20
 
 
 @pytest.mark.parametrize("section", ["model", "train", "dist", "optimizer", "logger", "tokenizer"])
