@@ -15,7 +15,7 @@ from typing import Any
 
 from dfmspec.check.rules import LEVELS, all_findings
 from dfmspec.check.rules.base import ALL, Rule, UnknownValue, View
-from dfmspec.cli.rule import type_words
+from dfmspec.cli.rule import null_words, type_words
 from dfmspec.diagnostics import Diagnostic
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
@@ -34,9 +34,9 @@ class _Watched(View):
         super().__init__(resolved)
         self.asked: set[str] = set()
 
-    def __getitem__(self, key: str) -> Any:
+    def or_null(self, key: str) -> Any:
         self.asked.add(key)
-        return super().__getitem__(key)
+        return super().or_null(key)
 
     def is_set_by_user(self, key: str) -> bool:
         self.asked.add(key)
@@ -287,7 +287,25 @@ def keys_index(targets: dict[str, dict[str, Any]]) -> str:
             count = counts[target].get(name)
             cells.append("" if count is None else f"[{count}]({target}.md#{_anchor(name)})")
         lines.append(_row(name or "top level", *cells))
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_NULL, ""])
+
+
+_NULL = (
+    "## Null",
+    "",
+    "The column `null` of a page says what a null that a spec writes does, in a file or as `KEY=null`:",
+    "",
+    "| null | what it does |",
+    "|---|---|",
+    "| kept | It means something, and what trains is given it: no checkpoints, no packing, no FP8. |",
+    "| derived | The key takes the value that follows from others, as the column `default` says. |",
+    "| default | As if the key were left out. |",
+    "| invalid | The key takes no null: an error. |",
+    "",
+    "A null takes the place of what a file below it has. `upstream: ...` is what DFM's script for DiT was seen to do",
+    "with one: kept, filled with a value of its own, or rejected. Where nothing is said, nobody has seen one, and the",
+    "type of upstream's field decides.",
+)
 
 
 def _counts(schema: dict[str, Any]) -> dict[str, int]:
@@ -304,11 +322,13 @@ def keys_page(target: str, schema: dict[str, Any], rules: dict[str, list[str]]) 
         f"# Keys of target {target}",
         "",
         f"For {target_module(target).SUBJECT}. Other targets: [the index](README.md).",
+        "What null does: [the index](README.md#null).",
         "",
     ]
     for section, fields in sections_of(schema).items():
         heading = section or "Top level"
-        lines += [f"## {heading}", "", _row("key", "type", "default", "meaning", "rules"), "|---|---|---|---|---|"]
+        lines += [f"## {heading}", "", _row("key", "type", "default", "null", "meaning", "rules")]
+        lines.append("|---|---|---|---|---|---|")
         for name, field in fields.items():
             key = f"{section}.{name}" if section else name
             lines.append(_key_row(key, field, rules.get(key, [])))
@@ -321,7 +341,7 @@ def _key_row(key: str, field: dict[str, Any], codes: Sequence[str]) -> str:
     types = _text(type_words(field))
     default = _cell(_default(field))
     meaning = _text(_meaning(field))
-    return _row(f"`{key}`", types, default, meaning, links)
+    return _row(f"`{key}`", types, default, null_words(field), meaning, links)
 
 
 def _default(field: dict[str, Any]) -> str:

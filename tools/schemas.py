@@ -40,13 +40,30 @@ def _one_of(names: Iterable[str], node: Node) -> Node:
 
 
 def _with_derivations(properties: Node, target: str) -> Node:
-    """With the formula of each derived value, as its target computes it."""
+    """With the formula of each derived value, as its target computes it, and what a null does to each key."""
     for derivation in target_module(target).DERIVED:
         section, field = derivation.key.split(".")
         fields = properties.get(section, {}).get("properties", {})
         if field in fields:
             fields[field]["x-derived"] = derivation.formula
+    for node in properties.values():
+        for field in node.get("properties", {"": node}).values():
+            field["x-null"] = _null(field)
     return properties
+
+
+def _null(field: Node) -> str:
+    """What a null of the spec's does: it is kept, stands for the derived value or for the default, or is invalid."""
+    declared = field.get("type", ())
+    takes_null = "null" in declared or None in field.get("enum", ())
+    if not takes_null:
+        return "invalid"
+    if "x-null" in field:
+        return str(field["x-null"])
+    if "x-derived" in field:
+        return "derived"
+    # What stands there is lost, whatever it is.
+    return "default" if "x-overwritten-by" in field else "kept"
 
 
 def with_names(target: str, schema: Node) -> Node:
@@ -66,10 +83,12 @@ def _document(name: str, description: str, properties: Node) -> Node:
             "type": ["array", "string"],
             "items": {"type": "string"},
             "description": "Specs whose keys lie under this one's, left to right.",
+            "x-null": "invalid",
         },
         "config_file": {
             "type": "string",
             "description": "An override file whose keys lie under this spec's own.",
+            "x-null": "invalid",
         },
     }
     return {
@@ -161,8 +180,18 @@ _TYPES = {
     "list": "array",
     "map": "object",
 }
-_MARKS = ("upstream", "no_effect", "overwritten_by", "mock_only", "energon_only")
-"""Facts of a field that rules and plans read, under x-NAME."""
+_MARKS = {
+    "upstream": "x-upstream",
+    "no_effect": "x-no-effect",
+    "overwritten_by": "x-overwritten-by",
+    "mock_only": "x-mock-only",
+    "energon_only": "x-energon-only",
+    "null_is": "x-null",
+    "null_upstream": "x-null-upstream",
+}
+"""Facts of a field that rules and plans read, by their names in the table."""
+_SEEN_WITH_DIT = "null_upstream"
+"""The fact that was seen with DiT's script alone."""
 
 
 def dfm(target: str, ours: Node) -> Node:
@@ -192,6 +221,10 @@ def _table(target: str) -> dict[str, dict[str, Node]]:
     if target == "dfm":
         return table
     own = yaml.safe_load((HERE / f"{target}_fields.yaml").read_text())
+
+    for fields in table.values():
+        for name, field in fields.items():
+            fields[name] = without(field, _SEEN_WITH_DIT)
 
     # Whole sections: what is the same as DiT's, and what is new.
     for section, same in own["same_as_dit"].items():
@@ -244,11 +277,12 @@ def _dfm_section(section: str, fields: dict[str, Node]) -> Node:
 
 def _dfm_field(entry: Node) -> Node:
     """A field of the table as a schema: its type or its choices, its default, its meaning, its marks."""
-    marks = {f"x-{name.replace('_', '-')}": entry[name] for name in _MARKS if name in entry}
+    marks = {mark: entry[name] for name, mark in _MARKS.items() if name in entry}
     kind = entry["type"].rstrip("?")
     takes_null = entry["type"].endswith("?")
     if kind == "callable":
-        return {"enum": [None], "default": None, "description": entry["meaning"], "x-callable": True, **marks}
+        legal = [None] if takes_null else []
+        return {"enum": legal, "default": None, "description": entry["meaning"], "x-callable": True, **marks}
 
     choices = DTYPES if kind == "dtype" else entry.get("values")
     if choices:

@@ -148,6 +148,7 @@ def _field_lines(field: dict[str, Any]) -> list[str]:
         keys = ", ".join(field["properties"])
         return [*lines, f"a section; its keys: {keys}"]
     lines.append(f"type: {type_words(field)}")
+    lines.append(f"null: {null_words(field)}")
 
     # The null of a derived field is no default.
     default = field.get("default")
@@ -166,6 +167,15 @@ _LIMIT_WORDS = {
     "maximum": "at most",
     "exclusiveMaximum": "less than",
 }
+
+
+def null_words(field: dict[str, Any]) -> str:
+    """What null does to a field, and what upstream's script was seen to do with one: "derived; upstream: rejected"."""
+    words = str(field.get("x-null", "invalid"))
+    seen = field.get("x-null-upstream")
+    if seen is None:
+        return words
+    return f"{words}; upstream: {seen}"
 
 
 def type_words(field: dict[str, Any]) -> str:

@@ -71,13 +71,21 @@ def _head(resolved: Resolved, made: Plan, layout: Layout) -> list[str]:
     packs = resolved["train.global_batch_size"]
     micro = resolved["train.micro_batch_size"]
     iters = resolved["train.train_iters"]
-    interval = resolved["checkpoint.save_interval"]
+    saves = _when_it_saves(resolved.values)
     microbatches = packs // (micro * max(1, dp))
     lines.append(
-        f"  global batch {packs} packs = {microbatches} microbatches x {micro} x DP {dp}; "
-        f"{iters} iterations; a checkpoint every {interval}"
+        f"  global batch {packs} packs = {microbatches} microbatches x {micro} x DP {dp}; {iters} iterations; {saves}"
     )
     return lines
+
+
+def _when_it_saves(values: Mapping[str, Any]) -> str:
+    interval = values["checkpoint.save_interval"]
+    if values["checkpoint.save"] is None:
+        return "no checkpoints"
+    if interval is None:
+        return "a checkpoint at the end"
+    return f"a checkpoint every {interval}"
 
 
 def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
@@ -94,10 +102,9 @@ def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
     one_gb = _figure(each / 1e9)
     all_gb = _figure(kept * each / 1e9)
 
-    lines = [
-        f"  {millions:,.1f} M parameters; {work}",
-        f"  a checkpoint is about {one_gb} GB; {kept} of them {all_gb} GB",
-    ]
+    lines = [f"  {millions:,.1f} M parameters; {work}"]
+    if kept:
+        lines.append(f"  a checkpoint is about {one_gb} GB; {kept} of them {all_gb} GB")
     crossed = ", ".join(crossing(layout, values["cluster.nproc_per_node"]))
     if crossed:
         lines.append(f"  groups that reach over nodes: {crossed}")
@@ -106,6 +113,8 @@ def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
 
 def _kept_checkpoints(values: Mapping[str, Any]) -> int:
     """How many checkpoints are on disk at the end of training."""
+    if values["checkpoint.save"] is None:
+        return 0
     interval = values["checkpoint.save_interval"]
     iters: int = values["train.train_iters"] or 0
     saves = 1

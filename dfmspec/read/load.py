@@ -294,6 +294,7 @@ class _Loader:
         origins = dict(default_origins)
 
         # The layers, lowest first. A key that one of them breaks keeps the value under it, whatever lies above.
+        legal = catalogue(target)
         broken: set[str] = set()
         under: dict[str, Covered] = {}
         for layer in self.layers:
@@ -301,6 +302,10 @@ class _Loader:
                 if origins[key].layer != "default":
                     lower = under.get(key, ())
                     under[key] = (*lower, (values[key], origins[key]))
+                if value is None and legal.null_of(key) == "default":
+                    values[key] = default_values[key]
+                    origins[key] = default_origins[key]
+                    continue
                 place = _place(path, layer.document)
                 values[key] = self._located(key, value, layer)
                 origins[key] = Origin(layer.kind, place)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dfmspec.diagnostics import Span
 from dfmspec.read.load import Origin, Spec
-from dfmspec.targets import target_module
+from dfmspec.targets import catalogue, target_module
 
 
 @dataclass(eq=False)
@@ -39,7 +39,9 @@ def resolve_spec(spec: Spec) -> Resolved:
     values["name"] = spec.name
     origins["name"] = _name_origin(spec)
 
-    # In the order of DERIVED. What follows from an unknown value is unknown.
+    # In the order of DERIVED. What follows from an unknown value, or counts with a null, is unknown. A null that means
+    # something stays.
+    legal = catalogue(spec.target)
     derived: dict[str, Any] = {}
     unknown = set(spec.broken)
     for derivation in target_module(spec.target).DERIVED:
@@ -52,7 +54,8 @@ def resolve_spec(spec: Spec) -> Resolved:
         except (ZeroDivisionError, TypeError, OverflowError):
             unknown.add(key)
             continue
-        if values[key] is None:
+        keeps_null = origins[key].is_set_by_user and legal.null_of(key) == "kept"
+        if values[key] is None and not keeps_null:
             values[key] = derived[key]
             origins[key] = Origin("derived", Span("<derived>"), derivation.formula)
     return Resolved(spec, values, origins, derived, frozenset(unknown))

@@ -24,6 +24,15 @@ class Catalogue(NamedTuple):
             node = node["properties"].get(part)
         return node
 
+    def null_of(self, key: str) -> str:
+        """What an explicit null does to a key.
+
+        "kept": it means something, and what trains is given it; "derived": the key takes the value that follows from
+        others; "default": as if the key were left out; "invalid": the key takes none.
+        """
+        node = self.field(key) or {}
+        return str(node.get("x-null", "invalid"))
+
     def is_section(self, key: str) -> bool:
         """Whether a top-level key is a section with fields."""
         node = self.field(key)

@@ -19,7 +19,9 @@ class Experiment(Section):
 
     spec_version: Literal[1] = 1
     """Version of this format."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = Field(
+        default=None, json_schema_extra={"x-null": "derived"}
+    )
     """Name of the experiment, a word for folders; derived: the stem of the spec's file name."""
     recipe: str = "dit_xl"
     """The defaults to start from."""

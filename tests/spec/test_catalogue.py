@@ -41,6 +41,7 @@ def test_every_field_says_what_it_is(target: str) -> None:
         field = catalogue(target).field(key)
         assert field is not None, key
         assert field.get("description"), key
+        assert field.get("x-null") in ("kept", "derived", "default", "invalid"), key
         if "enum" in field:
             assert default is None or default in field["enum"], key
         assert key in ("extends", "config_file") or default is None or not Draft7Validator(field).is_valid(object()), (

@@ -46,20 +46,32 @@ LENGTH = "dataset.task_encoder_seq_length"
 
 
 class UnknownValue(Exception):
-    """A rule asked for a value that is broken, or that the target does not have; the rule is skipped."""
+    """A rule asked for a value that is broken or null, or that the target does not have; the rule is skipped."""
 
 
 class View:
-    """A Resolved as rules see it: an unknown value stops the rule that asks for it.
+    """A Resolved as rules see it: an unknown value, or a null, stops the rule that asks for it.
 
-    What a rule has yielded before it asks stays; so a rule asks for a key no earlier than it needs it.
+    What a rule has yielded before it asks stays; so a rule asks for a key no earlier than it needs it. A rule to which
+    null is a value like others asks with `or_null`, and compares what it gets with None before it counts with it.
     """
 
     def __init__(self, resolved: Resolved) -> None:
         self.resolved = resolved
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a key.
+        """The value of a key, never null.
+
+        Raises:
+            UnknownValue: the value is broken or null, or the target has no such key.
+        """
+        value = self.or_null(key)
+        if value is None:
+            raise UnknownValue(key)
+        return value
+
+    def or_null(self, key: str) -> Any:
+        """The value of a key, for a rule that knows what its null means.
 
         Raises:
             UnknownValue: the value is broken, or the target has no such key.
@@ -192,7 +204,7 @@ def requires(
         if not view[key] or unless(view):
             return
         for other, needed in needs:
-            value = view[other]
+            value = view.or_null(other)
             if value != needed:
                 wanted = as_yaml(needed)
                 yield Finding(
@@ -244,9 +256,9 @@ def must_divide(
 def must_be(key: str, value: Any, because: str) -> Check:
     """A key that leaves no choice."""
     return excludes(
-        lambda v: v[key] != value,
+        lambda v: v.or_null(key) != value,
         at=key,
-        message=lambda v: f"{key} {as_yaml(v[key])}: {because}",
+        message=lambda v: f"{key} {as_yaml(v.or_null(key))}: {because}",
         hint=f"{key} must be {as_yaml(value)}; leave it out",
     )
 

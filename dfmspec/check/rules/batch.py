@@ -54,7 +54,7 @@ def _global_batch(view: View) -> Iterator[Finding]:
 
 def _packed(view: View) -> Iterator[Finding]:
     mbs = view[MBS]
-    if mbs == 1 or view[PACKING] is None:
+    if mbs == 1 or view.or_null(PACKING) is None:
         return
     yield Finding(
         path(MBS),
@@ -70,7 +70,7 @@ def _length(view: View) -> Iterator[Finding]:
     if ITERS in view.resolved.unknown:
         return
     iters = view.resolved.spec.values[ITERS]
-    samples = view[SAMPLES]
+    samples = view.or_null(SAMPLES)
 
     # Neither is given.
     if samples is None:
@@ -92,7 +92,7 @@ def _length(view: View) -> Iterator[Finding]:
         )
 
     # The samples alone: what they exclude, and whether they are enough.
-    if view[RAMPUP] is not None:
+    if view.or_null(RAMPUP) is not None:
         yield Finding(
             path(RAMPUP),
             "a batch size that ramps up needs train_iters; with train_samples it is refused",
@@ -115,8 +115,6 @@ def _are_three_integers(ramp: list[Any]) -> bool:
 def _rampup(view: View) -> Iterator[Finding]:
     ramp = view[RAMPUP]
     gbs = view[GBS]
-    if ramp is None:
-        return
 
     # Its form.
     if not _are_three_integers(ramp):

@@ -43,15 +43,18 @@ FINETUNE = "checkpoint.finetune"
 _PRETRAINED = "checkpoint.pretrained_checkpoint"
 _NON_PERSISTENT = "checkpoint.non_persistent_ckpt_type"
 _SAME_STRUCTURE = "checkpoint.ckpt_assume_constant_structure"
+_WRITES_INTO_IT = ("checkpoint.async_save", "logger.log_progress")
+"""Switches of what needs the folder of the checkpoints."""
 _NAME_THE_FOLDER = "name the folder that holds the iter_ folders"
 
 
 def _save_interval(view: View) -> Iterator[Finding]:
-    interval = view[INTERVAL]
-    iters = view[ITERS]
+    folder = view[SAVE]
+    interval = view.or_null(INTERVAL)
+    iters = view.or_null(ITERS)
 
     # An empty name is a folder to the operating system.
-    if view[SAVE] == "":
+    if folder == "":
         yield Finding(
             path(SAVE),
             f"{SAVE} is empty: nothing is saved where the run expects it",
@@ -116,7 +119,7 @@ def _budget(view: View) -> Iterator[Finding]:
     folder = view[SAVE]
     interval = view[INTERVAL]
     iters = view[ITERS]
-    keep = view[KEEP]
+    keep = view.or_null(KEEP)
     unknown_size = any(key.startswith("model.") for key in view.resolved.unknown)
     if not interval or not iters or unknown_size:
         return
@@ -166,7 +169,7 @@ def _writable(view: View) -> Iterator[Finding]:
 
 def _folder(view: View, key: str) -> FilePath | None:
     """The folder that a key names on this machine; None where it names none, or one elsewhere."""
-    return _on_this_machine(view[key])
+    return _on_this_machine(view.or_null(key))
 
 
 def _on_this_machine(text: Any) -> FilePath | None:
@@ -182,12 +185,12 @@ _TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 
 def _load_missing(view: View) -> Iterator[Finding]:
     folder = _folder(view, LOAD)
-    step = view[STEP]
+    step = view.or_null(STEP)
     if folder is None or not view.set_by_user(LOAD):
         return
     load = view[LOAD]
     # A run that resumes from its own folder has nothing there when it starts first.
-    if load == view[SAVE] and step is None:
+    if load == view.or_null(SAVE) and step is None:
         return
 
     own = view.trainer.OWN
@@ -242,7 +245,7 @@ def _nothing_to_train(view: View, folder: FilePath, have: list[int], step: int |
     # A run that resumes from its own folder may be complete.
     begins = step or have[-1]
     iters = view[ITERS]
-    if begins < iters or load == view[SAVE]:
+    if begins < iters or load == view.or_null(SAVE):
         return
     hint = f"a larger {ITERS}"
     earlier = [iteration for iteration in have if iteration < iters]
@@ -257,7 +260,7 @@ def _nothing_to_train(view: View, folder: FilePath, have: list[int], step: int |
 
 def _chosen(view: View, folder: FilePath) -> FilePath | None:
     """The checkpoint of a folder that a run goes on from: of ckpt_step, else the newest finished one, else any."""
-    step = view[STEP]
+    step = view.or_null(STEP)
     if step is not None:
         return folder / folder_of(step)
     have = committed_iterations(folder, own=view.trainer.OWN) or iterations(folder)
@@ -338,7 +341,7 @@ def _foreign(view: View) -> Iterator[Finding]:
 def _resumes_unasked(view: View) -> Iterator[Finding]:
     folder = _folder(view, LOAD)
     iters = view[ITERS]
-    if folder is None or not folder.is_dir() or view[LOAD] != view[SAVE] or iters is None:
+    if folder is None or not folder.is_dir() or view[LOAD] != view.or_null(SAVE):
         return
     tracker = folder / "latest_checkpointed_iteration.txt"
     try:
@@ -438,23 +441,44 @@ def _other_layout(view: View) -> Iterator[Finding]:
 
 
 def _step_past_the_end(view: View) -> bool:
-    iters = view[ITERS]
-    return iters is not None and (view[STEP] or 0) >= iters
+    return bool(view[STEP] >= view[ITERS])
 
 
 def _step_without_folder(view: View) -> bool:
-    # The folder as written: resolved, a null stands for checkpoint.save.
-    spec = view.resolved.spec
-    return view[STEP] is not None and spec.origins[LOAD].is_set_by_user and spec.values[LOAD] is None
+    return view.or_null(STEP) is not None and view.or_null(LOAD) is None
+
+
+def _nowhere_to_save(view: View) -> Iterator[Finding]:
+    if view.or_null(SAVE) is not None:
+        return
+    for key in _WRITES_INTO_IT:
+        if view.or_null(key):
+            yield Finding(
+                path(SAVE),
+                f"{SAVE} is null, and {key} {as_yaml(view[key])} needs a folder",
+                f"name a folder, or set {key} to false",
+            )
+    if view.network == "dit" and view["train.eval_iters"]:
+        yield Finding(
+            path(SAVE),
+            f"{SAVE} is null, and each evaluation draws a video into a folder beside the checkpoints",
+            "name a folder, or set train.eval_iters to 0",
+        )
+    if view.or_null("logger.wandb_project") and not view.or_null("logger.wandb_save_dir"):
+        yield Finding(
+            path(SAVE),
+            f"{SAVE} is null, and Weights & Biases keeps its files beside the checkpoints",
+            "name a folder, or set logger.wandb_save_dir",
+        )
 
 
 def _keeps_nothing(view: View) -> bool:
-    keep = view[KEEP]
+    keep = view.or_null(KEEP)
     return keep is not None and (keep == 0 or keep < -1)
 
 
 def _structure_changes(view: View) -> bool:
-    return view[_SAME_STRUCTURE] and view["train.rampup_batch_size"] is not None
+    return view[_SAME_STRUCTURE] and view.or_null("train.rampup_batch_size") is not None
 
 
 def _pretrained_missing(view: View) -> bool:
@@ -526,10 +550,22 @@ RULES = (
             message="checkpoint.ckpt_step is set, and checkpoint.load is null",
             hint="name the folder with checkpoint.load",
         ),
-        "A ValueError at start.",
+        "A ValueError at start; beside a null checkpoint.save, which leaves nothing to derive the folder from, "
+        "upstream looks into one of its own in silence.",
         _CONFIG,
+        targets=DFM,
     ),
     # How it saves.
+    Rule(
+        "CKP123",
+        "nowhere-to-save",
+        ERROR,
+        _nowhere_to_save,
+        "Asynchronous saves are refused at start; the rest is accepted, and fails where the path is put together: "
+        "in the first evaluation, which may be hours into the run.",
+        f"{_CONFIG}; Megatron-Bridge training/state.py and setup.py; NVIDIA DFM model/dit/dit_step.py",
+        targets=DFM,
+    ),
     Rule(
         "CKP107",
         "reshardable-in-two-ways",

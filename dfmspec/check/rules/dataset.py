@@ -31,15 +31,15 @@ def _dataset_given(view: View) -> Iterator[Finding]:
     hint = "give --dataset-path or dataset.path"
     if view.trainer.OWN:
         hint += "; or data.source=embedded to try without one"
-    if view[DATASET] == "" and not view.is_mock:
+    if view.or_null(DATASET) == "" and not view.is_mock:
         yield Finding(path(DATASET), f"{DATASET} is empty, which means the working directory", hint, ERROR)
-    elif view[DATASET] is None and view[_SOURCE] == "webdataset":
+    elif view.or_null(DATASET) is None and view[_SOURCE] == "webdataset":
         yield Finding(path(DATASET), "no dataset is named", hint)
 
 
 def _named(view: View) -> str | None:
     """The dataset's name, where it is read and can be looked at from here."""
-    name: str | None = view[DATASET]
+    name: str | None = view.or_null(DATASET)
     if not name or view[_SOURCE] != "webdataset" or "://" in name or is_placeholder(name):
         return None
     return name
@@ -333,7 +333,7 @@ def _offsets(index: FilePath) -> int | None:
 
 def _placeholders(view: View) -> Iterator[Finding]:
     for key in (DATASET, "checkpoint.save", "checkpoint.load"):
-        value = view[key]
+        value = view.or_null(key)
         if view.is_set_by_user(key) and isinstance(value, str) and is_placeholder(value):
             # Upstream's own file of overrides waits for its first edit.
             _, _, last = value.rpartition("/")

@@ -98,14 +98,14 @@ def _expert_overlaps(view: View) -> list[str]:
 
 
 def _section_incomplete(view: View) -> bool:
-    if view[_TP_OVERLAP] is not None or view.is_set_by_user(_TP_OVERLAP):
+    if view.or_null(_TP_OVERLAP) is not None or view.is_set_by_user(_TP_OVERLAP):
         return False
     return bool(view.section("comm_overlap"))
 
 
 def _section_turns_on(view: View) -> bool:
     """Whether a comm_overlap section overlaps gradients that nobody asked to overlap."""
-    if view[_TP_OVERLAP] is None:
+    if view.or_null(_TP_OVERLAP) is None:
         return False
     return view.data_parallel_size > 1 and not view.set_by_user("comm_overlap.overlap_grad_reduce")
 
@@ -258,7 +258,7 @@ RULES = (
         "bucket-empty",
         ERROR,
         excludes(
-            lambda v: v[_BUCKET] is not None and v[_BUCKET] < 1,
+            lambda v: v[_BUCKET] < 1,
             at=_BUCKET,
             message=lambda v: f"{_BUCKET} {v[_BUCKET]} holds no parameter",
             hint="40000000, for example; null for megatron-core's choice",

@@ -34,7 +34,7 @@ def _sampling(view: View) -> Iterator[Finding]:
 
 
 def _vae_cache(view: View) -> Iterator[Finding]:
-    folder = view[CACHE]
+    folder = view.or_null(CACHE)
     if not view[EVAL]:
         return
     if folder is None:

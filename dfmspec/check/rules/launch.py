@@ -18,7 +18,6 @@ from dfmspec.check.rules.base import (
     excludes,
     listed,
     path,
-    together,
 )
 from dfmspec.check.rules.checkpoint import LOAD, SAVE
 from dfmspec.check.rules.distributed import uses_fsdp
@@ -41,7 +40,6 @@ _WANDB = "logger.wandb_project"
 _WANDB_NAME = "logger.wandb_exp_name"
 _STRAGGLER = "nvrx_straggler.enabled"
 _TOKENIZER = "tokenizer.tokenizer_type"
-_VOCABULARY = "tokenizer.vocab_size"
 _RERUN_MODE = "rerun_state_machine.rerun_mode"
 _RESTART = "inprocess_restart.enabled"
 _DETERMINISTIC = "model.deterministic_mode"
@@ -258,7 +256,7 @@ def _ends_in_evaluation(view: View) -> bool:
 
 
 def _no_wandb_key(view: View) -> bool:
-    if not view[_WANDB] or view["launcher.env_from"]:
+    if not view[_WANDB] or view.or_null("launcher.env_from"):
         return False
     given = {"WANDB_MODE", "WANDB_API_KEY"} & {*view[ENV]}
     return not given
@@ -402,20 +400,11 @@ RULES = (
         "RUN112",
         "tokenizer-on-dit",
         ERROR,
-        together(
-            excludes(
-                lambda v: v[_TOKENIZER] != "NullTokenizer",
-                at=_TOKENIZER,
-                message="the DiT has no tokens of text: "
-                "any tokenizer but the NullTokenizer wants files that nobody uses",
-                hint="remove the tokenizer section",
-            ),
-            excludes(
-                lambda v: v[_VOCABULARY] is None,
-                at=_VOCABULARY,
-                message="the NullTokenizer needs a vocab_size",
-                hint="remove it to have 32000",
-            ),
+        excludes(
+            lambda v: v.or_null(_TOKENIZER) != "NullTokenizer",
+            at=_TOKENIZER,
+            message="the DiT has no tokens of text: any tokenizer but the NullTokenizer wants files that nobody uses",
+            hint="remove the tokenizer section",
         ),
         "The tokenizer cannot be built.",
         "Megatron-Bridge training/tokenizers",

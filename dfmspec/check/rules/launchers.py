@@ -12,6 +12,7 @@ from dfmspec.targets import minutes_of
 
 KIND = "launcher.kind"
 _LIMIT = "launcher.time_limit"
+_EXIT = "train.exit_duration_in_mins"
 _HEAD = "cluster.master_addr"
 _NNODES = "cluster.nnodes"
 _OUTPUT = "run.output_dir"
@@ -196,7 +197,7 @@ def _kubernetes(view: View) -> Iterator[Finding]:
 
 
 def _local_head(view: View) -> Iterator[Finding]:
-    address = view[_HEAD] or ""
+    address = view.or_null(_HEAD) or ""
     nnodes = view[_NNODES]
     if nnodes <= 1:
         return
@@ -224,7 +225,12 @@ def _written_apart(view: View) -> str:
 
 
 def _never_saves(view: View) -> bool:
-    return view[KIND] == "slurm" and minutes_of(view[_LIMIT]) is None and view["train.exit_duration_in_mins"] is None
+    return view[KIND] == "slurm" and view.or_null(_EXIT) is None
+
+
+def _without_a_time(view: View) -> str:
+    """The key by which there is no time to save at."""
+    return _LIMIT if minutes_of(view.or_null(_LIMIT)) is None else _EXIT
 
 
 RULES = (
@@ -294,10 +300,12 @@ RULES = (
         excludes(
             _never_saves,
             at=KIND,
-            message="NVIDIA DFM's scripts save before the end only at a time that they are given, and "
-            "launcher.time_limit gives none: each time the partition's limit comes, the iterations since the last "
-            "checkpoint are lost",
-            hint="set launcher.time_limit, to the partition's limit at most",
+            message=lambda v: (
+                "NVIDIA DFM's scripts save before the end only at a time that they are given, and "
+                f"{_without_a_time(v)} gives none: each time the partition's limit comes, "
+                "the iterations since the last checkpoint are lost"
+            ),
+            hint=f"set {_LIMIT}, to the partition's limit at most, and leave {_EXIT} out",
         ),
         "Slurm's notice reaches the job, which can only queue itself again: what was done since the last checkpoint "
         "is lost, in silence.",

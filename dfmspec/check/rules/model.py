@@ -125,9 +125,9 @@ def _head_width(view: View) -> Iterator[Finding]:
 
 
 def _recompute(view: View) -> Iterator[Finding]:
-    granularity = view[_GRANULARITY]
-    method = view[_METHOD]
-    layers = view[_RECOMPUTED]
+    granularity = view.or_null(_GRANULARITY)
+    method = view.or_null(_METHOD)
+    layers = view.or_null(_RECOMPUTED)
     if granularity == "full":
         yield from _full_recomputation(view, method, layers)
     elif granularity == "selective" and layers is not None:
@@ -163,7 +163,7 @@ def _full_recomputation(view: View, method: str | None, layers: int | None) -> I
 
     # Uniform: groups of so many layers, in the whole of each rank's chunk.
     if method == "uniform" and view.trainer.OWN:
-        chunk = view[LAYERS] // (view[PP] * (view[VPP] or 1))
+        chunk = view[LAYERS] // (view[PP] * (view.or_null(VPP) or 1))
         if chunk % layers:
             works = listed(number for number in range(1, chunk + 1) if chunk % number == 0)
             yield Finding(
@@ -194,8 +194,8 @@ _ABSENT = {
 
 def _modules(view: View) -> Iterator[Finding]:
     modules = view[_MODULES]
-    granularity = view[_GRANULARITY]
-    if not view.is_set_by_user(_MODULES) or modules is None:
+    granularity = view.or_null(_GRANULARITY)
+    if not view.is_set_by_user(_MODULES):
         return
     if granularity != "selective":
         yield Finding(
@@ -600,7 +600,7 @@ RULES = (
         ERROR,
         together(
             excludes(
-                lambda v: v.network == "dit" and v[_VOCABULARY] is not None,
+                lambda v: v.network == "dit" and v.or_null(_VOCABULARY) is not None,
                 at=_VOCABULARY,
                 message=lambda v: f"{_VOCABULARY} {v[_VOCABULARY]}: the DiT has no vocabulary",
                 hint="remove it",
@@ -636,7 +636,7 @@ RULES = (
         ERROR,
         together(
             excludes(
-                lambda v: v[_NO_ROTARY] is not None,
+                lambda v: v.or_null(_NO_ROTARY) is not None,
                 at=_NO_ROTARY,
                 message="model.no_rope_freq: the DiT has no rotary positions",
                 hint="remove it",
@@ -648,7 +648,7 @@ RULES = (
                 hint="remove it",
             ),
             excludes(
-                lambda v: v[_VARIANT] or v[_LINEAR],
+                lambda v: v.or_null(_VARIANT) or v.or_null(_LINEAR),
                 at=lambda v: _VARIANT if v[_VARIANT] else _LINEAR,
                 message="the DiT builds its own attention; experimental variants are of language models",
                 hint="remove it",

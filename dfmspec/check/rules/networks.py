@@ -234,7 +234,7 @@ RULES = (
         "dataset-path-missing",
         ERROR,
         excludes(
-            lambda v: not v.is_mock and not v["dataset.path"],
+            lambda v: not v.is_mock and not v.or_null("dataset.path"),
             at="dataset.path",
             message="no dataset.path, and DFM has none of its own for this network",
             hint="set dataset.path, or data.source: mock for a trial",

@@ -62,7 +62,7 @@ _DFMS_SEED = 1234
 def _warmup(view: View) -> Iterator[Finding]:
     warmup = view[WARMUP]
     decay = view[DECAY]
-    if decay is not None and warmup >= decay:
+    if warmup >= decay:
         message = f"the warm-up ({warmup} iterations) is not shorter than the decay ({decay})"
         most = decay - 1
         hint = f"at most {most}" if most > 0 else "set it to 0"
@@ -70,9 +70,9 @@ def _warmup(view: View) -> Iterator[Finding]:
 
 
 def _warmup_steps(view: View) -> Iterator[Finding]:
-    fraction = view[_WARMUP_SHARE]
-    samples = view[_WARMUP_SAMPLES]
-    decay = view[_DECAY_SAMPLES] or view[SAMPLES]
+    fraction = view.or_null(_WARMUP_SHARE)
+    samples = view.or_null(_WARMUP_SAMPLES)
+    decay = view.or_null(_DECAY_SAMPLES) or view.or_null(SAMPLES)
     # A share of the decay's length.
     if fraction is not None and not 0 <= fraction < 1:
         message = f"lr_warmup_fraction {fraction} is no share below 1 of the decay"
@@ -89,8 +89,6 @@ def _spends_much_on_warmup(view: View) -> bool:
     if not view.is_set_by_user(WARMUP):
         return False
     iters = view[ITERS]
-    if iters is None:
-        return False
     warmup = view[WARMUP]
     return bool(warmup < iters < 4 * warmup)
 
@@ -108,7 +106,7 @@ def _warms_up_from_above(view: View) -> str:
 
 def _mixed_units(view: View) -> Iterator[Finding]:
     # The schedule counts in what the run's length is given in.
-    if view[SAMPLES] is not None:
+    if view.or_null(SAMPLES) is not None:
         unit = "samples"
         wrong = _BY_ITERS
     else:
@@ -119,7 +117,7 @@ def _mixed_units(view: View) -> Iterator[Finding]:
             message = f"{key} counts in the other unit than this run, whose length is given in {unit}"
             yield Finding(path(key), message, "remove it, and use the key of the same unit")
     # A share leaves nothing to give in either unit.
-    if view[_WARMUP_SHARE] is not None:
+    if view.or_null(_WARMUP_SHARE) is not None:
         for key in view.set_by_user(WARMUP, _WARMUP_SAMPLES):
             if view[key]:
                 message = f"{key} and {_WARMUP_SHARE} both give the warm-up"
@@ -128,7 +126,7 @@ def _mixed_units(view: View) -> Iterator[Finding]:
 
 def _wsd_length(view: View) -> str:
     """The key of how long the decay WSD falls, in the unit of the run's length."""
-    return _WSD_ITERS if view[SAMPLES] is None else _WSD_SAMPLES
+    return _WSD_ITERS if view.or_null(SAMPLES) is None else _WSD_SAMPLES
 
 
 def _weight_decay(view: View) -> Iterator[Finding]:
@@ -274,7 +272,7 @@ RULES = (
         "wsd-without-decay",
         ERROR,
         excludes(
-            lambda v: v[_DECAY_STYLE] == "WSD" and v[_wsd_length(v)] is None,
+            lambda v: v[_DECAY_STYLE] == "WSD" and v.or_null(_wsd_length(v)) is None,
             at=_DECAY_STYLE,
             message=lambda v: f"the decay WSD needs {_wsd_length(v)}",
             hint="a tenth of the run, for example",
@@ -288,7 +286,7 @@ RULES = (
         "weight-decay-condition-unusable",
         ERROR,
         excludes(
-            lambda v: v[_WD_CONDITION] is not None,
+            lambda v: v.or_null(_WD_CONDITION) is not None,
             at=_WD_CONDITION,
             message="no_weight_decay_cond_type is not usable at this revision",
             hint="remove it",

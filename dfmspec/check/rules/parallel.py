@@ -80,10 +80,10 @@ def _legal_sizes(view: View, world: int) -> list[tuple[int, int, int]]:
     heads = view[HEADS]
     ffn = view[FFN]
     layers = view[LAYERS]
-    tokens = (view[LENGTH] or 0) * view[MBS]
+    tokens = (view.or_null(LENGTH) or 0) * view[MBS]
     sequence_parallel = view[SP]
     has_pipeline = view.trainer.HAS_PIPELINE
-    interleaved = view[VPP] is not None
+    interleaved = view.or_null(VPP) is not None
 
     found = []
     for t, p, c in product(divisors(world), repeat=3):
@@ -111,7 +111,7 @@ def _tp_across_nodes(view: View) -> Iterator[Finding]:
     nproc = view[_NPROC]
     tp = view[TP]
     # NVLink reaches over the nodes of a rack.
-    one_switch = view["cluster.gpu"] in _RACK_GPUS and tp <= _RACK
+    one_switch = view.or_null("cluster.gpu") in _RACK_GPUS and tp <= _RACK
     if view["cluster.nnodes"] > 1 and nproc % tp and not one_switch:
         works = _comma(divisors(nproc))
         yield Finding(
@@ -148,7 +148,7 @@ def _grouped_queries(view: View) -> str:
 
 def _experts(view: View) -> Iterator[Finding]:
     for key, dense in _DENSE.items():
-        if view[key] != dense and view.is_set_by_user(key):
+        if view.or_null(key) != dense and view.is_set_by_user(key):
             yield Finding(path(key), f"{key} {view[key]}: the DiT is dense, it has no experts to spread", "remove it")
 
 
@@ -172,8 +172,6 @@ def _hierarchical(view: View) -> Iterator[Finding]:
     key = "model.hierarchical_context_parallel_sizes"
     sizes = view[key]
     cp = view[CP]
-    if sizes is None:
-        return
     fits = all(_is_positive(size) for size in sizes) and math.prod(sizes) == cp
     if not fits:
         message = f"{key} {sizes} does not multiply to CP {cp}"

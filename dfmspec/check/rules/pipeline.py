@@ -39,8 +39,6 @@ def _virtual_stages(view: View) -> Iterator[Finding]:
     vpp = view[VPP]
     pp = view[PP]
     layers = view[LAYERS]
-    if vpp is None:
-        return
     # Interleaving deals each stage several pieces of the model.
     if pp == 1:
         message = f"VPP {vpp} needs a pipeline, but PP is 1"
@@ -101,7 +99,7 @@ def _offloading(view: View) -> Iterator[Finding]:
         message = f"{count} {view[count]} is not between 0 and {most}, one less than the layers"
         yield Finding(path(count), message, f"at most {most}")
     # What is computed again is not kept, so there is nothing to move.
-    if view[granularity] is not None:
+    if view.or_null(granularity) is not None:
         message = f"{key} does not work with recompute_granularity {view[granularity]}"
         yield Finding(path(key), message, "use one of the two")
 
@@ -138,7 +136,7 @@ RULES = (
         "pipeline-on-dfm",
         ERROR,
         excludes(
-            lambda v: v[PP] > 1 or v[VPP] is not None,
+            lambda v: v[PP] > 1 or v.or_null(VPP) is not None,
             at=lambda v: PP if v[PP] > 1 else VPP,
             message=(
                 "DFM's DiT does not work with pipeline parallelism: embedders are not synchronised and evaluation fails"

@@ -72,7 +72,7 @@ def _set_by_user(view: View, *keys: str) -> str:
 
 def _recipe(view: View) -> Iterator[Finding]:
     name = view[RECIPE]
-    if name is None or name in PRECISIONS:
+    if name in PRECISIONS:
         return
     close = get_close_matches(name, PRECISIONS, n=1, cutoff=0.5)
     names = ", ".join(PRECISIONS)
@@ -82,14 +82,14 @@ def _recipe(view: View) -> Iterator[Finding]:
 
 def _not_bf16(view: View) -> Iterator[Finding]:
     # Without a recipe, nothing puts the number formats together.
-    if view[RECIPE] is None:
+    if view.or_null(RECIPE) is None:
         yield Finding(
             path(RECIPE),
             "mixed_precision null leaves the number formats to what the recipe put into model, ddp and optimizer",
             "remove it to have bf16_mixed",
         )
     # An unknown recipe is PRE102's.
-    elif view[RECIPE] in PRECISIONS and (not view[_BF16] or view[_PARAMETERS] != "torch.bfloat16"):
+    elif view[RECIPE] in PRECISIONS and (not view[_BF16] or view.or_null(_PARAMETERS) != "torch.bfloat16"):
         yield Finding(
             path(_set_by_user(view, _BF16, _PARAMETERS)),
             "DFM's DiT casts its embedders and noise levels to bf16 whatever the precision",
@@ -134,7 +134,7 @@ def _mxfp8(view: View) -> Iterator[Finding]:
 def _overlap(view: View, key: str) -> bool:
     """The flag as comm_overlap leaves it."""
     name = key.split(".")[1]
-    chosen = view[f"comm_overlap.{name}"]
+    chosen = view.or_null(f"comm_overlap.{name}")
     # comm_overlap writes the flag only where there is such a section, and a distributed optimizer.
     if not view.section("comm_overlap") or not view["ddp.use_distributed_optimizer"]:
         return bool(view[key])
@@ -252,7 +252,7 @@ _NO_FLASH = {_DEVICE: "cpu", _IMPLEMENTATION: "local", _BF16: False}
 
 
 def _own_kernels(view: View) -> Iterator[Finding]:
-    gpu = view["cluster.gpu"]
+    gpu = view.or_null("cluster.gpu")
     head = view[_HEAD]
     off = _never_flash(view)
     has = _SINCE.get(gpu)
@@ -273,7 +273,7 @@ def _own_kernels(view: View) -> Iterator[Finding]:
                 f"and a head has {head}"
             )
             yield Finding(path(_ATTENTION), message, "set it to auto")
-    if view[_FP8] and has is not None and has < _FP8_SINCE:
+    if view.or_null(_FP8) and has is not None and has < _FP8_SINCE:
         message = f"FP8 matrix products need compute capability 8.9, and {gpu} has {_version(has)}"
         yield Finding(path(_FP8), message, f"remove {_FP8}")
 
@@ -292,14 +292,12 @@ def _version(capability: int) -> float:
 
 def _hardware(view: View) -> Iterator[Finding]:
     gpu = view["cluster.gpu"]
-    if gpu is None:
-        return
     has = _SINCE[gpu]
-    recipe = view[_FP8_RECIPE] if view[_FP8] else None
+    recipe = view[_FP8_RECIPE] if view.or_null(_FP8) else None
     needs = _capability_for(view, recipe)
     if has < needs:
         what = f"fp8 recipe {recipe}"
-        if view[_FP4]:
+        if view.or_null(_FP4):
             what = "fp4"
         works = ", ".join(name for name, capability in _SINCE.items() if capability >= needs)
         message = f"{what} needs compute capability {_version(needs)}, and {gpu} has {_version(has)}"
@@ -308,7 +306,7 @@ def _hardware(view: View) -> Iterator[Finding]:
 
 def _capability_for(view: View, fp8_recipe: str | None) -> int:
     """The compute capability, times ten, that the number formats need."""
-    if fp8_recipe == "mxfp8" or view[_FP4]:
+    if fp8_recipe == "mxfp8" or view.or_null(_FP4):
         return _MXFP8_SINCE
     if fp8_recipe == "blockwise":
         return _BLOCKWISE_SINCE
@@ -318,10 +316,10 @@ def _capability_for(view: View, fp8_recipe: str | None) -> int:
 
 
 def _recomputes_with_delayed_scaling(view: View) -> bool:
-    delayed = view[_FP8] and view[_FP8_RECIPE] == "delayed"
-    if not delayed or view["model.recompute_granularity"] != "selective":
+    delayed = view.or_null(_FP8) and view[_FP8_RECIPE] == "delayed"
+    if not delayed or view.or_null("model.recompute_granularity") != "selective":
         return False
-    modules = view[_RECOMPUTED] or ()
+    modules = view.or_null(_RECOMPUTED) or ()
     return not {"layernorm", "moe_act"}.isdisjoint(modules)
 
 
@@ -331,7 +329,7 @@ def _custom_needs_a_factory(name: str) -> Check:
     recipe = f"mixed_precision.{name}_recipe"
     factory = f"model.{name}_quantizer_factory"
     return excludes(
-        lambda v: v[on] and v[recipe] == "custom" and not v[factory],
+        lambda v: v[on] and v[recipe] == "custom" and not v.or_null(factory),
         at=recipe,
         message=f"{name}_recipe custom needs {factory}",
         hint="name the factory, or use a recipe that exists",
@@ -407,7 +405,7 @@ RULES = (
         "fp8-parameters-without-fp8",
         ERROR,
         excludes(
-            lambda v: v[_GATHER] and not v[_FP8],
+            lambda v: v[_GATHER] and not v.or_null(_FP8),
             at=_GATHER,
             message="fp8_param_gather gathers fp8 parameters, and fp8 is off",
             hint=f"set {_FP8} to hybrid, or fp8_param_gather to false",
@@ -524,7 +522,7 @@ RULES = (
         "fp8-untested-on-dit",
         HINT,
         excludes(
-            lambda v: v[_FP8] or v[_FP4],
+            lambda v: v.or_null(_FP8) or v.or_null(_FP4),
             at=lambda v: _set_by_user(v, RECIPE, _FP8, _FP4),
             message="no fp8 or fp4 configuration of DFM's DiT is published: its numbers are unknown",
             hint="compare a short run with bf16_mixed first",

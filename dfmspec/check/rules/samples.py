@@ -104,7 +104,7 @@ def _memory(view: View) -> Iterator[Finding]:
     sample_bytes = sum(shard.stat().st_size for shard in found.counts) / samples
     nproc = view["cluster.nproc_per_node"]
     workers = max(1, view[WORKERS])
-    held = _SHUFFLED + (view[_PACKING] or 0)
+    held = _SHUFFLED + (view.or_null(_PACKING) or 0)
     need = nproc * workers * 2 * held * sample_bytes
 
     # What there is.
@@ -373,7 +373,7 @@ def _weighted(values: Sequence[float], weights: Sequence[int]) -> float:
 
 def _one_shape(view: View) -> Iterator[Finding]:
     shapes = {sample.size for sample in _whole(_scan(view))}
-    if view[_PACKING] is None and len(shapes) > 1:
+    if view.or_null(_PACKING) is None and len(shapes) > 1:
         count = len(shapes)
         message = f"samples have {count} different sizes, and packing is off"
         yield Finding(path(_PACKING), message, f"set {_PACKING}, for example to 40")

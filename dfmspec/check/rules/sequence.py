@@ -86,13 +86,13 @@ def _padding_shared(view: View) -> Iterator[Finding]:
 
 
 def _mismatched(view: View) -> bool:
-    is_packed = view[PACKING] is not None
+    is_packed = view.or_null(PACKING) is not None
     takes_packs: bool = view[_FORMAT] == "thd"
     return is_packed != takes_packs
 
 
 def _format_and_packing(view: View) -> str:
-    packing = "off" if view[PACKING] is None else "on"
+    packing = "off" if view.or_null(PACKING) is None else "on"
     return f"{_FORMAT} {view[_FORMAT]} with packing {packing}: packs are thd, and thd is packs"
 
 
@@ -127,8 +127,6 @@ def _length_for_logs(view: View) -> str:
 def _communication(view: View) -> Iterator[Finding]:
     value = view[_EXCHANGE]
     cp = view[CP]
-    if value is None:
-        return
     # A list, with a word for each layer, is judged where there is an exchange.
     if cp > 1 and not isinstance(value, str):
         what = str(value)
@@ -244,7 +242,7 @@ RULES = (
         "packing-off",
         WARNING,
         excludes(
-            lambda v: v[PACKING] is None,
+            lambda v: v.or_null(PACKING) is None,
             at=PACKING,
             message="without packing, all samples must have one shape, and every one is padded to 64 tokens alone",
             hint="set dataset.packing_buffer_size, for example to 40",

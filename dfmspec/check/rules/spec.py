@@ -38,9 +38,9 @@ def _stale_derived(view: View) -> Iterator[Finding]:
         value = view[key]
         if derivation.meant(view.resolved.values):
             continue
-        # A person set both; or nothing legal can mean the other value.
+        # A person set both; or nothing legal can mean the other value. Where nothing is derived, nothing differs.
         is_judged = bool(sources) or derivation.alone
-        if is_judged and value != derived[key]:
+        if is_judged and derived[key] is not None and value != derived[key]:
             yield _stale(view, derivation, sources)
 
 
@@ -67,6 +67,17 @@ def _stale(view: View, derivation: Derived, users: Sequence[str]) -> Finding:
 def _reason(sources: Sequence[str], formula: str) -> str:
     named = ", ".join(sources)
     return named if formula.startswith(sources[0]) else f"{named} ({formula})"
+
+
+def _null_kept(view: View) -> Iterator[Finding]:
+    resolved = view.resolved
+    for derivation in target_module(view.target).DERIVED:
+        key = derivation.key
+        derived = resolved.derived.get(key)
+        is_kept = view.is_set_by_user(key) and key not in resolved.unknown and resolved.values[key] is None
+        if is_kept and derived is not None:
+            message = f"{key}: null is kept, where {as_yaml(derived)} would be derived ({derivation.formula})"
+            yield Finding(path(key), message, "nothing to do if that is meant; leave the key out to have it derived")
 
 
 class _Written(NamedTuple):
@@ -97,7 +108,7 @@ def _written_values(view: View) -> Iterator[_Written]:
         if key in resolved.unknown or key not in resolved.values:
             continue
         value = resolved.values[key]
-        if resolved.origins[key].is_set_by_user and value is not None:
+        if resolved.origins[key].is_set_by_user:
             continue
         field: dict[str, Any] = legal.field(key) or {}
         kept = field.get("x-upstream")
@@ -113,8 +124,8 @@ def _written_values(view: View) -> Iterator[_Written]:
 
 
 def _written_classes(view: View) -> Iterator[_Written]:
-    """The classes of sections that upstream's recipe leaves out, and that the user has."""
-    sections = {key.partition(".")[0] for key in view.resolved.spec.set_by_user}
+    """The classes of sections that upstream's recipe leaves out, and of which the user gives a value."""
+    sections = {key.partition(".")[0] for key in view.set_by_user(*view.resolved.spec.set_by_user)}
     for section in sorted(sections):
         key = f"{section}._target_"
         if key in view.resolved.values and not view.is_set_by_user(key):
@@ -122,14 +133,14 @@ def _written_classes(view: View) -> Iterator[_Written]:
 
 
 def _marked(view: View) -> Iterator[tuple[str, dict[str, object]]]:
-    """The user's keys that have a value, each with its entry in the catalogue."""
+    """The user's keys that have a value, or a null that is kept, each with its entry in the catalogue."""
     legal = catalogue(view.target)
     resolved = view.resolved
     for key in resolved.spec.set_by_user:
         if key in resolved.unknown:
             continue
         field = legal.field(key)
-        if field and resolved.values[key] is not None:
+        if field and resolved.origins[key].is_set_by_user:
             yield key, field
 
 
@@ -141,7 +152,7 @@ def _without_effect(view: View) -> Iterator[Finding]:
         # What upstream has anyway, or what follows from other keys, does no harm.
         kept = field.get("x-upstream", field.get("default"))
         derived = view.resolved.derived.get(key)
-        if view[key] not in (kept, derived):
+        if view.or_null(key) not in (kept, derived):
             yield Finding(path(key), f"{key} has no effect: {reason}", "remove it")
 
 
@@ -152,9 +163,9 @@ def _overwritten(view: View) -> Iterator[Finding]:
         if source not in resolved.values or source in resolved.unknown:
             continue
         # Without a recipe there is no precision section to be copied.
-        if view[_PRECISION] is None:
+        if view.or_null(_PRECISION) is None:
             continue
-        kept = view[source]
+        kept = view.or_null(source)
         if view[key] != kept:
             message = f"{key} {as_yaml(view[key])} is overwritten at start by {source} {as_yaml(kept)}"
             yield Finding(path(key), message, f"set {source} instead")
@@ -192,7 +203,7 @@ def _texts(value: object) -> Iterator[str]:
 
 def _interpolations(view: View) -> Iterator[Finding]:
     for key, _ in _marked(view):
-        for text in _texts(view[key]):
+        for text in _texts(view.or_null(key)):
             if text == "???":
                 what = "the marker ??? keeps the default in silence"
             elif "${" in text.replace(RUN_DIR, ""):
@@ -204,7 +215,7 @@ def _interpolations(view: View) -> Iterator[Finding]:
 
 def _secrets(view: View) -> Iterator[Finding]:
     for key, _ in _marked(view):
-        value = view[key]
+        value = view.or_null(key)
         named = value if isinstance(value, dict) else {key: value}
         for name, text in named.items():
             # The name of a variable is no secret, only its value is.
@@ -375,6 +386,19 @@ RULES = (
             "dfmspec takes them as text and writes them into config.yaml."
         ),
         "Hydra's override grammar",
+        targets=DFM,
+    ),
+    # A null, which is a value to some keys.
+    Rule(
+        "SPC311",
+        "null-kept",
+        HINT,
+        _null_kept,
+        (
+            "To some keys null is a value like others: no checkpoints, no FP8, no packing. "
+            "The plan has it, and a spec that left it to be derived by writing null trains something else."
+        ),
+        "the types of upstream's dataclasses, and what its script was seen to do with null",
         targets=DFM,
     ),
     # What must not stand in a file.

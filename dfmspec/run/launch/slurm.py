@@ -25,7 +25,7 @@ from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB,
 from dfmspec.record.verdict import exit_code_left
 from dfmspec.run.launch import Place, tell_namesakes
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
-from dfmspec.targets import minutes_of, target_module
+from dfmspec.targets import target_module
 
 OUTLIVES = True
 RUNS_SCRIPTS = True
@@ -147,7 +147,7 @@ def _check_gpus(plan: Plan) -> str:
 def _on_signal(plan: Plan) -> str:
     """What a job does when Slurm says that it will end it; requeueing ends it at once."""
     is_own = target_module(plan.target).OWN
-    if not is_own and minutes_of(plan.launcher["time_limit"]) is None:
+    if not is_own and plan.config["train"].get("exit_duration_in_mins") is None:
         return (
             '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
             'it is queued again, from its last checkpoint"\n'

@@ -310,15 +310,20 @@ _NOT_UPSTREAMS = ("cluster", "launcher", "run", "data")
 
 def config(values: Values) -> dict[str, Any]:
     """The override file: Megatron-Bridge's sections alone; null only where upstream would have something else."""
+    # Only a plan needs the model of upstream's reading.
+    from dfmspec.targets.dfm.upstream import recipe
+
     nested: dict[str, Any] = {}
     legal = catalogue(values["target"])
+    own_data = (legal.field("dataset.path") or {}).get("x-upstream")
+    upstream = recipe(values["target"], mock=values["data.source"] == "mock", dataset_path=own_data)
     for key, value in sorted(values.items()):
         section, _, field = key.rpartition(".")
         described = legal.field(key) or {}
         if not _is_read(key, described) or _is_of_the_other_dataset(key, values, described):
             continue
         written = _as_written(key, value, values)
-        kept_upstream = described.get("x-upstream", described.get("default"))
+        kept_upstream = (upstream[section] or {}).get(field)
         if written is not None or kept_upstream is not None:
             nested.setdefault(section, {})[field] = written
 

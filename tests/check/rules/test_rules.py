@@ -38,7 +38,7 @@ CASES = [
     for target in (DIT if {*rule.targets} & {*DIT} else rule.targets[:1])
     if target in rule.targets
 ]
-_NOT_ALIKE = {"EVL101", "EVL106", "RUN109", ("BAT102", "dfm_flux"), ("BAT106", "dfm_flux")}
+_NOT_ALIKE = {"EVL101", "EVL106", "RUN109", "CKP123", ("BAT102", "dfm_flux"), ("BAT106", "dfm_flux")}
 """Examples with evaluation, packing or an end that the other networks do not have."""
 SHARED = [
     pytest.param(rule, target, id=f"{rule.code}-{target}")

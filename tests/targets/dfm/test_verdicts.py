@@ -64,6 +64,7 @@ def test_the_plain_recipe_and_the_good_cases_are_not_refused_for_nothing(judged:
         "PRE103",
         "PIP103",
         "CKP103",
+        "CKP123",
         "BAT104",
         "DDP102",
         "PAR113",

@@ -9,6 +9,7 @@ export MASTER_ADDR=gpu-01
 export MASTER_PORT=29400
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=1800
 export NCCL_IB_HCA=mlx5
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/agreed/c9a57649fe84  # checkpoints and logs; the same on every node

@@ -7,6 +7,7 @@ unset RANK LOCAL_RANK GROUP_RANK ROLE_RANK ROLE_NAME NODE_RANK WORLD_SIZE LOCAL_
 set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export NOTE='$HOME '"'"'and'"'"' "more"'
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/hostile/26e3c09aa938  # checkpoints and logs; the same on every node

@@ -10,6 +10,7 @@ set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export A_FIRST=2
 export Z_LAST=1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/by-ssh/b0b03e00576e  # checkpoints and logs; the same on every node

@@ -8,6 +8,7 @@ export DFM_ROOT=/opt/DFM
 set -u
 export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export WANDB_RESUME=allow
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-slurm/b5373f5c21ff  # checkpoints and logs; the same on every node
