@@ -97,9 +97,7 @@ def excluded(folder: Path) -> frozenset[str]:
 
 def shards_there(folder: Path) -> set[str]:
     """The shards that are in a folder, in folders within it, and in what is linked into it."""
-    names = {name for name in shard_counts(folder) or () if _is_file(folder / name)}
-    for shards in (split_shards(folder) or {}).values():
-        names.update(name for name in shards if _is_file(folder / name))
+    names: set[str] = set()
 
     # A folder that links lead to twice is entered once, so that a circle ends.
     entered: set[str] = set()
@@ -108,6 +106,10 @@ def shards_there(folder: Path) -> set[str]:
         folders[:] = [name for name in folders if os.path.realpath(f"{place}/{name}") not in entered]
         shards = [name for name in files if name.endswith(".tar")]
         names.update(os.path.relpath(f"{place}/{name}", folder) for name in shards)
+
+    # What the metadata names is opened by its path, whichever way that leads.
+    named = set(shard_counts(folder) or ()).union(*(split_shards(folder) or {}).values())
+    names.update(name for name in named - names if _is_file(folder / name))
     return names
 
 

@@ -112,3 +112,15 @@ def test_shards_in_linked_folders_and_linked_shards_are_there(tmp_path: Path) ->
     (folder / "again").symlink_to(folder)  # a circle
 
     assert shards_there(folder) == {"own.tar", "part/a.tar", "c.tar"}
+
+
+def test_a_shard_that_the_metadata_names_by_a_second_way_is_there(tmp_path: Path) -> None:
+    elsewhere = made(tmp_path / "elsewhere", "a.tar")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "one").symlink_to(elsewhere)
+    (folder / "two").symlink_to(elsewhere)
+    (folder / ".nv-meta").mkdir()
+    (folder / ".nv-meta" / "split.yaml").write_text("split_parts: {train: [one/a.tar, two/a.tar, gone.tar]}")
+
+    assert shards_there(folder) == {"one/a.tar", "two/a.tar"}
