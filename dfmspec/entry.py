@@ -27,7 +27,7 @@ from dfmspec.record.progress import Identity, Progress, plan_id_of
 from dfmspec.record.run_dir import AttemptDir, RankDir, RunDir
 from dfmspec.record.start import start_of
 from dfmspec.spec.digest import canonical
-from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
+from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, absolute
 from dfmspec.spec.resume import Resume
 from dfmspec.targets import DEFAULT_TARGET, target_module
 
@@ -169,7 +169,7 @@ def _resolve(args: argparse.Namespace) -> Resolved:
 
 
 def run_paths(value: Any, name: str) -> Any:
-    """A path with ${RUN_DIR} filled in, absolute; started by hand, it stands for checkpoints/<name>.
+    """A path with ${RUN_DIR} filled in, absolute; started by hand, it stands for checkpoints/<name>. An address stays.
 
     Anything but a text is returned as it is.
     """
@@ -181,7 +181,7 @@ def run_paths(value: Any, name: str) -> Any:
         place = f"checkpoints/{name}"
     else:
         place = str(run.path)
-    return os.path.abspath(os.path.expanduser(value.replace(RUN_DIR, place)))
+    return absolute(value.replace(RUN_DIR, place))
 
 
 def _train(resolved: Resolved) -> int:

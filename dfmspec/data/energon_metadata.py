@@ -1,15 +1,19 @@
-"""What Energon's metadata says of a dataset, without Energon: the samples of each shard, the shards of each split."""
+"""What Energon's metadata says of a dataset, without Energon: the samples of each shard, the shards of each split, and
+what of them is excluded.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from dfmspec.data.braces import expanded
 
 # The C loader reads the same, faster, where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -20,7 +24,6 @@ Counts = dict[str, int]
 """Shard -> its samples."""
 Splits = dict[str, list[str]]
 """Split -> its shards."""
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class _Part(NamedTuple):
@@ -32,6 +35,7 @@ class _Part(NamedTuple):
     """Its key in the file."""
     is_valid: Callable[[Any], bool]
     """Whether Energon could read a value of that key."""
+    is_optional: bool = False
 
 
 def prepared(folder: Path) -> bool:
@@ -47,7 +51,7 @@ def metadata_files(folder: Path) -> list[Path]:
 
 def faults(folder: Path) -> Iterator[str]:
     """What keeps Energon from reading the counts and the splits of a dataset."""
-    for part in (_COUNTS, _SPLITS):
+    for part in (_COUNTS, _SPLITS, _EXCLUDED):
         fault = _fault(folder, part)
         if fault is not None:
             yield fault
@@ -62,7 +66,8 @@ def _fault(folder: Path, part: _Part) -> str | None:
         return f"{metadata} has no {names}"
     if _data(file) is None:
         return f"{file} cannot be read: it is empty or damaged"
-    if _value(folder, part) is None:
+    is_left_out = part.is_optional and part.key not in (_data(file) or {})
+    if _value(folder, part) is None and not is_left_out:
         return f"{file} has no {part.key} that Energon could read"
     return None
 
@@ -74,25 +79,105 @@ def shard_counts(folder: Path) -> Counts | None:
 
 
 def split_shards(folder: Path) -> Splits | None:
-    """The shards of each split; None when that cannot be told."""
+    """The shards of each split that are read; None when that cannot be told."""
     patterns: Splits | None = _value(folder, _SPLITS)
     if patterns is None:
         return None
-    return {name: _all_expanded(each) for name, each in patterns.items()}
+    left_out = excluded(folder)
+    splits = {}
+    for name, each in patterns.items():
+        splits[name] = [shard for shard in expanded(each) if shard not in left_out]
+    return splits
+
+
+def excluded(folder: Path) -> frozenset[str]:
+    """What is never read: names of shards, and of samples as `shard/key`."""
+    return frozenset(expanded(_value(folder, _EXCLUDED) or ()))
+
+
+def shards_there(folder: Path) -> set[str]:
+    """The shards that are in a folder, in folders within it, and in what is linked into it."""
+    names: set[str] = set()
+
+    # A folder that links lead to twice is entered once, so that a circle ends.
+    entered: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(f"{place}/{name}") not in entered]
+        shards = [name for name in files if name.endswith(".tar")]
+        names.update(os.path.relpath(f"{place}/{name}", folder) for name in shards)
+
+    # What the metadata names is opened by its path, whichever way that leads.
+    named = set(shard_counts(folder) or ()).union(*(split_shards(folder) or {}).values())
+    names.update(name for name in named - names if _is_file(folder / name))
+    return names
+
+
+def _is_file(place: Path) -> bool:
+    return os.path.isfile(place)  # noqa: PTH113  which a name too long does not stop
 
 
 def split_counts(folder: Path) -> dict[str, int] | None:
-    """The samples of each split; None when that cannot be told."""
-    counts = shard_counts(folder)
+    """The samples of each split that are read; None when that cannot be told."""
     splits = split_shards(folder)
-    if counts is None or splits is None:
+    if splits is None or shard_counts(folder) is None:
         return None
-    return {name: _total(counts, shards) for name, shards in splits.items()}
+    counts = {}
+    for name in splits:
+        counts[name] = sum(kept.count(1) for kept in _kept(folder, splits[name]))
+    return counts
 
 
-def _total(counts: Counts, shards: list[str]) -> int:
-    """The samples of some shards; one that is not counted has none."""
-    return sum(counts.get(shard, 0) for shard in shards)
+def streams_without_sample(folder: Path, split: str, streams: int) -> int:
+    """How many of the streams that share a split surely have none of its samples left.
+
+    Energon deals samples out in rows, before it looks which are excluded; which row is one longer than the others is
+    its own choice, and not foretold here.
+    """
+    kept = b"".join(_kept(folder, (split_shards(folder) or {}).get(split, [])))
+    row, longer = divmod(len(kept), streams)
+    empty = 0
+    for stream in range(streams):
+        end = (stream + 1) * row + min(stream + 1, longer)
+        empty += not any(kept[stream * row : end])
+    return empty
+
+
+def _kept(folder: Path, shards: list[str]) -> Iterator[bytes]:
+    """Which samples of each shard are read: a byte a sample, in Energon's order, which is 0 where it is excluded.
+
+    A shard that is not counted has no samples.
+    """
+    counts = shard_counts(folder) or {}
+    left_out = excluded(folder)
+    with_excluded: set[str] = set()
+    for name in left_out:
+        with_excluded.update(_beginnings(name))
+    for shard in shards:
+        kept = b"\1" * counts.get(shard, 0)
+        yield _without(folder, shard, kept, left_out) if shard in with_excluded else kept
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """What may be the shard in `shard/key`, for either may have slashes."""
+    place = name.find("/")
+    while place >= 0:
+        yield name[:place]
+        place = name.find("/", place + 1)
+
+
+def _without(folder: Path, shard: str, kept: bytes, left_out: frozenset[str]) -> bytes:
+    """Which samples of a shard are read, some of which are excluded: the shard is opened for their names."""
+    from dfmspec.data.tars import keys
+
+    found = keys(folder / shard)
+    left = bytearray(kept)
+    for index, key in enumerate(found[: len(kept)]):
+        left[index] = f"{shard}/{key}" not in left_out
+    if not found:  # it cannot be read: what the names say is taken to be there
+        gone = sum(name.startswith(f"{shard}/") for name in left_out)
+        left[:gone] = bytes(min(gone, len(kept)))
+    return bytes(left)
 
 
 def _value(folder: Path, part: _Part) -> Any:
@@ -143,6 +228,7 @@ def _are_texts(data: Any) -> bool:
 
 _COUNTS = _Part(INFO, "shard_counts", _are_counts)
 _SPLITS = _Part(SPLIT, "split_parts", _are_splits)
+_EXCLUDED = _Part(SPLIT, "exclude", _are_texts, is_optional=True)
 
 
 def _data(file: Path) -> Any:
@@ -161,26 +247,3 @@ def _parsed(file: Path, modified: int, size: int) -> Any:
         return yaml.load(text, _LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
-
-
-def _expanded(pattern: str) -> list[str]:
-    """The names that a pattern of Energon's stands for, such as `shard-{000003..000005}.tar`."""
-    match = _RANGE.search(pattern)
-    if match is None:
-        return [pattern]
-    low, high = match.groups()
-    width = len(low)
-    head = pattern[: match.start()]
-    tail = pattern[match.end() :]
-
-    # There may be another range in what follows.
-    numbers = range(int(low), int(high) + 1)
-    return _all_expanded(f"{head}{number:0{width}d}{tail}" for number in numbers)
-
-
-def _all_expanded(patterns: Iterable[str]) -> list[str]:
-    """The names that some patterns stand for, in their order."""
-    names: list[str] = []
-    for pattern in patterns:
-        names += _expanded(pattern)
-    return names

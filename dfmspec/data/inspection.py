@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dfmspec.data.energon_metadata import split_counts
-from dfmspec.data.shards import UNIT_VARIANCE, Sample, Scan, scan, spread
+from dfmspec.data.samples import MOST_TOKENS, WHY_NOT_MORE, apart_fault
+from dfmspec.data.shards import UNIT_VARIANCE, Scan, scan, spread
 from dfmspec.data.tensors import Tensor
 
 
@@ -44,11 +45,11 @@ def inspect(folder: Path) -> dict[str, Any]:
         "latent_mean": None if mean is None else round(mean, 4),
         "latent_std": None if deviation is None else round(deviation, 4),
         "text_tokens": [min(lengths), max(lengths)] if lengths else None,
-        "problems": _problems(folder, found, deviation),
+        "problems": _problems(folder, found, deviation, lengths),
     }
 
 
-def _problems(folder: Path, found: Scan, deviation: float | None) -> list[str]:
+def _problems(folder: Path, found: Scan, deviation: float | None, lengths: list[int]) -> list[str]:
     """What the trainer would stop at, or train badly on."""
     problems: list[str] = []
 
@@ -57,33 +58,17 @@ def _problems(folder: Path, found: Scan, deviation: float | None) -> list[str]:
         command = f"energon prepare --sample-type CrudeWebdataset {folder}"
         problems.append(f"{folder} has no .nv-meta; run: {command}")
     problems += [f"{folder}/{fault}" for fault in found.broken]
+    for shard, keys in found.apart.items():
+        count = len(keys)
+        problems.append(f"{folder}/{shard}: of {count} samples, first {keys[0]}: {apart_fault()}")
     for sample in found.samples:
-        fault = _fault(sample)
-        if fault:
-            problems.append(f"sample {sample.place}: {fault}")
+        if sample.problem:
+            problems.append(f"sample {sample.place}: {sample.problem}")
 
     # What training on them would suffer from.
+    if lengths and max(lengths) > MOST_TOKENS:
+        problems.append(f"texts have up to {max(lengths)} tokens; {WHY_NOT_MORE}")
     if deviation is not None and not UNIT_VARIANCE[0] <= deviation <= UNIT_VARIANCE[1]:
         expected = "the trainer expects about 1 and multiplies by sigma_data"
         problems.append(f"latents have standard deviation {deviation:.3f}; {expected}")
     return problems
-
-
-def _fault(sample: Sample) -> str:
-    """What keeps a sample from being trained on; empty: nothing that can be seen of it alone."""
-    if sample.missing:
-        first = sample.missing[0]
-        return f"it has no .{first} file"
-    if sample.fault or sample.latent is None or sample.text is None:
-        return sample.fault
-    latent_shape = list(sample.latent.shape)
-    text_shape = list(sample.text.shape)
-    if len(latent_shape) != 4:
-        return f"its .pth has shape {latent_shape}, not 4 axes"
-    if len(text_shape) != 2:
-        return f"its .pickle has shape {text_shape}, not 2 axes"
-    if not sample.latent.finite:
-        return "its .pth has values that are not finite"
-    if not sample.text.finite:
-        return "its .pickle has values that are not finite"
-    return ""

@@ -109,28 +109,36 @@ def leaves(dataset: Path, split: str, *, energon: int, by_way_of: tuple[Path, ..
 
 def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[str]]:
     """The references of each split of a metadataset, and what of it Energon would not take."""
-    data = _data(file, energon=energon)
-    if not isinstance(data, dict):
+    splits = _splits(file, energon=energon)
+    if not splits:
         return {}, [_NO_SPLITS]
-    splits = data.get("splits")
-    if not isinstance(splits, dict) or not splits:
-        return {}, [_NO_SPLITS]
-
-    # Each split, in the form of the file's version.
-    nodes_of = _nodes_of_v2 if data.get("__class__") == "MetadatasetV2" else _nodes_of_v1
     found: dict[str, list[Reference]] = {}
     faults = []
-    for name, node in splits.items():
-        nodes, fault = nodes_of(node)
-
+    for name, (nodes, fault) in splits.items():
         # Only what is on this machine can be looked into.
         on_disk = [each for each in nodes if "://" not in each["path"]]
-        found[str(name)] = [_reference(file, each) for each in on_disk]
+        found[name] = [_reference(file, each) for each in on_disk]
         if fault:
             faults.append(f"its split {name} {fault}")
         if any(each.get("aux") for each in nodes):
             faults.append(f"its split {name} has auxiliary datasets (aux), which the task encoder does not read")
     return found, faults
+
+
+def addresses(file: Path, *, energon: int) -> list[str]:
+    """The addresses, such as msc://profile/folder, that the splits of a metadataset name."""
+    nodes = chain.from_iterable(nodes for nodes, _ in _splits(file, energon=energon).values())
+    return [node["path"] for node in nodes if "://" in node["path"]]
+
+
+def _splits(file: Path, *, energon: int) -> dict[str, _Nodes]:
+    """What each split of a metadataset holds, in the form of the file's version."""
+    data = _data(file, energon=energon)
+    splits = data.get("splits") if isinstance(data, dict) else None
+    if not isinstance(splits, dict):
+        return {}
+    nodes_of = _nodes_of_v2 if data.get("__class__") == "MetadatasetV2" else _nodes_of_v1
+    return {str(name): nodes_of(node) for name, node in splits.items()}
 
 
 def _reference(file: Path, node: _Node) -> Reference:

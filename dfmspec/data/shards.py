@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
-from dfmspec.data.tensors import LARGEST, Tensor, read_tensor
+from dfmspec.data.energon_metadata import excluded, shards_there
+from dfmspec.data.samples import LATENT, TEXT, Part, missing, missing_fault
+from dfmspec.data.tars import members, opened
+from dfmspec.data.tensor_files import LARGEST, refuse_larger
+from dfmspec.data.tensors import Tensor, read_tensor
 from dfmspec.errors import DataError
 
-SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-"""Energon's own way to split a member's name into the sample's and the part's."""
-PARTS = ("pth", "pickle", "json")
-_Files = dict[str, bytes]
-"""Part -> what its file holds, of one sample."""
 SAMPLES = 64
 """How many samples are read of a dataset; one at least of every shard."""
 
@@ -33,7 +33,7 @@ class Sample:
     latent: Tensor | None = None
     """[C, T, H, W]."""
     text: Tensor | None = None
-    """[L, E]."""
+    """[L, E]; without statistics."""
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -41,6 +41,15 @@ class Sample:
         assert self.latent is not None
         frames, height, width = self.latent.shape[-3:]
         return frames, height, width
+
+    @property
+    def problem(self) -> str:
+        """What the trainer would stop at; empty: nothing that can be seen of the sample alone."""
+        if self.missing:
+            return missing_fault(self.missing)
+        if self.fault or self.latent is None or self.text is None:
+            return self.fault
+        return self.latent.fault(LATENT) or self.text.fault(TEXT)
 
     @property
     def is_whole(self) -> bool:
@@ -58,6 +67,11 @@ class Scan:
     broken: tuple[str, ...]
     counts: dict[Path, int]
     """Shard -> how many samples it has, as Energon counts."""
+    apart: dict[str, tuple[str, ...]]
+    """Shard -> the samples whose parts have others' files between them; Energon makes several incomplete ones of each.
+
+    They are not among `samples`.
+    """
 
     @property
     def whole(self) -> tuple[Sample, ...]:
@@ -74,81 +88,109 @@ def shard_name(shard: Path, folders: Sequence[Path]) -> str:
 
 @lru_cache(maxsize=8)
 def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
-    """The first samples of every shard, `limit` in all or one a shard; what cannot be read is told, never raised."""
-    shards: list[Path] = []
+    """The first samples of every shard, `limit` in all or one a shard; what cannot be read is told, never raised.
+
+    What the metadata excludes is never trained on, and not looked at.
+    """
+    shards: list[tuple[Path, str, frozenset[str]]] = []
     for folder in folders:
-        shards += folder.rglob("*.tar")
+        left_out = excluded(folder)
+        shards += [(folder / name, name, left_out) for name in shards_there(folder) - left_out]
+
+    found = Scan((), (), {}, {})
     samples: list[Sample] = []
     broken: list[str] = []
-    counts: dict[Path, int] = {}
-    for shard in sorted(shards):
+    for shard, in_folder, left_out in sorted(shards, key=itemgetter(0)):
         name = shard_name(shard, folders)
-        of_a_shard = max(1, limit // len(shards))
         try:
-            members, counts[shard] = _members(shard, of_a_shard)
+            shown = _read(shard, max(1, limit // len(shards)), in_folder, left_out)
         except (tarfile.TarError, OSError, EOFError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
             reason = lines[0]
             broken.append(f"{name}: {reason}")
             continue
-        for key, parts in members.items():
-            place = f"{key} of {name}"
-            samples.append(_sample(place, parts))
-    return Scan(tuple(samples), tuple(broken), counts)
+        found.counts[shard] = shown.total
+        if shown.apart:
+            found.apart[name] = shown.apart
+        samples += [_sample(f"{key} of {name}", files) for key, files in shown.first.items()]
+    return replace(found, samples=tuple(samples), broken=tuple(broken))
 
 
-def _members(shard: Path, limit: int) -> tuple[dict[str, _Files], int]:
-    """The parts of the first samples, and how many samples there are."""
-    samples: dict[str, _Files] = {}
-    count = 0
-    last = None
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            match = SAMPLE_NAME.match(member.name) if member.isfile() else None
-            if match is None:
+_Files = dict[str, bytes | int]
+"""Part -> what its file holds, of one sample; of one that is too large to be read, its size."""
+
+
+class _Shard(NamedTuple):
+    """What is found in a shard."""
+
+    total: int
+    """How many samples it has, as Energon counts."""
+    first: dict[str, _Files]
+    """The first samples that are not excluded, and whose parts are together."""
+    apart: tuple[str, ...]
+
+
+def _read(shard: Path, limit: int, name: str, left_out: frozenset[str]) -> _Shard:
+    """The first samples of a shard; the rest is walked over, header by header: one that breaks off is found.
+
+    Raises:
+        TarError: it is damaged.
+        OSError: it cannot be read.
+    """
+    total = 0
+    first: dict[str, _Files] = {}
+    pieces: dict[str, list[set[str]]] = {}
+    with opened(shard) as tar:
+        for member in members(tar):
+            total += member.begins
+            if left_out and f"{name}/{member.key}" in left_out:
                 continue
-            key, part = match.groups()
-
-            # A sample's parts stand one after the other; Energon counts a sample wherever the key changes.
-            if key != last:
-                count += 1
-                last = key
-
-            # The rest is walked over, header by header: a shard that breaks off is found.
-            if key not in samples and len(samples) == limit:
-                continue
-            content = b""
-            handle = tar.extractfile(member) if member.size <= LARGEST else None
-            if handle is not None:
-                content = handle.read()
-            samples.setdefault(key, {})[part] = content
+            own = pieces.setdefault(member.key, [])
+            if member.begins:
+                own.append(set())
+            own[-1].add(member.part)
+            if member.key in first or len(first) < limit:
+                first.setdefault(member.key, {})[member.part] = _content(tar, member.info)
         if shard.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it ends without an end mark")
-    return samples, count
+
+    # A name that comes again with all parts is another sample.
+    apart = tuple(key for key, own in pieces.items() if len(own) > 1 and any(map(missing, own)))
+    for key in apart:
+        first.pop(key, None)
+    return _Shard(total, first, apart)
 
 
-def _sample(place: str, parts: _Files) -> Sample:
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | int:
+    """What a member holds, or its size where that is beyond what is read."""
+    handle = tar.extractfile(info) if info.size <= LARGEST else None
+    return info.size if handle is None else handle.read()
+
+
+def _sample(place: str, files: _Files) -> Sample:
     """What is found of a sample, by its files."""
-    missing = tuple(part for part in PARTS if part not in parts)
-    if missing:
-        return Sample(place, missing)
+    lacking = missing(files)
+    if lacking:
+        return Sample(place, lacking)
     try:
-        latent = read_tensor(parts["pth"], ".pth")
-        text = read_tensor(parts["pickle"], ".pickle")
+        return Sample(place, latent=_tensor(files["pth"], LATENT), text=_tensor(files["pickle"], TEXT))
     except DataError as error:
         return Sample(place, fault=str(error))
-    return Sample(
-        place,
-        latent=_unbatched(latent, 4),
-        text=_unbatched(text, 2),
-    )
 
 
-def _unbatched(tensor: Tensor, axes: int) -> Tensor:
-    """Without a leading axis of 1."""
-    shape = tensor.shape
-    if len(shape) == axes + 1 and shape[0] == 1:
-        return replace(tensor, shape=shape[1:])
+def _tensor(content: bytes | int, part: Part) -> Tensor:
+    """The tensor of a file, without a leading axis of 1.
+
+    Raises:
+        DataError: there is none that can be trained on.
+    """
+    if isinstance(content, int):
+        refuse_larger(content, part.suffix)
+        content = b""
+    # Nobody asks for a text's mean.
+    tensor = read_tensor(content, part.suffix, statistics=part is LATENT)
+    if len(tensor.shape) == part.axes + 1 and tensor.shape[0] == 1:
+        return replace(tensor, shape=tensor.shape[1:])
     return tensor
 
 

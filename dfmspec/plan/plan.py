@@ -22,7 +22,7 @@ from dfmspec.plan.environment import environment
 from dfmspec.read.document import write_scalar
 from dfmspec.read.resolve import Resolved
 from dfmspec.spec.digest import canonical, config_digest
-from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, SPEC_DIR_UPSTREAM, is_relative, local_path
+from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, SPEC_DIR_UPSTREAM, absolute, is_relative, local_path
 from dfmspec.targets import Reading, target_module
 
 FORMAT_VERSION = 1
@@ -140,8 +140,8 @@ class Plan:
         return path
 
     def located(self, path: str) -> str:
-        """A path of the plan, absolute."""
-        return os.path.abspath(os.path.expanduser(str(self.seen(path))))
+        """A path of the plan, absolute; an address as it is."""
+        return absolute(str(self.seen(path)))
 
     @property
     def launch_digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -31,6 +32,24 @@ RUN_DIR = "${RUN_DIR}"
 """In a plan, the run directory, which is known when the run is launched."""
 
 
+REMOTE = "msc"
+"""The one scheme of addresses that Energon reads, by way of the Multi-Storage Client."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def scheme(text: str) -> str | None:
+    """The scheme of an address, such as s3; None: the text is a path of this machine."""
+    match = _ADDRESS.match(text)
+    return match.group(1).lower() if match else None
+
+
+def absolute(text: str) -> str:
+    """A path of this machine from its root; an address as it is, to the letter."""
+    if scheme(text) is not None:
+        return text
+    return os.path.abspath(os.path.expanduser(text))
+
+
 def local_path(text: str) -> Path:
     """A path of a spec on this machine; one in the home of a user who is not there stays as it is written."""
     # pathlib's expanduser raises for such a user.
@@ -41,6 +60,6 @@ def is_relative(path: Any) -> TypeGuard[str]:
     """Whether a value is a path that depends on a folder."""
     if not isinstance(path, str) or not path:
         return False
-    # A variable is filled in later, with a whole path; an address, such as s3://, is no path of this machine.
-    has_root = path.startswith(("/", "~", "${")) or "://" in path
-    return not has_root
+    # A variable is filled in later, with a whole path.
+    has_root = path.startswith(("/", "~", "${"))
+    return not has_root and scheme(path) is None

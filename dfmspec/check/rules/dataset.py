@@ -9,10 +9,19 @@ from itertools import chain
 from pathlib import Path as FilePath
 
 from dfmspec.check.rules.base import DFM, DIT, ERROR, HINT, OURS, WARNING, Rule, View, excludes, listed, path
-from dfmspec.data.energon_metadata import faults, prepared, shard_counts, split_counts, split_shards
-from dfmspec.data.metadataset import Gap, Leaf, everything, is_metadataset, leaves, names_itself, read
+from dfmspec.data.energon_metadata import (
+    excluded,
+    faults,
+    prepared,
+    shard_counts,
+    shards_there,
+    split_counts,
+    split_shards,
+    streams_without_sample,
+)
+from dfmspec.data.metadataset import Gap, Leaf, addresses, everything, is_metadataset, leaves, names_itself, read
 from dfmspec.diagnostics import Finding
-from dfmspec.spec.paths import local_path
+from dfmspec.spec.paths import PATH_KEYS, REMOTE, local_path, scheme
 from dfmspec.targets.layout import nearest_multiples
 
 DATASET = "dataset.path"
@@ -37,10 +46,51 @@ def _dataset_given(view: View) -> Iterator[Finding]:
         yield Finding(path(DATASET), "no dataset is named", hint)
 
 
+def _addresses(view: View) -> Iterator[Finding]:
+    # The dataset, which Energon reads.
+    named = view.or_null(DATASET)
+    if named and not view.is_mock:
+        found = scheme(named)
+        is_drawn = view[_SOURCE] == "embedded"
+        if found == REMOTE and is_drawn:
+            yield Finding(
+                path(DATASET),
+                f"{DATASET} {named}: data.source embedded draws into a folder of this machine",
+                "give a path, or data.source=webdataset to read what is there",
+            )
+        elif found not in (None, REMOTE):
+            yield _address_not_read(f"{DATASET} {named}", named)
+
+    # Folders that dfmspec itself reads and writes.
+    for key in view.set_by_user(*sorted(PATH_KEYS - {DATASET})):
+        value = view.or_null(key)
+        found = scheme(value) if isinstance(value, str) else None
+        if found:
+            yield Finding(
+                path(key),
+                f"{key} {value}: {found}:// is not a folder of this machine, which it has to be",
+                _path_instead(value),
+            )
+
+
+def _address_not_read(named: str, address: str) -> Finding:
+    found = scheme(address)
+    message = f"{named}: {found}:// is not read; the forms that are: a path, or {REMOTE}://PROFILE/PATH"
+    return Finding(path(DATASET), message, _path_instead(address, f", or give it a profile of {REMOTE}://"))
+
+
+def _path_instead(address: str, otherwise: str = "") -> str:
+    """What to do about an address that is not read."""
+    if scheme(address) == "file":
+        _, _, place = address.partition("://")
+        return f"give the path: {place}"
+    return f"download or mount it and give the path{otherwise}"
+
+
 def _named(view: View) -> str | None:
     """The dataset's name, where it is read and can be looked at from here."""
     name: str | None = view.or_null(DATASET)
-    if not name or view[_SOURCE] != "webdataset" or "://" in name or is_placeholder(name):
+    if not name or view[_SOURCE] != "webdataset" or scheme(name) or is_placeholder(name):
         return None
     return name
 
@@ -119,7 +169,7 @@ def _dataset_missing(view: View) -> Iterator[Finding]:
     # What it names, where it is a metadataset.
     for part in everything(dataset, energon=view.trainer.ENERGON):
         if is_metadataset(part):
-            yield from _metadataset_faults(part, energon=view.trainer.ENERGON)
+            yield from _metadataset_faults(part, view)
         elif part != dataset and part.suffix != ".jsonl" and not _is_folder(part):
             exists = os.path.exists(part)  # noqa: PTH110  which a name too long does not stop
             what = "is no dataset" if exists else "does not exist"
@@ -134,7 +184,8 @@ def _is_folder(place: FilePath) -> bool:
     return os.path.isdir(place)  # noqa: PTH112  which a name too long does not stop
 
 
-def _metadataset_faults(file: FilePath, *, energon: int) -> Iterator[Finding]:
+def _metadataset_faults(file: FilePath, view: View) -> Iterator[Finding]:
+    energon = view.trainer.ENERGON
     _, said = read(file, energon=energon)
     for fault in said:
         yield Finding(path(DATASET), f"metadataset {file}: {fault}", _FORM)
@@ -144,6 +195,9 @@ def _metadataset_faults(file: FilePath, *, energon: int) -> Iterator[Finding]:
             f"metadataset {file} names itself, directly or by way of others",
             "name folders of shards in the innermost ones",
         )
+    for address in addresses(file, energon=energon):
+        if view.trainer.OWN and scheme(address) not in (None, REMOTE):
+            yield _address_not_read(f"metadataset {file} names {address}", address)
 
 
 def _metadata_missing(view: View) -> Iterator[Finding]:
@@ -209,10 +263,15 @@ def _splits(view: View) -> Iterator[Finding]:
         samples = counts.get(leaf.split)
         if not samples:
             described = listed(f"{name} {count}" for name, count in counts.items())
+            why = "Energon splits by shard"
+            mended = "prepare it again with more shards or another --split-ratio"
+            if excluded(leaf.folder):
+                why = "what its split.yaml excludes is not counted"
+                mended = "exclude less in its .nv-meta/split.yaml"
             yield Finding(
                 path(DATASET),
-                f"the {leaf.split} split of {leaf.folder} is empty (Energon splits by shard: {described})",
-                _without(view, leaf.split, "prepare it again with more shards or another --split-ratio"),
+                f"the {leaf.split} split of {leaf.folder} is empty ({why}: {described})",
+                _without(view, leaf.split, mended),
             )
         elif view.trainer.OWN:
             yield from _streams_without_sample(view, leaf, samples)
@@ -233,6 +292,14 @@ def _split_missing(view: View, gap: Gap) -> Iterator[Finding]:
 
 def _streams_without_sample(view: View, leaf: Leaf, samples: int) -> Iterator[Finding]:
     streams = view[STREAMS]
+    empty = 0 if samples < streams else streams_without_sample(leaf.folder, leaf.split, streams)
+    if empty:
+        yield Finding(
+            path(view.key_set_by_user(STREAMS, otherwise=DATASET)),
+            f"{empty} of the {streams} streams of split {leaf.split} of {leaf.folder} have only samples that are "
+            f"excluded by its split.yaml, and would wait for ever; {samples} samples are left in other places",
+            "exclude whole shards, or fewer streams: data.num_streams, dataset.num_workers",
+        )
     if samples < streams:
         yield Finding(
             path(view.key_set_by_user(STREAMS, otherwise=DATASET)),
@@ -277,7 +344,7 @@ def _shards_differ(view: View) -> Iterator[Finding]:
 
 def _differing(folder: FilePath, splits: dict[str, list[str]], counts: dict[str, int]) -> Iterator[Finding]:
     named = set(chain.from_iterable(splits.values()))
-    there = {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
+    there = shards_there(folder)
 
     # Shards that are read and are not there, or are not counted.
     missing = sorted(named - there)
@@ -371,6 +438,15 @@ RULES = (
         "There is nothing to train on; upstream looks into a folder of its container.",
         "NVIDIA DFM pretrain_dit_model.py",
         targets=DIT,
+    ),
+    Rule(
+        "DAT109",
+        "address-not-read",
+        ERROR,
+        _addresses,
+        "An address that nothing reads would be taken for a folder of that name, on every rank.",
+        "megatron-energon epathlib/epath.py",
+        targets=OURS,
     ),
     Rule(
         "DAT102",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dfmspec.check.rules.base import DFM, ERROR, HINT, WARNING, Rule, View, excludes, listed, path
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.launchers import LAUNCHERS
-from dfmspec.spec.paths import PATH_KEYS, is_relative
+from dfmspec.spec.paths import PATH_KEYS, is_relative, scheme
 from dfmspec.targets import minutes_of
 
 KIND = "launcher.kind"
@@ -165,7 +165,7 @@ def _places_of_pods(view: View) -> dict[str, str]:
     places = {}
     for key in sorted(PATH_KEYS):
         place = view.resolved.values.get(key)
-        if not place or place.startswith("${"):
+        if not place or place.startswith("${") or scheme(place):
             continue
         if key in needed or is_relative(place):
             places[key] = place

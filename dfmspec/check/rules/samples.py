@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from itertools import chain, cycle, islice
@@ -13,7 +14,8 @@ from dfmspec.check.rules.base import ALL, CP, DFM_DIT, DIT, ERROR, LENGTH, OURS,
 from dfmspec.check.rules.dataset import DATASET, WORKERS, folders_of
 from dfmspec.data.energon_metadata import shard_counts
 from dfmspec.data.packing import first_fit
-from dfmspec.diagnostics import Finding
+from dfmspec.data.samples import MOST_TOKENS, SORTED, WHOLE, WHY_NOT_MORE
+from dfmspec.diagnostics import Finding, Severity
 
 if TYPE_CHECKING:
     from dfmspec.data.shards import Sample, Scan
@@ -54,11 +56,11 @@ def _text(sample: Sample) -> Tensor:
     return sample.text
 
 
-def _about(faulty: Sequence[Sample], read: int, what: str, hint: str, at: str = DATASET) -> Finding:
+def _about(faulty: Sequence[Sample], read: int, what: str, hint: str, severity: Severity | None = None) -> Finding:
     """One finding for all samples with one fault: how many, and the first."""
     count = len(faulty)
     first = faulty[0].place
-    return Finding(path(at), f"{count} of {read} samples that were read {what} (first: {first})", hint)
+    return Finding(path(DATASET), f"{count} of {read} samples that were read {what} (first: {first})", hint, severity)
 
 
 def _broken_shards(view: View) -> Iterator[Finding]:
@@ -124,11 +126,23 @@ def _incomplete(view: View) -> Iterator[Finding]:
     found = _scan(view)
     if not found:
         return
+
+    # What Energon would take apart.
+    if found.apart:
+        shard, keys = next(iter(found.apart.items()))
+        count = sum(map(len, found.apart.values()))
+        message = (
+            f"the parts of {count} samples are not next to one another in their shard (first: {keys[0]} of {shard}): "
+            "a sample ends where the next name begins, and each of these is read as several that are incomplete"
+        )
+        yield Finding(path(DATASET), message, SORTED)
+
+    # What is not there at all.
     faulty = [sample for sample in found.samples if sample.missing]
     if faulty:
         missing = set(chain.from_iterable(sample.missing for sample in faulty))
         parts = ", ".join(sorted(f".{part}" for part in missing))
-        hint = "prepare the dataset again; a sample is .pth, .pickle and .json under one name"
+        hint = f"prepare the dataset again; {WHOLE}"
         yield _about(faulty, len(found.samples), f"have no {parts} file", hint)
 
 
@@ -138,7 +152,7 @@ def _unreadable(view: View) -> Iterator[Finding]:
         return
     faulty = [sample for sample in found.samples if sample.fault]
     if faulty:
-        hint = "remove them, and ask where they come from if they want to run code"
+        hint = "encode them again, or remove them; ask where they come from if they want to run code"
         yield _about(faulty, len(found.samples), f"cannot be used: {faulty[0].fault}", hint)
 
 
@@ -147,7 +161,6 @@ def _latents(view: View) -> Iterator[Finding]:
     if not found:
         return
     channels = view.trainer.LATENT_CHANNELS or view["model.in_channels"]
-    patch = view[_PATCH]
     samples = [sample for sample in found.samples if sample.latent]
     read = len(found.samples)
 
@@ -160,21 +173,24 @@ def _latents(view: View) -> Iterator[Finding]:
         return
 
     # Sizes, in whole patches.
+    patch = (view["model.patch_temporal"], view[_PATCH], view[_PATCH])
     odd = [sample for sample in samples if not _has_whole_patches(sample, patch)]
     if odd:
-        _, height, width = odd[0].size
-        what = f"have latents of {height} x {width}, no whole number of {patch} x {patch} patches"
+        size = " x ".join(map(str, odd[0].size))
+        patches = " x ".join(map(str, patch))
+        what = f"have latents of {size}, no whole number of {patches} patches"
         yield _about(odd, read, what, "crop the pictures to multiples of 16 pixels")
 
     # Values.
     odd = [sample for sample in samples if not _latent(sample).finite]
     if odd:
-        yield _about(odd, read, "have values that are not finite", "encode them again")
+        yield _about(odd, read, "have latents whose values are not finite (NaN or inf, as fp32)", "encode them again")
     odd = [sample for sample in samples if _latent(sample).finite and _latent(sample).largest > _LARGEST]
     if odd:
         largest = _latent(odd[0]).largest
-        what = f"have values up to {largest:.0f} in size; DFM leaves out what is beyond {_LARGEST}"
-        yield _about(odd, read, what, "encode them again")
+        what = f"have latents with values up to {largest:.0f} in size; DFM leaves out what is beyond {_LARGEST}"
+        severity = WARNING if view.trainer.OWN else None
+        yield _about(odd, read, what, "encode them again", severity=severity)
 
 
 def _is_latent(tensor: Tensor, channels: int) -> bool:
@@ -182,9 +198,8 @@ def _is_latent(tensor: Tensor, channels: int) -> bool:
     return len(tensor.shape) == 4 and tensor.shape[0] == channels
 
 
-def _has_whole_patches(sample: Sample, patch: int) -> bool:
-    _, height, width = sample.size
-    return height % patch == 0 and width % patch == 0
+def _has_whole_patches(sample: Sample, patch: tuple[int, int, int]) -> bool:
+    return not any(map(operator.mod, sample.size, patch))
 
 
 def _texts(view: View) -> Iterator[Finding]:
@@ -203,13 +218,22 @@ def _texts(view: View) -> Iterator[Finding]:
         yield _about(odd, len(found.samples), what, hint)
         return
 
-    # Lengths that the task encoder cuts.
+    # Values.
+    odd = [sample for sample in samples if not _text(sample).finite]
+    if odd:
+        what = "have text embeddings whose values are not finite (NaN or inf, as fp32)"
+        yield _about(odd, len(found.samples), what, "encode the texts again")
+
+    # Lengths that the task encoder cuts, or that nobody means.
     lengths = {_text(sample).shape[0] for sample in samples}
     longest = max(lengths, default=0)
     most = view.trainer.TEXT_TOKENS
     if most and longest > most:
         message = f"texts of up to {longest} tokens: DFM cuts them to 512 and keeps the mask of the longer text"
         yield Finding(path(DATASET), message, "cut them to 512 when they are encoded")
+    elif longest > MOST_TOKENS:
+        message = f"texts of up to {longest} tokens; {WHY_NOT_MORE}"
+        yield Finding(path(DATASET), message, f"cut them to {MOST_TOKENS} when they are encoded", WARNING)
 
     # Lengths that context-parallel ranks cannot share.
     if view[CP] > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from megatron.energon import TaskEncoder as EnergonTaskEncoder
 from torch import Tensor
 
 from dfmspec.data.packing import first_fit
+from dfmspec.data.samples import apart_fault, missing, missing_fault
+from dfmspec.data.tars import keys
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.data.decode import load_context, load_latent
@@ -87,9 +90,9 @@ def _cook(sample: dict[str, Any]) -> LatentSample:
     Raises:
         DataError: a file is missing, or holds no tensor.
     """
-    missing = [part for part in ("pth", "pickle") if part not in sample]
-    if missing:
-        raise DataError(f"it has no .{missing[0]} file")
+    lacking = missing(sample)
+    if lacking:
+        raise DataError(apart_fault() if _is_apart(sample) else missing_fault(lacking))
     return LatentSample(
         __key__=sample["__key__"],
         __restore_key__=sample["__restore_key__"],
@@ -98,6 +101,15 @@ def _cook(sample: dict[str, Any]) -> LatentSample:
         latent=load_latent(sample["pth"]),
         context=load_context(sample["pickle"]),
     )
+
+
+def _is_apart(sample: dict[str, Any]) -> bool:
+    """Whether the shard has the rest of a sample in another place; of one that is not on this machine, no."""
+    for source in sample.get("__sources__") or ():
+        shard = Path(str(source.dataset_path)) / str(source.shard_name)
+        if keys(shard).count(sample["__key__"]) > 1:
+            return True
+    return False
 
 
 class TaskEncoder(EnergonTaskEncoder):
@@ -110,17 +122,24 @@ class TaskEncoder(EnergonTaskEncoder):
     def __init__(self, experiment: Experiment) -> None:
         self._length = experiment.dataset.task_encoder_seq_length
         self._patch = (experiment.model.patch_temporal, experiment.model.patch_spatial)
+        self._channels = experiment.model.in_channels
+        self._text_width = experiment.model.crossattn_emb_size
 
     @stateless
     def preencode_sample(self, sample: LatentSample) -> LatentSample:
-        """Refuse what cannot be patched or does not fit a pack, instead of dropping it in silence as DFM does.
+        """Refuse what does not fit the network or a pack, instead of dropping it in silence as DFM does.
 
         Raises:
             DataError: what is wrong with the sample.
         """
         pt, p = self._patch
         shape = list(sample.latent.shape)
-        _, t, h, w = shape
+        channels, t, h, w = shape
+        if channels != self._channels:
+            raise DataError(f"its latent {shape} has {channels} channels, and model.in_channels is {self._channels}")
+        text = list(sample.context.shape)
+        if text[1] != self._text_width:
+            raise DataError(f"its text {text} is {text[1]} wide, and model.crossattn_emb_size is {self._text_width}")
         if t % pt or h % p or w % p:
             raise DataError(f"its latent {shape} is not a whole number of {pt}x{p}x{p} patches")
         tokens = num_tokens(shape, pt, p)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dfmspec.errors import DataError
 from dfmspec.trainer.prepare.butterflies import butterfly, draw
+from dfmspec.trainer.prepare.pictures import opened
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,19 @@ def folder_pictures(folder: Path, resolution: int) -> Iterator[Picture]:
     """A folder's pictures, cropped square; the caption is the .txt file of the same name, else the file's name.
 
     Raises:
-        DataError: the folder has no pictures, or one cannot be read.
+        DataError: the folder has no pictures, one cannot be read, or two would have one name.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise DataError(f"{folder} has no .png, .jpg or .webp files")
+    named: dict[str, Path] = {}
     for path in paths:
-        caption = _caption(path)
-        try:
-            image = Image.open(path).convert("RGB")
-        except OSError as error:
-            raise DataError(f"picture {path} cannot be read: {error}") from error
-        square = _square(image).resize((resolution, resolution), Image.Resampling.LANCZOS)
-        yield Picture(path.name.replace(".", "_"), square, caption)
+        key = path.name.replace(".", "_")
+        if key in named:
+            raise DataError(f"pictures {named[key]} and {path} would both be sample {key}; rename one")
+        named[key] = path
+        square = _square(opened(path)).resize((resolution, resolution), Image.Resampling.LANCZOS)
+        yield Picture(key, square, _caption(path))
 
 
 def _caption(path: Path) -> str:

@@ -24,6 +24,10 @@ def found(*words: str, levels: tuple[str, ...] = ("spec",)) -> dict[str, Diagnos
 
 
 FIRES = [
+    *(("DAT109", f"dataset.path={address}://a/b") for address in ("s3", "gs", "hf", "https", "file", "S3", "rclone")),
+    ("DAT109", "data.source=embedded dataset.path=msc://a/b"),
+    ("DAT109", "dataset.path=/data checkpoint.save=s3://a/b"),
+    ("DAT109", "dataset.path=/data run.output_dir=file:///a/b"),
     ("DAT101", "dataset.path=''"),
     ("DAT101", "target=dfm dataset.path=''"),
     ("WAN103", "target=dfm_wan dataset.path=''"),
@@ -74,6 +78,9 @@ def test_a_rule_fires_on_its_further_cases(code: str, words: str) -> None:
 
 
 SILENT = [
+    ("DAT109", "target=dfm dataset.path=s3://a/b checkpoint.save=s3://a/b"),  # upstream's own affair
+    ("DAT109", "data.source=mock dataset.path=s3://a/b"),
+    ("DAT109", "dataset.path=msc://a/b"),
     ("OPT104", "scheduler.start_weight_decay=0.1 scheduler.end_weight_decay=0.2"),
     ("MOD113", "target=dfm_wan model.recompute_granularity=selective model.recompute_modules=[mlp]"),
     ("SPC203", "target=dfm comm_overlap._target_=megatron.bridge.training.comm_overlap.CommOverlapConfig"),
@@ -236,7 +243,8 @@ def test_a_dataset_and_its_metadata_must_agree(
     ("code", "splits", "words"),
     [
         ("", "{train: {blend: [{weight: 2, path: ./a}, {weight: 1, path: inner.yaml}]}, val: {path: a}}", ""),
-        ("", "{train: {path: 's3://bucket/a', subflavors: {path: elsewhere}}, val: {path: 's3://bucket/a'}}", ""),
+        ("", "{train: {path: 'msc://bucket/a', subflavors: {path: elsewhere}}, val: {path: 'msc://bucket/a'}}", ""),
+        ("DAT102", "{train: {path: 's3://bucket/a'}, val: {path: a}}", "s3:// is not read"),
         ("", "{train: {blend_epochized: [{repetitions: 2, path: a}]}, val: {path: 2025-01-01, split_part: test}}", ""),
         ("", "{train: {path: a}, val: {path: unprepared/../a}, test: {path: longer}}", ""),  # test is not read
         ("", "{train: {path: a, split_config: mine.yaml}, val: {path: a, dataset_config: crude.yaml}}", ""),

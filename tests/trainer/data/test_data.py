@@ -239,7 +239,7 @@ def test_a_hostile_sample_stops_the_reader_with_key_and_shard(workers: int, data
     copy = broken_copy(dataset, tmp_path, ".pickle", pickle.dumps(Attack()))
     config = experiment(copy, "data.num_streams=1", f"dataset.num_workers={workers}")
     with pytest.raises(
-        DataError, match=r"^sample .*butterfly-.* of .*rank0-.*\.tar: its pickle wants to run posix\.system"
+        DataError, match=r"^sample .*butterfly-.* of .*rank0-.*\.tar: its \.pickle wants to run posix\.system"
     ):
         for _ in range(40):
             next(RankStreams(config, "train", rank=0, size=1))
