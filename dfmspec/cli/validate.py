@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -310,11 +310,15 @@ def _is_structural(finding: Diagnostic) -> bool:
 
     It can be neither left out nor accepted.
     """
+    return finding.severity is Severity.ERROR and finding.code in _codes_of_reading()
+
+
+@lru_cache
+def _codes_of_reading() -> frozenset[str]:
+    """The codes that are given out while a spec is read."""
     from dfmspec.check.rules import RULES
 
-    if finding.severity is not Severity.ERROR:
-        return False
-    return any(rule.code == finding.code and rule.level == "load" for rule in RULES)
+    return frozenset(rule.code for rule in RULES if rule.level == "load")
 
 
 def _codes(option: str, text: str | None) -> tuple[str, ...]:

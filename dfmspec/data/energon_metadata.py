@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from dfmspec.bounded import METADATA_BYTES, TooMuch, load_yaml, read_text
 
 # The C loader reads the same, faster, where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -20,7 +24,11 @@ Counts = dict[str, int]
 """Shard -> its samples."""
 Splits = dict[str, list[str]]
 """Split -> its shards."""
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+_MOST_RANGES = 20
+"""In one pattern."""
+_MOST_SHARDS = 1_000_000
+"""Which the patterns of a dataset stand for."""
 
 
 class _Part(NamedTuple):
@@ -60,10 +68,13 @@ def _fault(folder: Path, part: _Part) -> str | None:
         metadata = folder / ".nv-meta"
         names = " or ".join(part.files)
         return f"{metadata} has no {names}"
-    if _data(file) is None:
-        return f"{file} cannot be read: it is empty or damaged"
+    data, reason = _contents(file)
+    if data is None:
+        return f"{file} cannot be read: {reason}"
     if _value(folder, part) is None:
         return f"{file} has no {part.key} that Energon could read"
+    if part is _SPLITS and split_shards(folder) is None:
+        return f"{file} names more shards than are looked at, {_MOST_SHARDS}"
     return None
 
 
@@ -76,7 +87,7 @@ def shard_counts(folder: Path) -> Counts | None:
 def split_shards(folder: Path) -> Splits | None:
     """The shards of each split; None when that cannot be told."""
     patterns: Splits | None = _value(folder, _SPLITS)
-    if patterns is None:
+    if patterns is None or sum(map(_named, chain.from_iterable(patterns.values()))) > _MOST_SHARDS:
         return None
     return {name: _all_expanded(each) for name, each in patterns.items()}
 
@@ -100,7 +111,7 @@ def _value(folder: Path, part: _Part) -> Any:
     file = _first(folder, part.files)
     if file is None:
         return None
-    data = _data(file)
+    data, _ = _contents(file)
     if not isinstance(data, dict):
         return None
     found = data.get(part.key)
@@ -145,22 +156,33 @@ _COUNTS = _Part(INFO, "shard_counts", _are_counts)
 _SPLITS = _Part(SPLIT, "split_parts", _are_splits)
 
 
-def _data(file: Path) -> Any:
-    """What a file of metadata holds; None when it cannot be read."""
+def _contents(file: Path) -> tuple[Any, str]:
+    """What a file of metadata holds; None, and why, when it cannot be read."""
     stat = file.stat()
     return _parsed(file, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=16)
-def _parsed(file: Path, modified: int, size: int) -> Any:
+def _parsed(file: Path, modified: int, size: int) -> tuple[Any, str]:
     """What a file holds; one that was changed has another time or size, and is read anew."""
     try:
-        text = file.read_text()
-        if file.suffix == ".json":
-            return json.loads(text)
-        return yaml.load(text, _LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
+        text = read_text(file, most=METADATA_BYTES)
+        data = json.loads(text) if file.suffix == ".json" else load_yaml(text, _LOADER)
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except TooMuch as error:
+        return None, str(error)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        data = None
+    return data, "it is empty or damaged"
+
+
+def _named(pattern: str) -> int:
+    """How many names a pattern stands for."""
+    ranges = _RANGE.findall(pattern)
+    if len(ranges) > _MOST_RANGES:
+        return _MOST_SHARDS + 1
+    return math.prod(max(0, int(high) - int(low) + 1) for low, high in ranges)
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from dfmspec.bounded import open_regular
 from dfmspec.data.tensors import LARGEST, Tensor, read_tensor
 from dfmspec.errors import DataError
 
@@ -98,11 +99,12 @@ def scan(*folders: Path, limit: int = SAMPLES) -> Scan:
 
 
 def _members(shard: Path, limit: int) -> tuple[dict[str, _Files], int]:
-    """The parts of the first samples, and how many samples there are."""
+    """The parts of the first samples, and how many samples there are; a part for which there is no room is empty."""
     samples: dict[str, _Files] = {}
     count = 0
     last = None
-    with tarfile.open(shard) as tar:
+    room = LARGEST
+    with open_regular(shard) as file, tarfile.open(fileobj=file) as tar:
         for member in tar:
             match = SAMPLE_NAME.match(member.name) if member.isfile() else None
             if match is None:
@@ -118,9 +120,10 @@ def _members(shard: Path, limit: int) -> tuple[dict[str, _Files], int]:
             if key not in samples and len(samples) == limit:
                 continue
             content = b""
-            handle = tar.extractfile(member) if member.size <= LARGEST else None
+            handle = tar.extractfile(member) if member.size <= room else None
             if handle is not None:
                 content = handle.read()
+            room -= len(content)
             samples.setdefault(key, {})[part] = content
         if shard.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it ends without an end mark")
