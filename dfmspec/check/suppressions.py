@@ -149,7 +149,7 @@ def _problem(codes: tuple[str, ...], reason: str, levels: Mapping[str, str]) -> 
     unknown = [code for code in codes if code not in levels]
     if unknown:
         return f"there is no rule {unknown[0]}"
-    fixed = [code for code in codes if levels[code] == "load" and code not in _LOADED_ANYWAY]
+    fixed = [code for code in codes if levels[code] in ("load", "fault") and code not in _LOADED_ANYWAY]
     if fixed:
         return (
             f"{fixed[0]} cannot be suppressed: "

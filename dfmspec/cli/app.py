@@ -103,7 +103,8 @@ def main() -> None:
     try:
         application(_called(sys.argv))()
     except DfmspecError as error:
-        typer.echo(f"error: {error}", err=True)
+        kind = "internal error" if error.exit_code == INTERNAL else "error"
+        typer.echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader has left, such as head; the interpreter's own last flush is to fail nowhere.
@@ -129,13 +130,8 @@ def _called(arguments: Sequence[str]) -> str | None:
 
 def _report_a_fault() -> None:
     """Keep the traceback of a fault of ours for a report, and say where."""
-    import tempfile
     import traceback
 
-    trace = traceback.format_exc()
-    with tempfile.NamedTemporaryFile("w", prefix="dfmspec-", suffix=".log", delete=False) as log:
-        log.write(f"dfmspec {__version__}: {sys.argv}\n{trace}")
-    typer.echo(
-        f"internal error: this is a fault of dfmspec, not of your spec; details are in {log.name}",
-        err=True,
-    )
+    from dfmspec.cli.faults import told
+
+    typer.echo(f"internal error: {told(traceback.format_exc())}", err=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dfmspec.check.rules import check_spec
+from dfmspec.cli.arguments import stop_at_faults
 from dfmspec.diagnostics import dotted
 from dfmspec.errors import UsageError
 from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
@@ -116,7 +117,9 @@ def _dead_keys(found: Imported, target: str) -> dict[str, str]:
     resolved = resolve_spec(load_spec("imported.yaml", text=whole))
     keys = _keys_by_place(found.values)
     dead: dict[str, str] = {}
-    for finding in check_spec(resolved, levels=("spec",)):
+    findings = check_spec(resolved, levels=("spec",))
+    stop_at_faults(findings)
+    for finding in findings:
         if finding.code not in _DEAD:
             continue
         for key in keys.get(dotted(finding.path), ()):

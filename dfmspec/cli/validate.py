@@ -22,6 +22,7 @@ from dfmspec.cli.arguments import (
     exists,
     load_checked,
     split_words,
+    stop_at_faults,
     texts_of,
 )
 from dfmspec.diagnostics import Diagnostic, Severity
@@ -138,6 +139,7 @@ def validate(
         typer.echo(f"error: {message}", err=True)
 
     # The exit code.
+    stop_at_faults(checked.findings)
     if checked.unread:
         raise typer.Exit(USAGE)
     least = Severity[fail_on.upper()]
@@ -318,7 +320,7 @@ def _codes_of_reading() -> frozenset[str]:
     """The codes that are given out while a spec is read."""
     from dfmspec.check.rules import RULES
 
-    return frozenset(rule.code for rule in RULES if rule.level == "load")
+    return frozenset(rule.code for rule in RULES if rule.level in ("load", "fault"))
 
 
 def _codes(option: str, text: str | None) -> tuple[str, ...]:
