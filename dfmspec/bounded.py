@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import yaml
 
@@ -40,10 +40,6 @@ _SPECIAL: dict[str, Callable[[int], bool]] = {
 
 class TooLarge(OSError):
     """A file that has more bytes than are read; its strerror says how many are."""
-
-
-class TooMuch(ValueError):
-    """A text that holds more values, or nests deeper, than is built of it."""
 
 
 def read_bytes(file: Path | str, *, most: int, may_be_a_pipe: bool = False) -> bytes:
@@ -137,24 +133,28 @@ def _in_words(count: int) -> str:
 # YAML.
 
 
-class Excess(NamedTuple):
-    """Where a text begins to hold more than it may."""
+class TooMuch(ValueError):
+    """A text that holds more values, or nests deeper, than is built of it; where it begins to, from 1."""
 
-    line: int
-    column: int
-    """From 1."""
-    message: str
+    def __init__(self, message: str, line: int = 1, column: int = 1) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
 
 
-def excess(text: str, loader: Any, *, values: int, depth: int) -> Excess | None:
-    """What of a YAML text is too much, without building it; None: nothing, aliases apart.
+def refuse_excess(text: str, loader: Any, *, values: int = METADATA_VALUES, depth: int = METADATA_DEPTH) -> None:
+    """Stop at a YAML text that holds too much, aliases apart, without building it.
 
     A parser's nodes take a hundred times the memory of their text, and its recursion has no bound of its own.
+
+    Raises:
+        TooMuch: it has too many values, levels or directives.
+        yaml.YAMLError: it is no YAML.
     """
     if text.count("\n%") > _MOST_DIRECTIVES:
-        return Excess(1, 1, f"more than {_MOST_DIRECTIVES} directives (lines that begin with %)")
+        raise TooMuch(f"more than {_MOST_DIRECTIVES} directives (lines that begin with %)")
     if not _may_exceed(text, values, depth):
-        return None
+        return
     level = 0
     count = 0
     for event in yaml.parse(text, Loader=loader):
@@ -162,17 +162,12 @@ def excess(text: str, loader: Any, *, values: int, depth: int) -> Excess | None:
             level -= 1
         elif isinstance(event, yaml.NodeEvent):
             count += 1
-            if isinstance(event, yaml.CollectionStartEvent):
-                level += 1
-        said = ""
+            level += isinstance(event, yaml.CollectionStartEvent)
+        mark: Any = event.start_mark
         if level > depth:
-            said = f"the nesting is deeper than {depth}"
-        elif count > values:
-            said = f"more than {values} values"
-        if said:
-            mark: Any = event.start_mark
-            return Excess(mark.line + 1, mark.column + 1, said)
-    return None
+            raise TooMuch(f"the nesting is deeper than {depth}", mark.line + 1, mark.column + 1)
+        if count > values:
+            raise TooMuch(f"more than {values} values", mark.line + 1, mark.column + 1)
 
 
 def _may_exceed(text: str, values: int, depth: int) -> bool:
@@ -200,18 +195,6 @@ def load_yaml(text: str, loader: Any) -> Any:
     if _values_in(data) > METADATA_VALUES:
         raise TooMuch(f"more than {METADATA_VALUES} values, through aliases")
     return data
-
-
-def refuse_excess(text: str, loader: Any) -> None:
-    """Stop at a YAML text of metadata that holds too much.
-
-    Raises:
-        TooMuch: it has too many values or levels.
-        yaml.YAMLError: it is no YAML.
-    """
-    more = excess(text, loader, values=METADATA_VALUES, depth=METADATA_DEPTH)
-    if more is not None:
-        raise TooMuch(f"{more.message} (line {more.line})")
 
 
 @lru_cache

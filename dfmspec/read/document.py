@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dfmspec.bounded import SPEC_BYTES, TooLarge, excess, read_bytes, read_stream
+from dfmspec.bounded import SPEC_BYTES, TooLarge, TooMuch, read_bytes, read_stream, refuse_excess
 from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -180,11 +180,14 @@ def parse_document(raw: bytes, name: str, budget: Budget | None = None) -> Docum
 
     # Text to nodes.
     try:
-        more = excess(text, _LOADER, values=MAX_VALUES - budget.values, depth=MAX_DEPTH)
-        if more is not None:
-            place = Span(name, more.line, more.column, more.line, more.column + 1)
-            return _broken(name, text, more.message, _WHAT_A_SPEC_IS, place)
+        refuse_excess(text, _LOADER, values=MAX_VALUES - budget.values, depth=MAX_DEPTH)
         node = yaml.compose(text, Loader=_LOADER)
+    except TooMuch as error:
+        place = Span(name, error.line, error.column, error.line, error.column + 1)
+        message = str(error)
+        if budget.values:
+            message += f"; of {MAX_VALUES}, the files over this one have {budget.values}"
+        return _broken(name, text, message, _WHAT_A_SPEC_IS, place)
     except yaml.MarkedYAMLError as error:
         return Document(name, text, problems=(_syntax_error(name, text, error),))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -198,7 +201,7 @@ def parse_document(raw: bytes, name: str, budget: Budget | None = None) -> Docum
     builder = _Builder(name, budget)
     try:
         data = builder.build(node, ())
-    except _TooMuch as error:
+    except _NoRoom as error:
         return _broken(name, text, str(error), _WHAT_A_SPEC_IS, _span(name, error.node))
     if not isinstance(node, yaml.MappingNode):
         message = f"a spec is a mapping of sections, not a {_kind(node)}"
@@ -282,7 +285,7 @@ def _span(name: str, node: yaml.Node) -> Span:
     )
 
 
-class _TooMuch(Exception):
+class _NoRoom(Exception):
     """A node for which there is no room, and why."""
 
     def __init__(self, node: yaml.Node, reason: str) -> None:
@@ -305,7 +308,7 @@ class _Builder:
         """The data of a node; None where it cannot be part of a spec, which is reported.
 
         Raises:
-            _TooMuch: there is no room left, or the nesting is too deep.
+            _NoRoom: there is no room left, or the nesting is too deep.
         """
         # An alias is built anew at every place, so that each has its own path; aliases of aliases grow without end.
         self._visit(node)
@@ -319,7 +322,7 @@ class _Builder:
 
         # An alias may name its own parent.
         if id(node) in self._open or len(path) > MAX_DEPTH:
-            raise _TooMuch(node, f"the nesting has no end or is deeper than {MAX_DEPTH}")
+            raise _NoRoom(node, f"the nesting has no end or is deeper than {MAX_DEPTH}")
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -334,10 +337,10 @@ class _Builder:
         """Count a node, as often as it is looked at.
 
         Raises:
-            _TooMuch: there is no room left.
+            _NoRoom: there is no room left.
         """
         if not self.budget.count(node):
-            raise _TooMuch(node, f"more than {MAX_VALUES} values, through aliases, merge keys or files under it")
+            raise _NoRoom(node, f"more than {MAX_VALUES} values, through aliases, merge keys or files under it")
 
     def report(self, node: yaml.Node, message: str, hint: str) -> None:
         """Write down that a node is not what a spec can have."""
@@ -381,7 +384,7 @@ class _Builder:
             self._visit(base)
             # Each merge opens what it merges, on top of the levels of the path.
             if len(self._open) > 2 * MAX_DEPTH:
-                raise _TooMuch(base, f"merge keys (<<) are nested deeper than {MAX_DEPTH}")
+                raise _NoRoom(base, f"merge keys (<<) are nested deeper than {MAX_DEPTH}")
             is_its_parent = id(base) in self._open
             if not isinstance(base, yaml.MappingNode) or is_its_parent:
                 message = "a merge key (<<) takes a mapping"
