@@ -10,8 +10,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,14 +88,14 @@ def read_text(file: Path | str, *, most: int, errors: str = "strict", may_be_a_p
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_in_parts(file: Path | str) -> Iterator[bytes]:
-    """The bytes of a regular file, a MiB at a time, for what keeps none of them.
+def read_beginning(file: Path | str, *, most: int) -> bytes:
+    """The first bytes of a regular file; all, where it has no more than `most`.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
     with open_regular(file) as handle:
-        yield from iter(partial(handle.read, 2**20), b"")
+        return handle.read(most) or b""
 
 
 def read_stream(stream: IO[bytes], name: str, *, most: int) -> bytes:

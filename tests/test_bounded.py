@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfmspec.bounded import METADATA_VALUES, TooLarge, TooMuch, load_yaml, read_bytes, read_text
+from dfmspec.bounded import METADATA_VALUES, TooLarge, TooMuch, load_yaml, read_beginning, read_bytes, read_text
 
 
 @pytest.fixture
@@ -42,6 +42,16 @@ def test_a_file_is_read_to_its_last_byte_and_one_more_is_too_large(tmp_path: Pat
     assert read_bytes(file, most=100) == b"x" * 100
     with pytest.raises(TooLarge, match="more than 99 bytes"):
         read_bytes(file, most=99)
+
+
+def test_of_a_file_of_any_size_the_beginning_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"abc")
+    os.truncate(file, 2**40)
+
+    assert read_beginning(file, most=5) == b"abc\0\0"
+    file.write_bytes(b"abc")
+    assert read_beginning(file, most=5) == b"abc"
 
 
 def test_a_pipe_that_may_be_one_is_read_to_its_end_but_not_beyond_the_size(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dfmspec.bounded import read_in_parts
+from dfmspec.bounded import METADATA_BYTES, read_beginning
 from dfmspec.data.energon_metadata import metadata_files
 from dfmspec.data.metadataset import everything, is_metadataset
 from dfmspec.errors import InvalidSpec
@@ -333,13 +333,10 @@ def code_digest() -> str:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """sha256 over the names and contents of files, in their order."""
+    """sha256 over the names and contents of files, in their order; of one that is too large, its beginning."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0")
-        for part in read_in_parts(file):
-            digest.update(part)
-        digest.update(b"\0")
+        digest.update(file.name.encode() + b"\0" + read_beginning(file, most=METADATA_BYTES) + b"\0")
     return "sha256:" + digest.hexdigest()
 
 
