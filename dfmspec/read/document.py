@@ -27,8 +27,8 @@ _LETTERS_A_VALUE = 64
 """A longer text counts as several values, each of so many letters: an alias may repeat it."""
 _MAX_SEARCHES = 100
 """How many unknown words of a spec are compared with those that are known."""
-_WHAT_A_SPEC_IS = (
-    "a spec has some hundred keys in a few levels; move what is more into a file that it does not build on"
+_WHAT_FITS = (
+    f"a spec and the files it builds on have {MAX_VALUES} values in {MAX_DEPTH} levels at most; remove the others"
 )
 
 _YAML_TAG = "tag:yaml.org,2002:"
@@ -154,7 +154,7 @@ def read_document(
             raw = read_bytes(file, most=most, may_be_a_pipe=may_be_a_pipe)
     except TooLarge:
         message = f"a spec and the files it builds on have at most {SPEC_BYTES} bytes, and this file brings more"
-        return _broken(name, "", message, _WHAT_A_SPEC_IS)
+        return _broken(name, "", message, _WHAT_FITS)
     budget.bytes += len(raw)
     return parse_document(raw, name, budget)
 
@@ -184,10 +184,7 @@ def parse_document(raw: bytes, name: str, budget: Budget | None = None) -> Docum
         node = yaml.compose(text, Loader=_LOADER)
     except TooMuch as error:
         place = Span(name, error.line, error.column, error.line, error.column + 1)
-        message = str(error)
-        if budget.values:
-            message += f"; of {MAX_VALUES}, the files over this one have {budget.values}"
-        return _broken(name, text, message, _WHAT_A_SPEC_IS, place)
+        return _broken(name, text, str(error), _WHAT_FITS, place)
     except yaml.MarkedYAMLError as error:
         return Document(name, text, problems=(_syntax_error(name, text, error),))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -202,7 +199,7 @@ def parse_document(raw: bytes, name: str, budget: Budget | None = None) -> Docum
     try:
         data = builder.build(node, ())
     except _NoRoom as error:
-        return _broken(name, text, str(error), _WHAT_A_SPEC_IS, _span(name, error.node))
+        return _broken(name, text, str(error), _WHAT_FITS, _span(name, error.node))
     if not isinstance(node, yaml.MappingNode):
         message = f"a spec is a mapping of sections, not a {_kind(node)}"
         builder.report(node, message, "start with: model: {...}")
