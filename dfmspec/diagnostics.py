@@ -81,6 +81,8 @@ class Diagnostic(NamedTuple):
     suppression: str | None = None
     """Why it is not shown: the reason given in a comment, or "baseline"."""
     fix: tuple[Edit, ...] = ()
+    traceback: str = ""
+    """Of a fault of dfmspec's own: what a report of it needs."""
 
     @property
     def fingerprint(self) -> str:
@@ -91,6 +93,34 @@ class Diagnostic(NamedTuple):
     def sort_key(self) -> tuple[Span, int, str, str]:
         """Findings sort by place, and errors first where places are equal."""
         return (self.span, -self.severity, self.code, self.message)
+
+
+FAULT = "SPC501"
+"""The code of a fault of dfmspec's own."""
+
+
+def fault(what: str, error: Exception, span: Span) -> Diagnostic:
+    """An exception of dfmspec's own as a finding, so that it takes none of the others with it.
+
+    Args:
+        what: a rule or a derivation, by its name.
+        error: what it raised.
+        span: the spec, on which it did.
+    """
+    import traceback
+
+    kind = type(error).__name__
+    lines = str(error).splitlines() or ["no message"]
+    said = lines[0][:200]
+    return Diagnostic(
+        span,
+        FAULT,
+        "fault-of-dfmspec",
+        Severity.ERROR,
+        f"{what} failed on this spec, and says nothing of it: {kind}: {said}",
+        "this is a fault of dfmspec, not of your spec: please report it, with the file that is named at the end",
+        traceback="".join(traceback.format_exception(error)),
+    )
 
 
 def not_suppressed(findings: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 from dfmspec.check.report.text import render
 from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
-from dfmspec.errors import OK, PREFLIGHT, DfmspecError, InvalidSpec, PreflightError, TrainingError, UsageError
+from dfmspec.errors import (
+    OK,
+    PREFLIGHT,
+    DfmspecError,
+    InternalError,
+    InvalidSpec,
+    PreflightError,
+    TrainingError,
+    UsageError,
+)
 from dfmspec.processes import die_with_torchrun, short_temporary_folder
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
@@ -132,6 +141,7 @@ def _resolve(args: argparse.Namespace) -> Resolved:
     """The configuration.
 
     Raises:
+        InternalError: a rule failed.
         InvalidSpec: it has errors; rank 0 has printed every finding.
         UsageError: no dataset is named, or the target is another trainer's.
     """
@@ -161,6 +171,9 @@ def _resolve(args: argparse.Namespace) -> Resolved:
         raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")
     for finding in findings:
         _say(render(finding))
+    faults = [finding for finding in findings if finding.traceback]
+    if faults:
+        raise InternalError(f"{faults[0].message} [{faults[0].code}]\n{faults[0].traceback}")
     errors = [finding for finding in findings if finding.severity is Severity.ERROR]
     if errors:
         first = errors[0]

@@ -7,8 +7,9 @@ DfmspecError
  +-- LockedError          5   another process owns the run
  +-- InvalidSpec          1   findings of severity error (they are printed, not raised at the user)
  +-- TrainingError        1   training cannot go on: CheckpointError, DataError, LoaderError
+ +-- InternalError       70   a fault of dfmspec itself, beside which the rest was done
 
-A fault of dfmspec itself is any other exception: exit 70, with a report file.
+A fault of dfmspec itself is any other exception, too: exit 70, with a report file.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ class InvalidSpec(DfmspecError):
     """The spec has findings of severity error."""
 
     exit_code = FINDINGS
+
+
+class InternalError(DfmspecError):
+    """A fault of dfmspec itself, of which a report file tells."""
+
+    exit_code = INTERNAL
 
 
 class TrainingError(DfmspecError):

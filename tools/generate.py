@@ -25,7 +25,7 @@ from dfmspec.read.resolve import Resolved, resolve_spec  # noqa: E402
 from dfmspec.record.manifest import manifest_schema  # noqa: E402
 from dfmspec.run.bundle import at, bundle_files  # noqa: E402
 from dfmspec.targets import TARGETS, catalogue  # noqa: E402
-from tools.pages import examples, keys_index, keys_of, keys_page, rule_page, rules_index, valid_specs  # noqa: E402
+from tools.pages import WITHOUT_EXAMPLE, examples, keys_index, keys_of, keys_page, rule_page, rules_index, valid_specs  # noqa: E402
 from tools.schemas import NETWORKS, dfm, experiment, megatron_core, with_names  # noqa: E402
 
 SCHEMAS = ROOT / "schemas"
@@ -82,7 +82,7 @@ def _run(rule: Rule, valid: list[Resolved]) -> tuple[dict[str, list[Diagnostic]]
     # A rule that needs no files is asked on every valid spec, too.
     if rule.level == "spec":
         keys |= keys_of(rule, valid)
-    if rule.level != "deep":
+    if rule.level not in WITHOUT_EXAMPLE:
         found, asked = examples(rule)
         keys |= asked
     for findings in found.values():

@@ -104,8 +104,11 @@ LOOKS_AT = {
     "paths": "the spec and the files it names",
     "data": "samples of the dataset",
     "deep": "Megatron's own objects",
+    "fault": "dfmspec itself",
 }
 """The level of a rule, in words."""
+WITHOUT_EXAMPLE = ("deep", "fault")
+"""Levels of rules that no file alone makes fire."""
 _DEPENDS_ON_THE_MACHINE = ("CKP113", "DAT212")
 """Rules whose message is another one on every machine."""
 
@@ -130,7 +133,7 @@ def rule_page(rule: Rule, found: dict[str, list[Diagnostic]]) -> str:
     ]
 
     # Its examples, and what it says of the bad one.
-    if rule.level != "deep":
+    if rule.level not in WITHOUT_EXAMPLE:
         folder = CORPUS / rule.code
         lines += ["## Fires on", "", *_example(folder, "bad")]
         if said is not None and rule.code not in _DEPENDS_ON_THE_MACHINE:
@@ -138,7 +141,7 @@ def rule_page(rule: Rule, found: dict[str, list[Diagnostic]]) -> str:
         lines += ["## Silent on", "", *_example(folder, "good")]
 
     # How to have it silent.
-    if rule.level not in ("load", "deep"):
+    if rule.level not in ("load", *WITHOUT_EXAMPLE):
         comment = f"`# dfmspec: ignore[{rule.code}] reason`"
         lines += [f"Meant all the same? {comment} on the line, or above the block.", ""]
     return "\n".join(lines)

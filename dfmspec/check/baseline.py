@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.diagnostics import Diagnostic
 from dfmspec.errors import UsageError
 
@@ -45,10 +46,10 @@ def _read(file: Path) -> Counter[tuple[str, str]]:
     """How many findings of each key a baseline accepts."""
     counts: Counter[tuple[str, str]] = Counter()
     try:
-        for entry in json.loads(file.read_text())["findings"]:
+        for entry in json.loads(read_text(file, most=METADATA_BYTES, may_be_a_pipe=True))["findings"]:
             key = (str(entry["file"]), str(entry["finding"]))
             counts[key] = int(entry["count"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"--baseline {file} cannot be read: {error}; make one with --write-baseline") from error
     return counts
 

@@ -7,6 +7,8 @@ or suppresses nothing is a finding itself.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,11 +31,9 @@ class _Suppression(NamedTuple):
     last: int
     """The lines it covers, both included."""
 
-    def covers(self, finding: Diagnostic) -> bool:
-        """Whether a finding is in the comment's file and lines, and of one of its codes."""
-        place = finding.span
-        is_here = self.span.file == place.file and self.first <= place.line <= self.last
-        return is_here and finding.code in self.codes
+
+_Place = tuple[str, str, int]
+"""File, code and line of a finding."""
 
 
 def suppressed(
@@ -59,9 +59,11 @@ def suppressed(
                 out.append(found)
 
     # The findings.
+    findings = list(findings)
+    covers = _covers(findings, comments)
     used: set[tuple[Span, str]] = set()
     for finding in findings:
-        cover = next((comment for comment in comments if comment.covers(finding)), None)
+        cover = covers.get((finding.span.file, finding.code, finding.span.line))
         if cover is None:
             out.append(finding)
         else:
@@ -74,6 +76,25 @@ def suppressed(
             if (comment.span, code) not in used and code in judged:
                 out.append(_unused(comment, code))
     return out
+
+
+def _covers(findings: Iterable[Diagnostic], comments: Iterable[_Suppression]) -> dict[_Place, _Suppression]:
+    """The first comment that covers each place where something is found; each place is met once, however many cover."""
+    places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for finding in findings:
+        places[finding.span.file, finding.code].add(finding.span.line)
+    open_lines = {key: sorted(lines) for key, lines in places.items()}
+
+    covers: dict[_Place, _Suppression] = {}
+    for comment in comments:
+        file = comment.span.file
+        for code in comment.codes:
+            lines = open_lines.get((file, code), [])
+            low = bisect_left(lines, comment.first)
+            high = bisect_right(lines, comment.last)
+            covers.update({(file, code, line): comment for line in lines[low:high]})
+            del lines[low:high]
+    return covers
 
 
 def _unused(comment: _Suppression, code: str) -> Diagnostic:
@@ -89,6 +110,7 @@ def _malformed(span: Span, problem: str) -> Diagnostic:
 def _read(document: Document, levels: Mapping[str, str]) -> Iterator[_Suppression | Diagnostic]:
     """Every comment of a document that speaks to dfmspec, or what is wrong with it."""
     lines = [line.rstrip() for line in lines_of(document.text)]
+    blocks = _Blocks(lines)
     for number, line in enumerate(lines, 1):
         comment = _COMMENT.search(line)
         if comment is None:
@@ -116,7 +138,7 @@ def _read(document: Document, levels: Mapping[str, str]) -> Iterator[_Suppressio
             first = 0
             last = len(lines)
         elif is_alone:
-            first, last = _block(lines, number)
+            first, last = blocks.below(number)
         yield _Suppression(span, codes, reason.strip(), first, last)
 
 
@@ -127,7 +149,7 @@ def _problem(codes: tuple[str, ...], reason: str, levels: Mapping[str, str]) -> 
     unknown = [code for code in codes if code not in levels]
     if unknown:
         return f"there is no rule {unknown[0]}"
-    fixed = [code for code in codes if levels[code] == "load" and code not in _LOADED_ANYWAY]
+    fixed = [code for code in codes if levels[code] in ("load", "fault") and code not in _LOADED_ANYWAY]
     if fixed:
         return (
             f"{fixed[0]} cannot be suppressed: "
@@ -136,26 +158,34 @@ def _problem(codes: tuple[str, ...], reason: str, levels: Mapping[str, str]) -> 
     return "" if reason.strip() else "this gives no reason"
 
 
-def _block(lines: Sequence[str], comment: int) -> tuple[int, int]:
-    """The lines of the entry below a comment: its own, and those indented deeper."""
-    # The entry is the next line that is neither empty nor a comment.
-    first = comment
-    for number in range(comment + 1, len(lines) + 1):
-        text = lines[number - 1].lstrip()
-        if text and not text.startswith("#"):
-            first = number
-            break
+class _Blocks:
+    """The blocks of a text by their indentation, found in one pass."""
 
-    # It ends before the next line that is indented as far, or less.
-    indent = _indent(lines[first - 1])
-    last = first
-    for number in range(first + 1, len(lines) + 1):
-        line = lines[number - 1]
-        if line.strip() and _indent(line) <= indent:
-            break
-        last = number
-    return first, last
+    def __init__(self, lines: Sequence[str]) -> None:
+        count = len(lines)
+        self._entry = [0] * (count + 2)
+        """For each line number, the next line behind it that is neither empty nor a comment; 0: none."""
+        self._last = [count] * (count + 2)
+        """For each line number, the last line that is indented deeper, with what stands between."""
 
+        # From the end: what still waits for a line that is indented as far as it, or less.
+        entry = 0
+        waiting: list[tuple[int, int]] = []
+        for number in range(count, 0, -1):
+            self._entry[number] = entry
+            text = lines[number - 1].lstrip()
+            indent = len(lines[number - 1]) - len(text)
+            if not text:
+                continue
+            while waiting and waiting[-1][0] > indent:
+                waiting.pop()
+            if waiting:
+                self._last[number] = waiting[-1][1] - 1
+            waiting.append((indent, number))
+            if not text.startswith("#"):
+                entry = number
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
+    def below(self, comment: int) -> tuple[int, int]:
+        """The lines of the entry below a comment: its own, and those indented deeper."""
+        first = self._entry[comment] or comment
+        return first, self._last[first]

@@ -103,7 +103,8 @@ def main() -> None:
     try:
         application(_called(sys.argv))()
     except DfmspecError as error:
-        typer.echo(f"error: {error}", err=True)
+        kind = "internal error" if error.exit_code == INTERNAL else "error"
+        typer.echo(f"{kind}: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader has left, such as head; the interpreter's own last flush is to fail nowhere.
@@ -128,22 +129,16 @@ def _called(arguments: Sequence[str]) -> str | None:
 
 def _report_a_fault() -> int:
     """Keep the traceback of a fault of ours for a report, and say where; returns the exit code."""
-    import tempfile
     import traceback
 
-    from dfmspec.namesakes import told
-
-    trace = traceback.format_exc()
-    with tempfile.NamedTemporaryFile("w", prefix="dfmspec-", suffix=".log", delete=False) as log:
-        log.write(f"dfmspec {__version__}: {sys.argv}\n{trace}")
+    from dfmspec.cli.faults import kept, told
+    from dfmspec.namesakes import told as told_of_namesakes
 
     # It is no fault of ours where a file of the user's is imported in place of a package.
-    namesakes = told(os.environ.get("PYTHONPATH", ""))
+    trace = traceback.format_exc()
+    namesakes = told_of_namesakes(os.environ.get("PYTHONPATH", ""))
     if namesakes:
-        typer.echo(f"error: {namesakes}; details are in {log.name}", err=True)
+        typer.echo(f"error: {namesakes}; details are in {kept(trace)}", err=True)
         return PREFLIGHT
-    typer.echo(
-        f"internal error: this is a fault of dfmspec, not of your spec; details are in {log.name}",
-        err=True,
-    )
+    typer.echo(f"internal error: {told(trace)}", err=True)
     return INTERNAL

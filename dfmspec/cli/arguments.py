@@ -13,7 +13,7 @@ import typer
 from dfmspec.check.report import REPORTERS, reporter
 from dfmspec.check.rules import LEVELS, all_findings, check_spec
 from dfmspec.diagnostics import Diagnostic, Severity
-from dfmspec.errors import InvalidSpec, UsageError
+from dfmspec.errors import InternalError, InvalidSpec, UsageError
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
 
@@ -95,16 +95,31 @@ def texts_of(resolved: Resolved) -> dict[str, str]:
     return {document.file: document.text for document in resolved.spec.documents}
 
 
+def stop_at_faults(findings: Sequence[Diagnostic]) -> None:
+    """End with what dfmspec itself failed at, after everything else was shown.
+
+    Raises:
+        InternalError: a rule or a derivation failed; a file for a report is written.
+    """
+    tracebacks = dict.fromkeys(finding.traceback for finding in findings if finding.traceback)
+    if tracebacks:
+        from dfmspec.cli.faults import told
+
+        raise InternalError(told("\n".join(tracebacks)))
+
+
 def require_valid(resolved: Resolved, findings: Sequence[Diagnostic]) -> None:
     """Show what matters on stderr; stop at errors.
 
     Raises:
+        InternalError: a rule failed.
         InvalidSpec: there are errors.
     """
     grave = [finding for finding in findings if finding.severity >= Severity.WARNING]
     if grave:
         report = reporter("full")
         typer.echo(report(grave, texts_of(resolved)), err=True)
+    stop_at_faults(findings)
     errors = sum(finding.severity is Severity.ERROR for finding in grave)
     if errors:
         counted = counted_errors(errors)

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from dfmspec.cli.arguments import complete_override, counted_errors, load_checked, split_words
+from dfmspec.cli.arguments import complete_override, counted_errors, load_checked, split_words, stop_at_faults
 from dfmspec.cli.validate import expanded
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import FINDINGS, UsageError
@@ -53,11 +53,13 @@ def fix(
     files, overrides = split_words(words)
     has_changed = False
     left = 0
+    faults: list[Diagnostic] = []
     for file in expanded(files):
         if file == "-":
             raise UsageError("fix works on files; stdin has no place to write to")
         mended = _mended(file, overrides, unsafe)
         left += mended.errors
+        faults += mended.faults
         if mended.after == mended.before:
             continue
         has_changed = True
@@ -74,6 +76,7 @@ def fix(
         typer.echo(f"{counted} left that fix does not mend; dfmspec validate shows them", err=True)
     elif not has_changed:
         typer.echo("nothing to mend", err=True)
+    stop_at_faults(faults)
     if diff and has_changed:
         raise typer.Exit(FINDINGS)
 
@@ -87,6 +90,8 @@ class _Mended(NamedTuple):
     """The findings that are mended."""
     errors: int
     """How many remain."""
+    faults: list[Diagnostic]
+    """What dfmspec itself failed at."""
 
 
 def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
@@ -95,6 +100,7 @@ def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
     text: str | None = None
     mended: list[Diagnostic] = []
     errors = 0
+    faults: list[Diagnostic] = []
     for _ in range(_ROUNDS):
         resolved, findings = load_checked(file, overrides, None, ("spec",), text=text)
         document = resolved.spec.documents[0]
@@ -103,9 +109,10 @@ def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
         text, now = fixed(document, findings, unsafe=unsafe)
         mended += now
         errors = sum(finding.severity is Severity.ERROR for finding in findings)
+        faults = [finding for finding in findings if finding.traceback]
         if not now:
             break
-    return _Mended(before or "", text or "", mended, errors)
+    return _Mended(before or "", text or "", mended, errors, faults)
 
 
 def _show_difference(file: str, mended: _Mended) -> None:

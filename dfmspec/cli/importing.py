@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dfmspec.check.rules import check_spec
+from dfmspec.cli.arguments import stop_at_faults
 from dfmspec.diagnostics import dotted
 from dfmspec.errors import UsageError
 from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
@@ -114,22 +115,24 @@ def _dead_keys(found: Imported, target: str) -> dict[str, str]:
     """Keys that the target does not have, or that change nothing, each with the finding that says so."""
     whole = spec_of(Imported(found.values), target, {})
     resolved = resolve_spec(load_spec("imported.yaml", text=whole))
+    keys = _keys_by_place(found.values)
     dead: dict[str, str] = {}
-    for finding in check_spec(resolved, levels=("spec",)):
+    findings = check_spec(resolved, levels=("spec",))
+    stop_at_faults(findings)
+    for finding in findings:
         if finding.code not in _DEAD:
             continue
-        for key in _keys_at(finding.path, found.values):
+        for key in keys.get(dotted(finding.path), ()):
             dead.setdefault(key, f"{finding.message}; {finding.hint}")
     return dead
 
 
-def _keys_at(path: tuple[str | int, ...], keys: Iterable[str]) -> list[str]:
-    """The imported keys that a finding's path is about: one, or all of a section."""
-    name = dotted(path)
-    is_section = len(path) == 1
-    found = []
+def _keys_by_place(keys: Iterable[str]) -> dict[str, list[str]]:
+    """The imported keys that a finding at a place is about: one, or all of a section."""
+    places: dict[str, list[str]] = {}
     for key in keys:
-        is_inside = is_section and key.startswith(f"{name}.")
-        if key == name or is_inside:
-            found.append(key)
-    return found
+        section, dot, _ = key.partition(".")
+        places.setdefault(key, []).append(key)
+        if dot:
+            places.setdefault(section, []).append(key)
+    return places

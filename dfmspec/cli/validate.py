@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -22,6 +22,7 @@ from dfmspec.cli.arguments import (
     exists,
     load_checked,
     split_words,
+    stop_at_faults,
     texts_of,
 )
 from dfmspec.diagnostics import Diagnostic, Severity
@@ -138,6 +139,7 @@ def validate(
         typer.echo(f"error: {message}", err=True)
 
     # The exit code.
+    stop_at_faults(checked.findings)
     if checked.unread:
         raise typer.Exit(USAGE)
     least = Severity[fail_on.upper()]
@@ -310,11 +312,15 @@ def _is_structural(finding: Diagnostic) -> bool:
 
     It can be neither left out nor accepted.
     """
+    return finding.severity is Severity.ERROR and finding.code in _codes_of_reading()
+
+
+@lru_cache
+def _codes_of_reading() -> frozenset[str]:
+    """The codes that are given out while a spec is read."""
     from dfmspec.check.rules import RULES
 
-    if finding.severity is not Severity.ERROR:
-        return False
-    return any(rule.code == finding.code and rule.level == "load" for rule in RULES)
+    return frozenset(rule.code for rule in RULES if rule.level in ("load", "fault"))
 
 
 def _codes(option: str, text: str | None) -> tuple[str, ...]:

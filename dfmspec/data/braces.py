@@ -5,6 +5,7 @@ A backslash takes a brace or a comma as it is. The forms are those of the packag
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from itertools import product
@@ -13,16 +14,30 @@ from string import ascii_lowercase, ascii_uppercase
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 _ALPHABET = ascii_uppercase + ascii_lowercase
+MOST_NAMES = 1_000_000
+"""That the patterns of a dataset may stand for."""
+_MOST_PARTS = 100
+"""Of one pattern: what is in braces, and what stands between."""
+
+
+class TooManyNames(Exception):
+    """Patterns stand for more than MOST_NAMES."""
 
 
 def expanded(patterns: Iterable[str]) -> list[str]:
-    """The names that some patterns stand for, in their order; one whose braces do not match stands for itself."""
+    """The names that some patterns stand for, in their order; one whose braces do not match stands for itself.
+
+    Raises:
+        TooManyNames: they are more than MOST_NAMES.
+    """
     names: list[str] = []
     for pattern in patterns:
         try:
             found = _expanded(pattern)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = [pattern]
+        if len(names) + len(found) > MOST_NAMES:
+            raise TooManyNames
         names += [re.sub(r"\\(.)", r"\1", name) for name in found]
     return names
 
@@ -40,6 +55,8 @@ def _expanded(pattern: str) -> list[str]:
         parts.append(_choices(pattern[first + 1 : last]))
         start = last + 1
     parts.append([pattern[start:]])
+    if len(parts) > _MOST_PARTS or math.prod(map(len, parts)) > MOST_NAMES:
+        raise TooManyNames
     return ["".join(choice) for choice in product(*parts)]
 
 
@@ -102,6 +119,12 @@ def _numbers(first: str, last: str, step: str | None) -> list[str]:
 
 
 def _range(first: int, last: int, step: str | None) -> range:
-    """From one to the other, upwards or downwards."""
+    """From one to the other, upwards or downwards.
+
+    Raises:
+        TooManyNames: there are more than MOST_NAMES between them.
+    """
     by = int(step or 1) or 1
+    if abs(last - first) // by > MOST_NAMES:
+        raise TooManyNames
     return range(first, last + 1, by) if first <= last else range(first, last - 1, -by)

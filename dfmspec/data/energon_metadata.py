@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dfmspec.data.braces import expanded
+from dfmspec.bounded import METADATA_BYTES, TooMuch, load_yaml, read_text
+from dfmspec.data.braces import MOST_NAMES, TooManyNames, expanded
 
 # The C loader reads the same, faster, where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -64,11 +65,14 @@ def _fault(folder: Path, part: _Part) -> str | None:
         metadata = folder / ".nv-meta"
         names = " or ".join(part.files)
         return f"{metadata} has no {names}"
-    if _data(file) is None:
-        return f"{file} cannot be read: it is empty or damaged"
-    is_left_out = part.is_optional and part.key not in (_data(file) or {})
+    data, reason = _contents(file)
+    if data is None:
+        return f"{file} cannot be read: {reason}"
+    is_left_out = part.is_optional and part.key not in data
     if _value(folder, part) is None and not is_left_out:
         return f"{file} has no {part.key} that Energon could read"
+    if part is _SPLITS and split_shards(folder) is None:
+        return f"{file} names more shards than are looked at, {MOST_NAMES}"
     return None
 
 
@@ -83,16 +87,22 @@ def split_shards(folder: Path) -> Splits | None:
     patterns: Splits | None = _value(folder, _SPLITS)
     if patterns is None:
         return None
-    left_out = excluded(folder)
     splits = {}
-    for name, each in patterns.items():
-        splits[name] = [shard for shard in expanded(each) if shard not in left_out]
+    try:
+        left_out = frozenset(expanded(_value(folder, _EXCLUDED) or ()))
+        for name, each in patterns.items():
+            splits[name] = [shard for shard in expanded(each) if shard not in left_out]
+    except TooManyNames:
+        return None
     return splits
 
 
 def excluded(folder: Path) -> frozenset[str]:
     """What is never read: names of shards, and of samples as `shard/key`."""
-    return frozenset(expanded(_value(folder, _EXCLUDED) or ()))
+    try:
+        return frozenset(expanded(_value(folder, _EXCLUDED) or ()))
+    except TooManyNames:  # then `split_shards` cannot be told either
+        return frozenset()
 
 
 def shards_there(folder: Path) -> set[str]:
@@ -185,7 +195,7 @@ def _value(folder: Path, part: _Part) -> Any:
     file = _first(folder, part.files)
     if file is None:
         return None
-    data = _data(file)
+    data, _ = _contents(file)
     if not isinstance(data, dict):
         return None
     found = data.get(part.key)
@@ -231,19 +241,22 @@ _SPLITS = _Part(SPLIT, "split_parts", _are_splits)
 _EXCLUDED = _Part(SPLIT, "exclude", _are_texts, is_optional=True)
 
 
-def _data(file: Path) -> Any:
-    """What a file of metadata holds; None when it cannot be read."""
+def _contents(file: Path) -> tuple[Any, str]:
+    """What a file of metadata holds; None, and why, when it cannot be read."""
     stat = file.stat()
     return _parsed(file, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=16)
-def _parsed(file: Path, modified: int, size: int) -> Any:
+def _parsed(file: Path, modified: int, size: int) -> tuple[Any, str]:
     """What a file holds; one that was changed has another time or size, and is read anew."""
     try:
-        text = file.read_text()
-        if file.suffix == ".json":
-            return json.loads(text)
-        return yaml.load(text, _LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
+        text = read_text(file, most=METADATA_BYTES)
+        data = json.loads(text) if file.suffix == ".json" else load_yaml(text, _LOADER)
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except TooMuch as error:
+        return None, str(error)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        data = None
+    return data, "it is empty or damaged"

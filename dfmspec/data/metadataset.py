@@ -8,7 +8,8 @@ reads YAML by PyYAML's safe loader, and its forms are taken to be the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dfmspec.bounded import TooLarge, TooMuch, load_yaml, read_text, refuse_excess
+
+MOST = 10_000
+"""How many datasets are looked at, of all that a metadataset names."""
+_BYTES = 2**18
+"""Of a metadataset; it may name some thousand datasets."""
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ONE_OF = ("path", "blend", "blend_epochized", "join")
 _NEEDS_ONE_OF = "needs one of " + ", ".join(_ONE_OF)
 _NO_SPLITS = "it has no splits"
@@ -58,21 +66,34 @@ def is_metadataset(dataset: Path) -> bool:
 
 
 def everything(dataset: Path, *, energon: int) -> list[Path]:
-    """A dataset and, where it is a metadataset, all that its splits name, by way of other metadatasets too."""
-    found = [dataset]
-    for part in found:  # which grows
-        if not is_metadataset(part):
-            continue
-        for reference in _references(part, energon=energon):
-            if reference.path not in found:
-                found.append(reference.path)
-    return found
+    """A dataset and, where it is a metadataset, all that its splits name, by way of other metadatasets too.
+
+    Of more than MOST, the first.
+    """
+    return list(_reached([dataset], energon=energon))
 
 
 def names_itself(file: Path, *, energon: int) -> bool:
     """Whether a metadataset is among what it names, which Energon would follow for ever."""
-    references = _references(file, energon=energon)
-    return any(file in everything(reference.path, energon=energon) for reference in references)
+    named = [reference.path for reference in _references(file, energon=energon)]
+    return file in _reached(named, energon=energon)
+
+
+def _reached(datasets: Iterable[Path], *, energon: int) -> dict[Path, None]:
+    """Datasets and all that they name, in the order in which they are met."""
+    found = dict.fromkeys(datasets)
+    left = deque(found)
+    while left:
+        part = left.popleft()
+        if not is_metadataset(part):
+            continue
+        for reference in _references(part, energon=energon):
+            if len(found) >= MOST:
+                return found
+            if reference.path not in found:
+                found[reference.path] = None
+                left.append(reference.path)
+    return found
 
 
 def _references(file: Path, *, energon: int) -> Iterator[Reference]:
@@ -81,35 +102,52 @@ def _references(file: Path, *, energon: int) -> Iterator[Reference]:
     return chain.from_iterable(splits.values())
 
 
-def leaves(dataset: Path, split: str, *, energon: int, by_way_of: tuple[Path, ...] = ()) -> Iterator[Leaf | Gap]:
-    """What is read when a split of a dataset is: folders of shards, and splits that are missing.
+def leaves(dataset: Path, split: str, *, energon: int) -> list[Leaf | Gap]:
+    """What is read when a split of a dataset is: folders of shards, and splits that are missing; each once.
 
     Args:
         dataset: a folder of shards, or a metadataset.
         split: such as "train".
         energon: the major version that reads.
-        by_way_of: the metadatasets that led here, none of which is followed again.
     """
-    if not is_metadataset(dataset):
-        yield Leaf(dataset, split)
-        return
-    splits, _ = read(dataset, energon=energon)
-    if split not in splits:
-        yield Gap(dataset, split, tuple(splits))
-        return
+    found: dict[Leaf | Gap, None] = {}
+    followed: set[tuple[Path, str]] = set()
+    left = [(Reference(dataset, split, configured=False), split)]
+    while left:
+        part, inner = left.pop()
+        if not is_metadataset(part.path):
+            found[Leaf(part.path, inner, part.configured)] = None
+            continue
+        # One that was followed names itself, or is named twice.
+        if (part.path, inner) in followed or len(followed) >= MOST:
+            continue
+        followed.add((part.path, inner))
+        splits, _ = read(part.path, energon=energon)
+        if inner not in splits:
+            found[Gap(part.path, inner, tuple(splits))] = None
+            continue
+        left += [(named, named.split_part or inner) for named in reversed(splits[inner])]
+    return list(found)
 
-    followed = (*by_way_of, dataset)
-    for reference in splits[split]:
-        inner = reference.split_part or split
-        if not is_metadataset(reference.path):
-            yield Leaf(reference.path, inner, reference.configured)
-        elif reference.path not in followed:  # else it names itself
-            yield from leaves(reference.path, inner, energon=energon, by_way_of=followed)
+
+_Read = tuple[dict[str, list[Reference]], list[str]]
 
 
-def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[str]]:
+def read(file: Path, *, energon: int) -> _Read:
     """The references of each split of a metadataset, and what of it Energon would not take."""
-    splits = _splits(file, energon=energon)
+    stat = file.stat()
+    return _read(file, stat.st_mtime_ns, stat.st_size, energon)
+
+
+@lru_cache(maxsize=256)
+def _read(file: Path, modified: int, size: int, energon: int) -> _Read:
+    """What a metadataset names; one that was changed has another time or size, and is read anew."""
+    try:
+        splits = _splits(file, energon=energon)
+    except TooMuch as error:
+        return {}, [f"it is not read: {error}"]
+    except TooLarge as error:
+        return {}, [f"it is not read: {error.strerror}"]
     if not splits:
         return {}, [_NO_SPLITS]
     found: dict[str, list[Reference]] = {}
@@ -127,12 +165,20 @@ def read(file: Path, *, energon: int) -> tuple[dict[str, list[Reference]], list[
 
 def addresses(file: Path, *, energon: int) -> list[str]:
     """The addresses, such as msc://profile/folder, that the splits of a metadataset name."""
-    nodes = chain.from_iterable(nodes for nodes, _ in _splits(file, energon=energon).values())
+    try:
+        splits = _splits(file, energon=energon)
+    except (TooMuch, TooLarge):  # `read` tells it
+        return []
+    nodes = chain.from_iterable(nodes for nodes, _ in splits.values())
     return [node["path"] for node in nodes if "://" in node["path"]]
 
 
 def _splits(file: Path, *, energon: int) -> dict[str, _Nodes]:
-    """What each split of a metadataset holds, in the form of the file's version."""
+    """What each split of a metadataset holds, in the form of the file's version.
+
+    Raises:
+        TooLarge, TooMuch: it holds more than is read.
+    """
     data = _data(file, energon=energon)
     splits = data.get("splits") if isinstance(data, dict) else None
     if not isinstance(splits, dict):
@@ -210,28 +256,56 @@ def _has_path(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("path"), str)
 
 
-class _AsRapidYaml(yaml.BaseLoader):
-    """Reads as Energon 7 does, by Rapid YAML: an alias is its own text, and a date one too."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node of the document; an alias is a text, not the node that it stands for."""
-        if not self.check_event(yaml.AliasEvent):
-            return super().compose_node(parent, index)
-        alias = self.get_event().anchor  # type: ignore[no-untyped-call]
-        return yaml.ScalarNode("tag:yaml.org,2002:str", f"*{alias}")
-
-
 def _data(file: Path, *, energon: int) -> Any:
-    """What a metadataset holds; None when it cannot be read."""
-    stat = file.stat()
-    return _parsed(file, stat.st_mtime_ns, stat.st_size, energon)
+    """What a metadataset holds; None when it cannot be read.
 
-
-@lru_cache(maxsize=64)
-def _parsed(file: Path, modified: int, size: int, energon: int) -> Any:
-    """What a file holds; one that was changed has another time or size, and is read anew."""
-    loader = _AsRapidYaml if energon >= 7 else yaml.SafeLoader
+    Raises:
+        TooLarge, TooMuch: it holds more than is read.
+    """
     try:
-        return yaml.load(file.read_text(), loader)
+        text = read_text(file, most=_BYTES)
+        if energon < 7:
+            return load_yaml(text, _PARSER)
+        refuse_excess(text, _PARSER)
+        return _as_rapid_yaml(text)
+    except (TooLarge, TooMuch):
+        raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
+
+
+def _as_rapid_yaml(text: str) -> Any:
+    """What a YAML text holds to Energon 7, which reads by Rapid YAML: an alias is its own text, and a date one too.
+
+    Raises:
+        ValueError: a key is no text, or there is another document.
+        yaml.YAMLError: it is no YAML.
+    """
+    events = iter(yaml.parse(text, _PARSER))
+    data = None
+    for event in events:
+        if isinstance(event, yaml.NodeEvent):
+            data = _node(event, events)
+            break
+    if any(isinstance(event, yaml.DocumentStartEvent) for event in events):
+        raise ValueError("there is another document")
+    return data
+
+
+def _node(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
+    """The node that an event begins: texts, lists and mappings."""
+    if isinstance(event, yaml.AliasEvent):
+        return f"*{event.anchor}"
+    if isinstance(event, yaml.ScalarEvent):
+        return event.value
+    children = []
+    for child in events:
+        if isinstance(child, yaml.CollectionEndEvent):
+            break
+        children.append(_node(child, events))
+    if isinstance(event, yaml.SequenceStartEvent):
+        return children
+    names = children[::2]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a key is no text")
+    return dict(zip(names, children[1::2], strict=True))

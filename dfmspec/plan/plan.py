@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dfmspec.bounded import METADATA_BYTES, read_beginning
 from dfmspec.data.energon_metadata import metadata_files
 from dfmspec.data.metadataset import everything, is_metadataset
 from dfmspec.errors import InvalidSpec
@@ -322,10 +323,10 @@ def code_digest() -> str:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """sha256 over the names and contents of files, in their order."""
+    """sha256 over the names and contents of files, in their order; of one that is too large, its beginning."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes() + b"\0")
+        digest.update(os.fsencode(file.name) + b"\0" + read_beginning(file, most=METADATA_BYTES) + b"\0")
     return "sha256:" + digest.hexdigest()
 
 

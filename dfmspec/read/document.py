@@ -15,11 +15,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dfmspec.bounded import SPEC_BYTES, TooLarge, TooMuch, read_bytes, read_stream, refuse_excess
 from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MAX_DEPTH = 40
-_MAX_NODES = 100_000
+MAX_DEPTH = 40
+"""How deep a spec nests."""
+MAX_VALUES = 100_000
+"""How many values a spec has, with all that it builds on; an alias or a merge key counts as what it stands for."""
+_LETTERS_A_VALUE = 64
+"""A longer text counts as several values, each of so many letters: an alias may repeat it."""
+_MAX_SEARCHES = 100
+"""How many unknown words of a spec are compared with those that are known."""
+_WHAT_FITS = (
+    f"a spec and the files it builds on have {MAX_VALUES} values in {MAX_DEPTH} levels at most; remove the others"
+)
 
 _YAML_TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset(
@@ -96,19 +106,72 @@ class Document(NamedTuple):
         return _start_of(self.file)
 
 
-def read_document(file: FilePath | str, *, name: str | None = None) -> Document:
+class Budget:
+    """How much may be read: of one document, or of all layers of a spec, which then share it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """Read so far."""
+        self.values = 0
+        """Visited so far, each as often as it was."""
+        self.searches = 0
+        """For a near spelling of an unknown word, so far."""
+
+    def count(self, node: yaml.Node) -> bool:
+        """Visit a node; whether there is room for it."""
+        self.values += 1
+        if isinstance(node, yaml.ScalarNode):
+            self.values += len(node.value) // _LETTERS_A_VALUE
+        return self.values <= MAX_VALUES
+
+    def may_search(self) -> bool:
+        """Whether a near spelling is looked for once more, which takes milliseconds."""
+        self.searches += 1
+        return self.searches <= _MAX_SEARCHES
+
+
+def read_document(
+    file: FilePath | str,
+    budget: Budget | None = None,
+    *,
+    may_be_a_pipe: bool = False,
+) -> Document:
     """Parse a file, or - for stdin; whatever is in it, the result is a Document, with its problems.
 
+    Args:
+        file: its path.
+        budget: what is left to the document; None: what a whole spec may take.
+        may_be_a_pipe: a pipe is read as well as a regular file.
+
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular file.
     """
-    if str(file) == "-":
-        return parse_document(sys.stdin.buffer.read(), "<stdin>")
-    return parse_document(FilePath(file).read_bytes(), name or str(file))
+    budget = budget or Budget()
+    is_stdin = str(file) == "-"
+    name = "<stdin>" if is_stdin else str(file)
+    most = SPEC_BYTES - budget.bytes
+    try:
+        if is_stdin:
+            raw = read_stream(sys.stdin.buffer, name, most=most)
+        else:
+            raw = read_bytes(file, most=most, may_be_a_pipe=may_be_a_pipe)
+    except TooLarge:
+        message = f"a spec and the files it builds on have at most {SPEC_BYTES} bytes, and this file brings more"
+        return _broken(name, "", message, _WHAT_FITS)
+    budget.bytes += len(raw)
+    return parse_document(raw, name, budget)
 
 
-def parse_document(raw: bytes, name: str) -> Document:
-    """Parse the bytes of a YAML file, which messages call by the name."""
+def parse_document(raw: bytes, name: str, budget: Budget | None = None) -> Document:
+    """Parse the bytes of a YAML file, which messages call by the name.
+
+    Args:
+        raw: the bytes.
+        name: what messages call it.
+        budget: what is left to it; None: what a whole spec may take.
+    """
+    budget = budget or Budget()
+
     # Bytes to text.
     try:
         text = raw.decode("utf-8-sig")
@@ -120,9 +183,12 @@ def parse_document(raw: bytes, name: str) -> Document:
 
     # Text to nodes.
     try:
-        if len(text) > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
-            return _broken(name, text, f"the nesting is deeper than {_MAX_DEPTH}", "flatten it")
-        node = yaml.compose(text, Loader=_loader_of(text))
+        loader = _loader_of(text)
+        refuse_excess(text, loader, values=MAX_VALUES - budget.values, depth=MAX_DEPTH)
+        node = yaml.compose(text, Loader=loader)
+    except TooMuch as error:
+        place = Span(name, error.line, error.column, error.line, error.column + 1)
+        return _broken(name, text, str(error), _WHAT_FITS, place)
     except yaml.MarkedYAMLError as error:
         return Document(name, text, problems=(_syntax_error(name, text, error),))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -133,8 +199,11 @@ def parse_document(raw: bytes, name: str) -> Document:
     # Nodes to data.
     if node is None or _is_null(node):  # nothing, or comments alone
         return Document(name, text, {})
-    builder = _Builder(name)
-    data = builder.build(node, ())
+    builder = _Builder(name, budget)
+    try:
+        data = builder.build(node, ())
+    except _NoRoom as error:
+        return _broken(name, text, str(error), _WHAT_FITS, _span(name, error.node))
     if not isinstance(node, yaml.MappingNode):
         message = f"a spec is a mapping of sections, not a {_kind(node)}"
         builder.report(node, message, "start with: model: {...}")
@@ -168,25 +237,6 @@ def _loader_of(text: str) -> Any:
     return _JsonLoader if re.search(_PAIR, text) else _LOADER
 
 
-def _depth(text: str) -> int:
-    """How deep a text nests, without building it: the composer's recursion has no bound of its own."""
-    signs = ("[", "{", "- ", "?", ": ")
-    openings = sum(text.count(sign) for sign in signs)
-    if openings < 2000 and not re.search(rf"(?m)^ {{{_MAX_DEPTH},}}", text):
-        return 0  # not enough in it to harm anybody; `build` counts
-    depth = 0
-    deepest = 0
-    for event in yaml.parse(text, Loader=_loader_of(text)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        deepest = max(deepest, depth)
-        if deepest > _MAX_DEPTH:
-            break
-    return deepest
-
-
 def _is_null(node: yaml.Node) -> bool:
     """Whether a node is a null, which in quotes is a string."""
     if not isinstance(node, yaml.ScalarNode):
@@ -216,9 +266,9 @@ def _syntax_error(name: str, text: str, error: yaml.MarkedYAMLError) -> Diagnost
     return _malformed(place, str(error.problem or error.context), hint)
 
 
-def _broken(name: str, text: str, message: str, hint: str) -> Document:
+def _broken(name: str, text: str, message: str, hint: str, place: Span | None = None) -> Document:
     """A document of which nothing could be read."""
-    problem = _malformed(_start_of(name), message, hint)
+    problem = _malformed(place or _start_of(name), message, hint)
     return Document(name, text, problems=(problem,))
 
 
@@ -257,27 +307,34 @@ def _span(name: str, node: yaml.Node) -> Span:
     )
 
 
+class _NoRoom(Exception):
+    """A node for which there is no room, and why."""
+
+    def __init__(self, node: yaml.Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
 class _Builder:
     """Turns YAML nodes into data, and writes down where everything is."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, budget: Budget) -> None:
         self.name = name
+        self.budget = budget
         self.keys: dict[Path, Span] = {}
         self.values: dict[Path, Span] = {}
         self.problems: list[Diagnostic] = []
         self._open: set[int] = set()
-        self._built = 0
 
     def build(self, node: yaml.Node, path: Path) -> Any:
-        """The data of a node; None where it cannot be part of a spec, which is reported."""
-        self.values[path] = _span(self.name, node)
+        """The data of a node; None where it cannot be part of a spec, which is reported.
 
+        Raises:
+            _NoRoom: there is no room left, or the nesting is too deep.
+        """
         # An alias is built anew at every place, so that each has its own path; aliases of aliases grow without end.
-        self._built += 1
-        if self._built > _MAX_NODES:
-            if self._built == _MAX_NODES + 1:
-                self.report(node, f"more than {_MAX_NODES} values, through aliases", "flatten it")
-            return None
+        self._visit(node)
+        self.values[path] = _span(self.name, node)
         if node.tag not in _PLAIN_TAGS:
             tag = node.tag.replace(_YAML_TAG, "!!")
             self.report(node, f"YAML tags ({tag}) are not part of a spec", "remove the tag")
@@ -286,18 +343,26 @@ class _Builder:
             return self._scalar(node, path)
 
         # An alias may name its own parent.
-        if id(node) in self._open or len(path) > _MAX_DEPTH:
-            self.report(node, "the nesting has no end or is deeper than 40", "flatten it")
-            return None
+        if id(node) in self._open or len(path) > MAX_DEPTH:
+            raise _NoRoom(node, f"the nesting has no end or is deeper than {MAX_DEPTH}")
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
                 children = enumerate(node.value)
                 return [self.build(child, (*path, index)) for index, child in children]
             assert isinstance(node, yaml.MappingNode)
-            return dict(self._pairs(node, path))
+            return dict(self._pairs(node, path, set()))
         finally:
             self._open.discard(id(node))
+
+    def _visit(self, node: yaml.Node) -> None:
+        """Count a node, as often as it is looked at.
+
+        Raises:
+            _NoRoom: there is no room left.
+        """
+        if not self.budget.count(node):
+            raise _NoRoom(node, f"more than {MAX_VALUES} values, through aliases, merge keys or files under it")
 
     def report(self, node: yaml.Node, message: str, hint: str) -> None:
         """Write down that a node is not what a spec can have."""
@@ -307,13 +372,14 @@ class _Builder:
         self,
         node: yaml.MappingNode,
         path: Path,
-        taken: frozenset[str] = frozenset(),
+        taken: set[str],
     ) -> Iterator[tuple[str, Any]]:
-        """The entries of a mapping, less the keys that are taken."""
+        """The entries of a mapping, less the keys that are taken; they are then taken too."""
         # Its own keys. `<<` in quotes is a key like any other.
         own: dict[str, Span] = {}
         bases: list[yaml.Node] = []
         for key_node, value_node in node.value:
+            self._visit(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 message = f"a key must be a word, not a {_kind(key_node)}"
                 self.report(key_node, message, "quote it if it is meant")
@@ -331,22 +397,24 @@ class _Builder:
             own[key] = place
             if key in taken:
                 continue
+            taken.add(key)
             self.keys[key_path] = place
             yield key, self.build(value_node, key_path)
 
         # Merge keys: what is set here, or by an earlier base, stays.
-        taken = taken | own.keys()
         for base in bases:
+            self._visit(base)
+            # Each merge opens what it merges, on top of the levels of the path.
+            if len(self._open) > 2 * MAX_DEPTH:
+                raise _NoRoom(base, f"merge keys (<<) are nested deeper than {MAX_DEPTH}")
             is_its_parent = id(base) in self._open
             if not isinstance(base, yaml.MappingNode) or is_its_parent:
                 message = "a merge key (<<) takes a mapping"
                 self.report(base, message, "name an anchor, such as <<: *base")
-                continue
-            self._open.add(id(base))
-            for key, value in self._pairs(base, path, taken):
-                taken = taken | {key}
-                yield key, value
-            self._open.discard(id(base))
+            else:
+                self._open.add(id(base))
+                yield from self._pairs(base, path, taken)
+                self._open.discard(id(base))
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         """A scalar's value; one that YAML 1.1 reads otherwise is reported."""

@@ -13,6 +13,8 @@ from typing import Any
 from dfmspec.diagnostics import Diagnostic, Edit, Span
 from dfmspec.read.document import Document, lines_of, parse_document, read_scalar, write_scalar
 
+_PROVEN_VALUES = 50_000
+"""How many values are read again, all proofs together."""
 _IN_QUOTES = ("y", "n", "yes", "no", "on", "off", "none")
 """Booleans of YAML 1.1; and none, which is too near to null for a reader."""
 
@@ -20,14 +22,19 @@ _IN_QUOTES = ("y", "n", "yes", "no", "on", "off", "none")
 def fixed(document: Document, findings: Iterable[Diagnostic], *, unsafe: bool = False) -> tuple[str, list[Diagnostic]]:
     """The text of a document after the edits of its findings, and the findings that were mended.
 
-    Edits that are not safe are left out unless unsafe is set; so is a finding of which one edit cannot be made.
+    Edits that are not safe are left out unless unsafe is set; so is a finding of which one edit cannot be made. Each is
+    proven by reading the whole text again: of a long one, a few are mended at a time.
     """
     mended = []
+    proofs = max(1, _PROVEN_VALUES // (1 + len(document.values)))
     for finding in findings:
+        if not proofs:
+            break
         if not finding.fix or finding.span.file != document.file:
             continue
         if not unsafe and not all(edit.safe for edit in finding.fix):
             continue
+        proofs -= 1
         after = _all_edited(document, finding.fix)
         if after is not None:
             document = after

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dfmspec.bounded import SPEC_BYTES, read_text
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
@@ -135,7 +136,7 @@ def import_script(file: Path, target: str | None = None) -> Imported:
         UsageError: it cannot be read, or has no command, or several.
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = read_text(file, most=SPEC_BYTES, errors="replace")
     except OSError as error:
         raise _unreadable(str(file), error) from error
     lines = commands_of(text)
@@ -166,7 +167,7 @@ def import_file(file: Path, target: str | None = None) -> Imported:
     """
     found = Imported(target=target or DEFAULT_UPSTREAM)
     try:
-        document = read_document(file)
+        document = read_document(file, may_be_a_pipe=True)
     except OSError as error:
         raise _unreadable(str(file), error) from error
     _lay(document, found)
@@ -320,7 +321,7 @@ def _value_of(text: str) -> Any:
 def _readable(name: str) -> Document:
     """The file that a command names."""
     try:
-        return read_document(name)
+        return read_document(name, may_be_a_pipe=True)
     except OSError as error:
         raise _unreadable(f"--config-file {name}", error) from error
 
@@ -344,15 +345,22 @@ def _lay(document: Document, found: Imported) -> None:
         raise UsageError(f"{document.file}: upstream cannot read it: {error}") from error
 
     for section, node in tree.items():
-        if not isinstance(node, dict):
+        if not isinstance(section, str):
+            found.dead.append((f"{section}: ...", "to YAML 1.1 this is no text, so it names no section"))
+        elif not isinstance(node, dict):
             _keep(section, str(node), node, found)
-            continue
-        for name, value in node.items():
-            # OmegaConf's word for a value that is missing: the merge leaves what is there.
-            if value == "???":
-                found.dead.append((f"{section}.{name}: ???", "keeps the recipe's value"))
-            else:
-                found.values[f"{section}.{name}"] = value
+        else:
+            _lay_section(section, node, found)
+
+
+def _lay_section(section: str, node: dict[Any, Any], found: Imported) -> None:
+    """The keys of a section."""
+    for name, value in node.items():
+        # OmegaConf's word for a value that is missing: the merge leaves what is there.
+        if value == "???":
+            found.dead.append((f"{section}.{name}: ???", "keeps the recipe's value"))
+        else:
+            found.values[f"{section}.{name}"] = value
 
 
 def _override(text: str, found: Imported) -> None:

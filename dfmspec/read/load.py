@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.errors import UsageError
-from dfmspec.read.document import Document, parse_document, read_document, read_scalar
+from dfmspec.read.document import MAX_DEPTH, Budget, Document, parse_document, read_document, read_scalar
 from dfmspec.read.structure import layer_entries, structural_findings
 from dfmspec.spec.catalogue import Catalogue, types
 from dfmspec.spec.iterations import split_iteration
@@ -35,7 +36,7 @@ def unaliased(key: str) -> str:
     return key
 
 
-_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
+_KEY = re.compile(rf"[A-Za-z_][\w-]*(\.[\w-]+){{0,{MAX_DEPTH - 1}}}")
 _QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", re.DOTALL)
 _OVERRIDE_HINTS = {
     "~": "deleting a key (~) does nothing upstream; set it to the value that is meant",
@@ -61,6 +62,9 @@ class Origin(NamedTuple):
 
 _USER_LAYERS = frozenset({"spec", "extends", "config file", "flag", "override", "environment"})
 
+
+MAX_FILES = 100
+"""How many files a spec builds on."""
 
 Covered = tuple[tuple[Any, Origin], ...]
 """Values of one key that lie under another layer's, lowest first."""
@@ -114,7 +118,7 @@ def load_spec(
     """
     # Layers, lowest first.
     loader = _Loader(base, spec_dir)
-    own = _own_document(file, text)
+    own = _own_document(file, text, loader.budget)
     loader.lay_files(own)
     if dataset_path is not None:
         flag = Document("--dataset-path", "")
@@ -132,13 +136,19 @@ def load_spec(
     return loader.finish(own.file, stem, tuple(overrides))
 
 
-def _own_document(file: str | FilePath | None, text: str | None) -> Document:
+def _own_document(file: str | FilePath | None, text: str | None, budget: Budget) -> Document:
     """The spec itself, without what it builds on."""
     if file is None:
         return Document("<defaults>", "", data={})
     if text is None:
-        return read_document(file)
-    return parse_document(text.encode(), str(file))
+        return read_document(file, budget, may_be_a_pipe=True)
+    return parse_document(text.encode(), str(file), budget)
+
+
+# Why a file cannot be laid: code, name and hint.
+_CIRCULAR = ("SPC105", "circular-extends", "remove one of the two references")
+_UNREADABLE = ("SPC104", "unreadable-base", "paths in a spec are relative to that spec")
+_TOO_MANY = ("SPC104", "unreadable-base", "put what they say together into fewer files")
 
 
 class _Layer(NamedTuple):
@@ -158,69 +168,83 @@ class _Loader:
         self.layers: list[_Layer] = []
         self.problems: list[Diagnostic] = []
         self.documents: list[Document] = []
+        self.budget = Budget()
+        """What all layers have together."""
+        self.laid: set[str] = set()
+        """Where the files are that were named so far."""
         self.fixed: dict[str, Any] = {}
         """Values that lie over every layer: those of the launcher's environment."""
 
     def lay_files(self, own: Document) -> None:
         """A spec with the files that lie under it: extends, then config_file, then its own keys."""
-        self._lay_document(own, "spec", ancestors=())
+        self.documents += self._laid_document(own, "spec", ancestors=())
+        self.layers.reverse()
 
-    def _lay_document(self, document: Document, kind: str, ancestors: tuple[str, ...]) -> None:
-        """A document over the files that it names; the ancestors are those that it lies under itself."""
-        self.documents.append(document)
+    def _laid_document(self, document: Document, kind: str, ancestors: tuple[str, ...]) -> list[Document]:
+        """Lay a document, then the files under it, the highest first; returns it and them, in the order of their names.
+
+        The ancestors are the files that it lies under itself.
+        """
         self.problems.extend(document.problems)
         data: dict[str, Any] = {}
         if isinstance(document.data, dict):
             data.update(document.data)
+        self.lay(kind, data, document)
 
         # Names of another type are reported with the rest of the layer.
         extends = data.get("extends")
-        config_file = data.get("config_file")
         bases = extends if isinstance(extends, list) else [extends]
-        for name in bases:
-            if isinstance(name, str):
-                self._lay_reference(document, "extends", name, ancestors)
+        references = [("extends", name) for name in bases if isinstance(name, str)]
+        config_file = data.get("config_file")
         if isinstance(config_file, str):
-            self._lay_reference(document, "config_file", config_file, ancestors)
-        self.lay(kind, data, document)
+            references.append(("config_file", config_file))
 
-    def _lay_reference(
+        # A name that is there twice counts where it is highest.
+        below: list[list[Document]] = []
+        for key, name in dict.fromkeys(reversed(references)):
+            below.append(self._laid_reference(document, key, name, ancestors))
+        return [document, *chain.from_iterable(reversed(below))]
+
+    def _laid_reference(
         self,
         document: Document,
         key: str,
         name: str,
         ancestors: tuple[str, ...],
-    ) -> None:
-        """A file that a document names under a key."""
+    ) -> list[Document]:
+        """Lay a file that a document names under a key; it and those under it.
+
+        A file is read and laid once, at the highest of its places: whatever it sets lower down, it sets again there.
+        """
+        if len(self.laid) > MAX_FILES:
+            return []
         path = FilePath(document.file).parent / name
-        span = document.values.get((key,), document.span((key,)))
         ancestors = (*ancestors, os.path.realpath(document.file))
         # A file that is laid under itself would be read for ever.
         try:
             if os.path.realpath(path) in ancestors:
-                self._problem(
-                    span,
-                    "SPC105",
-                    "circular-extends",
-                    f"{name} is laid under itself",
-                    "remove one of the two references",
-                    (key,),
-                )
-                return
-            base = read_document(path)
+                self._refused_reference(document, key, *_CIRCULAR, f"{name} is laid under itself")
+                return []
+            place = os.path.join(os.path.realpath(path.parent), path.name)
+            if place in self.laid:
+                return []
+            self.laid.add(place)
+            if len(self.laid) > MAX_FILES:
+                message = f"{key}: {name} is one more than the {MAX_FILES} files that a spec may build on"
+                self._refused_reference(document, key, *_TOO_MANY, message)
+                return []
+            base = read_document(path, self.budget)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = getattr(error, "strerror", None) or error
-            self._problem(
-                span,
-                "SPC104",
-                "unreadable-base",
-                f"{key}: {path} cannot be read: {reason}",
-                "paths in a spec are relative to that spec",
-                (key,),
-            )
-            return
+            self._refused_reference(document, key, *_UNREADABLE, f"{key}: {path} cannot be read: {reason}")
+            return []
         kind = "extends" if key == "extends" else "config file"
-        self._lay_document(base, kind, ancestors)
+        return self._laid_document(base, kind, ancestors)
+
+    def _refused_reference(self, document: Document, key: str, code: str, rule: str, hint: str, message: str) -> None:
+        """Report a file that cannot be laid, at the key that names it."""
+        span = document.values.get((key,), document.span((key,)))
+        self._problem(span, code, rule, message, hint, (key,))
 
     def lay_override(self, text: str, line: int) -> None:
         """One `key=value` of the command line, which is shown as the given line of a file with one override a line."""
@@ -366,7 +390,7 @@ class _Loader:
         data = self._aliased(layer)
         data = _sections(data, legal)
         data = _typed_overrides(data, legal)
-        for problem in structural_findings(data, layer.document, legal, target):
+        for problem in structural_findings(data, layer.document, legal, target, self.budget):
             self.problems.append(problem)
             if problem.path:
                 broken.add(dotted(problem.path[:2]))

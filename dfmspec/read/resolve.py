@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dfmspec.diagnostics import Span
+from dfmspec.diagnostics import Diagnostic, Span, fault
 from dfmspec.read.load import Origin, Spec
 from dfmspec.targets import catalogue, target_module
 
@@ -22,6 +22,8 @@ class Resolved:
     """What each derivation gives, also where the user set another value."""
     unknown: frozenset[str]
     """Keys whose value is broken, or follows from a broken one; rules that ask for them are skipped."""
+    faults: tuple[Diagnostic, ...] = ()
+    """Derivations that raised what they should not; their keys are unknown."""
 
     @property
     def world_size_is_given(self) -> bool:
@@ -44,6 +46,7 @@ def resolve_spec(spec: Spec) -> Resolved:
     legal = catalogue(spec.target)
     derived: dict[str, Any] = {}
     unknown = set(spec.broken)
+    faults: list[Diagnostic] = []
     for derivation in target_module(spec.target).DERIVED:
         key = derivation.key
         if not unknown.isdisjoint(derivation.sources):
@@ -54,11 +57,15 @@ def resolve_spec(spec: Spec) -> Resolved:
         except (ZeroDivisionError, TypeError, OverflowError):
             unknown.add(key)
             continue
+        except Exception as error:
+            unknown.add(key)
+            faults.append(fault(f"the derivation of {key}", error, Span(spec.file)))
+            continue
         keeps_null = origins[key].is_set_by_user and legal.null_of(key) == "kept"
         if values[key] is None and not keeps_null:
             values[key] = derived[key]
             origins[key] = Origin("derived", Span("<derived>"), derivation.formula)
-    return Resolved(spec, values, origins, derived, frozenset(unknown))
+    return Resolved(spec, values, origins, derived, frozenset(unknown), tuple(faults))
 
 
 def _name_origin(spec: Spec) -> Origin:

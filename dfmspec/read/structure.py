@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import Diagnostic, Edit, Path, Severity, Span, dotted
-from dfmspec.read.document import Document, read_scalar
+from dfmspec.read.document import Budget, Document, read_scalar
 from dfmspec.spec.catalogue import Catalogue, types
 from dfmspec.targets import TARGETS, catalogue
 
@@ -118,42 +119,56 @@ def structural_findings(
     document: Document,
     legal: Catalogue,
     target: str,
+    budget: Budget,
 ) -> Iterator[Diagnostic]:
-    """Every structural finding of one layer."""
+    """Every structural finding of one layer; the budget says for how many a near spelling is looked for."""
+    pointers = _Pointers(data)
     for error in _validator(target).iter_errors(_json_like(data)):
-        path = _path_in(data, error.instance_path)
+        path = pointers.path(error.instance_path)
         kind = type(error.kind).__name__
         if kind == "AdditionalProperties":
             for name in error.kind.unexpected:
-                yield _unknown_key((*path, name), document, legal, target)
-        elif kind == "PropertyNames":
-            yield _bad_name(path, error.kind.error.instance, document)
+                yield _unknown_key((*path, name), document, legal, target, budget)
         else:
-            yield _bad_value(path, kind, error.message, data, document, legal)
+            yield _bad_value(path, kind, error.message, data, document, legal, budget)
+    yield from _bad_names(data, document, legal)
     yield from _remarks(data, document, legal)
 
 
 # From the data to the validator, and back.
 
 
-def _path_in(data: Any, pointer: list[str | int]) -> Path:
-    """A path as the data has it: the validator takes a key of digits for an index."""
-    path: list[str | int] = []
-    for part in pointer:
-        key: str | int | None = part
-        if isinstance(data, dict) and part not in data:
-            key = next((name for name in data if _is_index(name, part)), None)
-        if key is None:
-            break
-        path.append(key)
-        data = data[key]
-    return tuple(path)
+class _Pointers:
+    """From the validator's paths to those of the data: it takes a key of digits for an index."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._keys: dict[int, dict[int, str]] = {}
+        """For a mapping, by its id: the keys that are indices to the validator."""
+
+    def path(self, pointer: list[str | int]) -> Path:
+        """A path as the data has it, as far as the data has it."""
+        data = self._data
+        path: list[str | int] = []
+        for part in pointer:
+            key: str | int | None = part
+            if isinstance(data, dict) and part not in data:
+                key = self._keys_of(data).get(part) if isinstance(part, int) else None
+            if key is None:
+                break
+            path.append(key)
+            data = data[key]
+        return tuple(path)
+
+    def _keys_of(self, data: dict[str, Any]) -> dict[int, str]:
+        """The first key of each index: "8" and "+8" are both 8 to the validator."""
+        if id(data) not in self._keys:
+            indices = [name for name in data if _INDEX.fullmatch(name)]
+            self._keys[id(data)] = {int(name): name for name in reversed(indices)}
+        return self._keys[id(data)]
 
 
-def _is_index(name: str, index: str | int) -> bool:
-    """Whether the validator's index is this key: "8" and "+8" are both 8 to it."""
-    is_number = name.isascii() and name.lstrip("+").isdigit()
-    return is_number and int(name) == index
+_INDEX = re.compile(r"\+?[0-9]{1,20}")
 
 
 @lru_cache
@@ -161,7 +176,15 @@ def _validator(target: str) -> Any:
     """The validator of a target's schema."""
     import jsonschema_rs
 
-    return jsonschema_rs.validator_for(catalogue(target).schema)
+    return jsonschema_rs.validator_for(_without_names(catalogue(target).schema))
+
+
+def _without_names(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that says nothing of free names: with each bad one the validator keeps all, which is `_bad_names`'s."""
+    kept = {word: value for word, value in schema.items() if word != "propertyNames"}
+    if "properties" in schema:
+        kept["properties"] = {name: _without_names(field) for name, field in schema["properties"].items()}
+    return kept
 
 
 def _json_like(data: Any) -> Any:
@@ -190,8 +213,19 @@ def _printable(text: str) -> str:
 # Keys.
 
 
+def _bad_names(data: dict[str, Any], document: Document, legal: Catalogue) -> Iterator[Diagnostic]:
+    """Free names, such as those of environment variables, in letters that they cannot have."""
+    for key, value, path in layer_entries(data, legal):
+        form = (legal.field(key) or {}).get("propertyNames")
+        if form is None or not isinstance(value, dict):
+            continue
+        for name in map(_printable, value):
+            if re.fullmatch(form["pattern"], name) is None:
+                yield _bad_name(path, name, document)
+
+
 def _bad_name(path: Path, name: str, document: Document) -> Diagnostic:
-    """A free name, such as that of an environment variable, in letters that it cannot have."""
+    """A free name in letters that it cannot have."""
     place = (*path, name)
     return Diagnostic(
         document.span(place),
@@ -204,7 +238,7 @@ def _bad_name(path: Path, name: str, document: Document) -> Diagnostic:
     )
 
 
-def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) -> Diagnostic:
+def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str, budget: Budget) -> Diagnostic:
     """A key that the target does not have, with the one that was probably meant."""
     # A key of another target. A dotted key at the top may name one of this target, and is only to be nested.
     key = dotted(path)
@@ -228,7 +262,9 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str) 
     else:
         section = ""
         message = f"unknown section or key {name}"
-    meant = meant_key(name, section, target)
+    meant = _known_elsewhere(name, target)
+    if meant is None and budget.may_search():
+        meant = meant_key(name, section, target)
     return Diagnostic(
         document.span(path),
         "SPC201",
@@ -277,19 +313,35 @@ def _rename_to(meant: str | None, section: str, path: Path, document: Document) 
     return (Edit("rename", path, new_name, safe=is_usual or is_near),)
 
 
+def _known_elsewhere(name: str, target: str) -> str | None:
+    """The key that a usual short name stands for; or that of the same name in another section."""
+    short = SHORT_NAMES.get(name.lower())
+    if short and catalogue(target).field(short) is not None:
+        return short
+    return _keys_by_name(target).get(name)
+
+
+@lru_cache
+def _keys_by_name(target: str) -> dict[str, str]:
+    """Each name of a field, and the first key that has it."""
+    legal = catalogue(target)
+    keys: dict[str, str] = {}
+    for section in legal.top_level:
+        for name in legal.fields(section):
+            keys.setdefault(name, f"{section}.{name}")
+    return keys
+
+
 @lru_cache(maxsize=1024)
 def meant_key(name: str, section: str, target: str) -> str | None:
     """The key that an unknown one was probably meant for.
 
     In this order: a usual short name, the name in another section, a near spelling in its own section.
     """
+    elsewhere = _known_elsewhere(name, target)
+    if elsewhere is not None:
+        return elsewhere
     legal = catalogue(target)
-    short = SHORT_NAMES.get(name.lower())
-    if short and legal.field(short) is not None:
-        return short
-    for other in legal.top_level:
-        if name in legal.fields(other):
-            return f"{other}.{name}"
     if section:
         dot = f"{section}."
         known = legal.fields(section)
@@ -363,6 +415,7 @@ def _bad_value(
     data: dict[str, Any],
     document: Document,
     legal: Catalogue,
+    budget: Budget,
 ) -> Diagnostic:
     """What is wrong with a value, of which the validator says the kind of its fault and a message."""
     value: Any = data
@@ -382,6 +435,8 @@ def _bad_value(
     # Whatever else is wrong with it, nothing can be right.
     if "x-callable" in field:
         return _function(refused)
+    if kind == "Enum":
+        return _not_among(refused, budget)
     explain = _EXPLAINED.get(kind, _out_of_range)
     return explain(refused)
 
@@ -435,13 +490,13 @@ def _wrong_type(refused: _Refused) -> Diagnostic:
     )
 
 
-def _not_among(refused: _Refused) -> Diagnostic:
+def _not_among(refused: _Refused, budget: Budget) -> Diagnostic:
     """A word that is none of the field's."""
     allowed = refused.field.get("enum", ())
     words = [str(option) for option in allowed if option is not None]
     options = ", ".join("null" if option is None else str(option) for option in allowed)
-    close = get_close_matches(str(refused.value), words, n=1)
     hint = f"one of: {options}"
+    close = get_close_matches(str(refused.value), words, n=1) if budget.may_search() else []
     if close:
         hint = f"did you mean {close[0]}?"
     return refused.finding(
@@ -478,7 +533,6 @@ def _out_of_range(refused: _Refused) -> Diagnostic:
 
 _EXPLAINED = {
     "Type": _wrong_type,
-    "Enum": _not_among,
     "Pattern": _wrong_form,
 }
 """By the validator's kind of fault; any other one is a range."""
@@ -494,9 +548,7 @@ def _in_words(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = repr(value)
-    if isinstance(value, str):
-        text = f'the text "{value}"'
+    text = f'the text "{value[:60]}"' if isinstance(value, str) else repr(value)
     if len(text) > 60:
         return text[:57] + "..."
     return text

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.errors import StalePlanError, UsageError
 from dfmspec.plan.plan import Plan, config_text
 from dfmspec.plan.scripts import node_script, script_names
@@ -103,7 +104,7 @@ def read_plan(file: Path) -> Plan:
         StalePlanError: it is damaged, was edited, or is of another version.
     """
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(read_text(file, most=METADATA_BYTES, may_be_a_pipe=True))
         plan = Plan(
             name=stored["name"],
             target=stored["target"],
@@ -119,7 +120,7 @@ def read_plan(file: Path) -> Plan:
         )
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StalePlanError(f"{file} cannot be read: {error}; make the plan again") from error
 
     # Its digests are those of its content, unless somebody has edited it.

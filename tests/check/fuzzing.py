@@ -157,6 +157,7 @@ def through_everything(text: bytes, overrides: list[str]) -> Counter[str]:
     parse_document(text, "spec.yaml")
     resolved = resolve_spec(load_spec("spec.yaml", overrides, text=decoded))
     findings = all_findings(resolved, levels=("spec", "paths"))
+    assert not any(finding.traceback for finding in findings), findings
     texts = {document.file: document.text for document in resolved.spec.documents}
     for name in REPORTERS:
         reporter(name)(findings, texts)

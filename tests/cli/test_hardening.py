@@ -367,3 +367,44 @@ def test_tensors_of_every_way_to_save_them_are_read() -> None:
     torch.save(torch.ones(1, 4).expand(3, 4), expanded)
     assert read_tensor(expanded.getvalue(), ".pth").shape == (3, 4)
     assert np.isfinite(found.largest)
+
+
+FEW = 100_000
+"""Bytes that are enough for what is said of any hostile spec with one fault."""
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "run", "fix", "import"])
+@pytest.mark.parametrize("name", ["zero.yaml", "tower.yaml", "large.yaml", "deep.yaml"])
+def test_a_spec_without_end_ends_every_command_with_one_error(tmp_path: Path, command: str, name: str) -> None:
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    tower = ["m0: &m0 {x: 1}", *(f"m{n}: &m{n} {{<<: [*m{n - 1}, *m{n - 1}]}}" for n in range(1, 40))]
+    (tmp_path / "tower.yaml").write_text("\n".join(tower))
+    (tmp_path / "large.yaml").write_text("a: [" + "1, " * 3_000_000 + "]")
+    (tmp_path / "deep.yaml").write_text("- " * 100_000)
+    result = dfmspec(command, name, cwd=tmp_path)
+    said = result.stdout + result.stderr
+
+    assert command == "fix" or result.returncode in (1, 2)
+    assert "error" in said
+    assert "internal error" not in said
+    assert len(said) < FEW
+
+
+def test_the_lines_of_a_report_are_as_wide_as_a_terminal_whatever_the_spec_has(tmp_path: Path) -> None:
+    entries = ", ".join(f"num_layer{number}: {number}" for number in range(3000))
+    (tmp_path / "spec.yaml").write_text(f"model: {{{entries}}}")
+    result = dfmspec("validate", "spec.yaml", cwd=tmp_path)
+
+    assert "3000 errors" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) < 1000
+    assert len(result.stdout) < 3000 * 1000
+
+
+def test_import_takes_no_key_that_is_no_text_and_no_list_that_holds_itself(tmp_path: Path) -> None:
+    (tmp_path / "number.yaml").write_text("1: {a: 2}\nmodel: {num_layers: 3}\n")
+    (tmp_path / "itself.yaml").write_text("model: &a [*a]\n")
+    number = dfmspec("import", "number.yaml", cwd=tmp_path)
+
+    assert yaml.safe_load(number.stdout) == {"target": "dfm", "model": {"num_layers": 3}}
+    assert "left out: 1: ..." in number.stderr
+    assert dfmspec("import", "itself.yaml", cwd=tmp_path).returncode == 2

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from dfmspec.read.document import parse_document
+from dfmspec.bounded import SPEC_BYTES
+from dfmspec.read.document import MAX_VALUES, Budget, parse_document, read_document
 
 
 def codes(text: str | bytes) -> list[str]:
@@ -106,12 +109,9 @@ def test_a_merge_key_gives_what_is_not_set_and_each_value_keeps_its_place() -> N
     assert document.keys["user", "x"].line == 1
 
 
-def test_aliases_of_aliases_end() -> None:
-    bomb = b"a0: &a0 [x, x]\n" + b"".join(
-        b"a%d: &a%d [*a%d, *a%d, *a%d, *a%d]\n" % (i, i, *[i - 1] * 4) for i in range(1, 20)
-    )
-
-    assert any("through aliases" in problem.message for problem in parse_document(bomb, "spec.yaml").problems)
+def tower(levels: int, level: Callable[[int], str]) -> bytes:
+    """Lines of which each names the one before."""
+    return "\n".join(["m0: &m0 {x: 1}", *map(level, range(1, levels))]).encode()
 
 
 def test_what_json_writes_is_read_as_it_was_meant() -> None:
@@ -142,3 +142,83 @@ def test_half_a_pair_is_told_with_what_to_write_instead(text: str) -> None:
 
     assert problem.code == "SPC101"
     assert r"\U0001F98B" in problem.hint
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        tower(25, lambda n: f"m{n}: &m{n} {{<<: [*m{n - 1}, *m{n - 1}]}}"),
+        tower(25, lambda n: f"m{n}: &m{n} {{<<: [*m{n - 1}, *m{n - 1}], k{n}: 1}}"),
+        tower(25, lambda n: f"m{n}: &m{n} [*m{n - 1}, *m{n - 1}, *m{n - 1}]"),
+        tower(25, lambda n: f"m{n}: &m{n} {{a: *m{n - 1}, b: *m{n - 1}}}"),
+        f"a: &a {'x' * 500_000}\nb: [{'*a, ' * 1000}]".encode(),
+        f"a: [{'1, ' * MAX_VALUES}]".encode(),
+    ],
+    ids=["merges", "merges with keys", "lists", "mappings", "a long text", "a long list"],
+)
+def test_what_grows_is_visited_so_often_and_no_more_and_one_finding_says_where(raw: bytes) -> None:
+    budget = Budget()
+    document = parse_document(raw, "spec.yaml", budget)
+
+    (problem,) = document.problems
+    assert document.data is None
+    assert f"more than {MAX_VALUES} values" in problem.message
+    assert problem.span.line >= 1
+    assert problem.hint
+    assert budget.values <= MAX_VALUES + 500_000 // 64 + 1
+
+
+def test_a_merge_key_counts_as_what_it_stands_for() -> None:
+    plain = Budget()
+    merged = Budget()
+    parse_document(b"a: {x: 1, y: 2}\nb: {x: 1, y: 2}\n", "spec.yaml", plain)
+    parse_document(b"a: &a {x: 1, y: 2}\nb: {<<: *a}\n", "spec.yaml", merged)
+
+    assert merged.values >= plain.values
+
+
+@pytest.mark.parametrize("link", ["{{<<: *m{0}}}", "[*m{0}]", "{{a: *m{0}}}"])
+def test_a_long_chain_of_names_is_a_finding(link: str) -> None:
+    document = parse_document(tower(5000, lambda n: f"m{n}: &m{n} {link.format(n - 1)}"), "spec.yaml")
+
+    assert document.data is None
+    assert "nest" in document.problems[-1].message
+
+
+@pytest.mark.parametrize("sign", ["[", "{a: ", "- ", "? "], ids=["brackets", "braces", "dashes", "keys"])
+@pytest.mark.parametrize("levels", [50, 2000, 200_000])
+def test_deep_nesting_is_a_finding(sign: str, levels: int) -> None:
+    assert codes(sign * levels) == ["SPC101"]
+
+
+def test_a_file_of_more_bytes_than_a_spec_has_is_a_finding_that_says_how_many(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("#" * (SPEC_BYTES + 1))
+    (problem,) = read_document(file).problems
+    file.write_text("#" * SPEC_BYTES)
+
+    assert str(SPEC_BYTES) in problem.message
+    assert problem.span.file == str(file)
+    assert read_document(file).problems == ()
+
+
+def test_of_several_merges_the_first_that_has_a_key_gives_it_and_what_is_set_stays() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        lines = ["m0: &m0 {a: 0, b: 0}"]
+        expected: list[dict[str, int]] = [{"a": 0, "b": 0}]
+        for level in range(1, 6):
+            bases = [rng.randrange(level) for _ in range(rng.randrange(1, 4))]
+            own = dict.fromkeys(rng.sample("abcdef", rng.randrange(3)), level)
+            merged = ", ".join(f"*m{base}" for base in bases)
+            entries = "".join(f", {key}: {level}" for key in own)
+            lines.append(f"m{level}: &m{level} {{<<: [{merged}]{entries}}}")
+
+            # The last to be laid wins.
+            values: dict[str, int] = {}
+            for base in reversed(bases):
+                values |= expected[base]
+            expected.append(values | own)
+        text = "\n".join(lines)
+        read = parse_document(text.encode(), "spec.yaml").data
+        assert read == {f"m{level}": values for level, values in enumerate(expected)}, text

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import random
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dfmspec.read.load import load_spec
+from dfmspec.check.report import reporter
+from dfmspec.check.rules import all_findings
+from dfmspec.read import document, load
+from dfmspec.read.load import MAX_FILES, Spec, load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.spec.iterations import split_iteration
+from tests.read.hostile import hostile
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -140,3 +148,168 @@ def test_a_base_that_is_missing_or_circular_is_a_finding(tmp_path: Path) -> None
     assert "SPC104" in problems(write(tmp_path, "a.yaml", "extends: nowhere.yaml\n"))
     assert "SPC105" in problems(write(tmp_path, "b.yaml", "extends: b.yaml\n"))
     assert "SPC202" in problems(write(tmp_path, "c.yaml", "extends: 3\nconfig_file: [a]\n"))
+
+
+# What a stranger's spec may cost.
+
+
+def laid(folder: Path, files: dict[str, str]) -> tuple[Spec, list[str]]:
+    """A spec of some files, and the names of those that were read, each time anew."""
+    for name, text in files.items():
+        write(folder, name, text)
+    read: list[str] = []
+    original = load.read_document
+
+    def recorded(file: Any, *args: Any, **options: Any) -> document.Document:
+        read.append(Path(file).name)
+        return original(file, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "read_document", recorded)
+        return load_spec(folder / "spec.yaml"), read
+
+
+def test_a_diamond_of_files_reads_each_once(tmp_path: Path) -> None:
+    files = {f"{n}.yaml": f"extends: [{n + 1}.yaml, {n + 1}.yaml]\nconfig_file: {n + 1}.yaml\n" for n in range(25)}
+    files |= {"25.yaml": "rng: {seed: 7}\n", "spec.yaml": "extends: [0.yaml, 0.yaml]\n"}
+    spec, read = laid(tmp_path, files)
+
+    assert sorted(read) == sorted(files)
+    assert spec.problems == ()
+    assert spec.values["rng.seed"] == 7
+
+
+def test_a_file_under_two_others_counts_where_it_is_highest(tmp_path: Path) -> None:
+    files = {
+        "base.yaml": "rng: {seed: 1}\n",
+        "left.yaml": "extends: base.yaml\nrng: {seed: 2}\ntrain: {train_iters: 2}\n",
+        "right.yaml": "extends: base.yaml\noptimizer: {lr: 3.0}\n",
+        "spec.yaml": "extends: [left.yaml, right.yaml]\n",
+    }
+    spec, _ = laid(tmp_path, files)
+
+    assert spec.values["rng.seed"] == 1  # right.yaml, with what it builds on, lies over left.yaml
+    assert spec.values["train.train_iters"] == 2
+    assert [Path(document.file).name for document in spec.documents] == [
+        "spec.yaml",
+        "left.yaml",
+        "right.yaml",
+        "base.yaml",
+    ]
+
+
+def test_layers_lie_as_if_each_reference_were_laid_anew(tmp_path: Path) -> None:
+    keys = ("rng.seed", "train.train_iters", "train.eval_iters", "model.num_layers", "cluster.nnodes")
+    rng = random.Random(0)
+    for case in range(100):
+        # Files each of which sets some keys to its own number, and lies over some of those behind it.
+        folder = tmp_path / str(case)
+        folder.mkdir()
+        under: dict[int, list[int]] = {}
+        sets: dict[int, list[str]] = {}
+        for number in range(1, 7):
+            behind = list(range(number + 1, 7))
+            under[number] = rng.choices(behind, k=rng.randrange(4)) if behind else []
+            sets[number] = rng.sample(keys, 2)
+            names = ", ".join(f"{base}.yaml" for base in under[number])
+            own = [f"{key.partition('.')[0]}: {{{key.partition('.')[2]}: {number}}}" for key in sets[number]]
+            if own[0].split(":")[0] == own[1].split(":")[0]:
+                own.pop()
+                sets[number].pop()
+            write(folder, f"{number}.yaml", "\n".join([f"extends: [{names}]", *own, ""]))
+
+        spec = load_spec(folder / "1.yaml")
+        for key in keys:
+            highest = next((number for number in reversed(every_layer(1, under)) if key in sets[number]), None)
+            assert highest is None or spec.values[key] == highest, (case, key)
+
+
+def every_layer(number: int, under: dict[int, list[int]]) -> list[int]:
+    """A file's layers, lowest first: each reference with all under it, then the file itself."""
+    layers = []
+    for base in under[number]:
+        layers += every_layer(base, under)
+    return [*layers, number]
+
+
+def test_no_more_files_are_read_than_a_spec_may_build_on_and_one_finding_names_the_next(tmp_path: Path) -> None:
+    chain = {f"{n}.yaml": f"extends: {n + 1}.yaml\n" for n in range(5000)}
+    spec, read = laid(tmp_path, chain | {"spec.yaml": "extends: 0.yaml\n"})
+    (problem,) = spec.problems
+
+    assert len(read) == MAX_FILES + 1
+    assert problem.code == "SPC104"
+    assert f"{MAX_FILES}.yaml is one more than the {MAX_FILES} files" in problem.message
+    assert str(problem.span).endswith(f"{MAX_FILES - 1}.yaml:1:10")
+
+
+def test_all_layers_share_one_budget(tmp_path: Path) -> None:
+    many = "a: [" + "1, " * 60_000 + "]\n"
+    spec, _ = laid(tmp_path, {"spec.yaml": "extends: [a.yaml, b.yaml]\n", "a.yaml": many, "b.yaml": many})
+
+    assert [problem.code for problem in spec.problems if "values" in problem.message] == ["SPC101"]
+
+
+@pytest.mark.parametrize("key", ["extends", "config_file"])
+def test_a_device_or_a_pipe_under_a_spec_is_a_finding_at_once(tmp_path: Path, key: str) -> None:
+    os.mkfifo(tmp_path / "fifo.yaml")
+    for name, kind in (("/dev/zero", "a device"), ("fifo.yaml", "a pipe")):
+        found = problems(write(tmp_path, "spec.yaml", f"{key}: {name}\n"))
+        assert f"{name} cannot be read: it is {kind}; name a regular file" in found["SPC104"]
+
+
+def test_so_many_unknown_keys_have_a_suggestion_and_all_have_a_finding(tmp_path: Path) -> None:
+    keys = "".join(f"  num_layer{number}: 1\n" for number in range(5000))
+    found = load_spec(write(tmp_path, "spec.yaml", f"model:\n{keys}")).problems
+
+    assert len(found) == 5000
+    assert sum("did you mean" in problem.hint for problem in found) == 100
+
+
+def test_keys_of_digits_are_found_each_at_its_place(tmp_path: Path) -> None:
+    names = [f"'{number}'" for number in range(3000)] + ["'+7'", "'++8'", "'" + "9" * 900 + "'"]
+    lines = "".join(f"    {name}: 3\n" for name in names)
+    found = load_spec(write(tmp_path, "spec.yaml", f"launcher:\n  env:\n{lines}")).problems
+
+    codes = [problem.code for problem in found]
+    assert codes.count("SPC204") == len(names)
+    assert codes.count("SPC202") >= len(names) - 2
+    assert {problem.span.line for problem in found} == set(range(3, len(names) + 3))
+
+
+def test_no_hostile_spec_needs_more_visits_or_calls_than_so_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a small limit, so that a cost which grows faster than the limit is seen: reading, rules and report."""
+    most = 1000
+    budgets: list[document.Budget] = []
+
+    class Recorded(document.Budget):
+        def __init__(self) -> None:
+            super().__init__()
+            budgets.append(self)
+
+    monkeypatch.setattr(document, "MAX_VALUES", most)
+    monkeypatch.setattr(load, "Budget", Recorded)
+    rng = random.Random(0)
+    calls = 0
+
+    def counted(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    for number in range(200):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, text in hostile(rng).items():
+            write(folder, name, text)
+        calls = 0
+        sys.setprofile(counted)
+        try:
+            resolved = resolve_spec(load_spec(folder / "spec.yaml"))
+            findings = all_findings(resolved)
+            reporter("full")(findings, {each.file: each.text for each in resolved.spec.documents})
+        finally:
+            sys.setprofile(None)
+        assert budgets.pop().values <= most + 5000 // 64 + 2, number
+        assert calls < 150_000, number

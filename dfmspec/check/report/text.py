@@ -13,6 +13,8 @@ from dfmspec.read.document import lines_of
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.HINT: "36"}
 
+_WIDTH = 160
+"""How many characters of a line are shown."""
 _LAYERS = {
     "default": "the target's default",
     "extends": "a file that the spec extends",
@@ -53,12 +55,12 @@ def render(finding: Diagnostic, text: str = "") -> str:
 
 def _frame(span: Span, text: str) -> list[str]:
     """The line of the finding, and carets under the place."""
-    lines = lines_of(text)
+    lines = _shown_lines(text)
     if not span.line or span.line > len(lines):
         return []
-    # The line as a terminal shows it, with tabs as wide as the carets take them to be.
-    source = lines[span.line - 1].rstrip().replace("\t", " ")
-    line = printable(source[:160])
+    line = printable(lines[span.line - 1])
+    if span.column > _WIDTH:
+        return [f"  {span.line} | {line}"]
 
     # A place of several lines is marked to the end of its first.
     end = len(line) + 1
@@ -71,6 +73,12 @@ def _frame(span: Span, text: str) -> list[str]:
     gutter = " " if span.file == COMMAND_LINE else str(span.line)
     margin = " " * len(gutter)
     return [f"  {gutter} | {line}", f"  {margin} | {carets}"]
+
+
+@lru_cache(maxsize=8)
+def _shown_lines(text: str) -> tuple[str, ...]:
+    """The lines of a text as a terminal shows them, with tabs as wide as the carets take them to be."""
+    return tuple(line.rstrip()[:_WIDTH].replace("\t", " ") for line in lines_of(text))
 
 
 def summary(findings: Sequence[Diagnostic]) -> str:

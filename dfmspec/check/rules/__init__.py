@@ -1,6 +1,7 @@
 """The rules: families in one table, and the pass that runs them all.
 
-The codes of the structural stage (SPC1xx, SPC2xx, CKP101) are given out in `document`, `load` and `structure`.
+The codes of the structural stage (SPC1xx, SPC2xx, CKP101) are given out in `document`, `load` and `structure`; what a
+rule raises is a finding as well (SPC501).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dfmspec.check.rules import (
     structural,
 )
 from dfmspec.check.rules.base import Rule, UnknownValue, View
-from dfmspec.diagnostics import Diagnostic, Finding, Path, Span, dotted, not_suppressed
+from dfmspec.diagnostics import Diagnostic, Finding, Path, Span, dotted, fault, not_suppressed
 from dfmspec.read.resolve import Resolved
 from dfmspec.spec.paths import PLACES, local_path
 
@@ -69,7 +70,7 @@ def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"
     rules = [rule for rule in RULES if rule.level in wanted and target in rule.targets]
 
     # Where a file cannot be parsed, its values are missing, and rules would judge what nobody wrote.
-    found = list(resolved.spec.problems)
+    found = [*resolved.spec.problems, *resolved.faults]
     unreadable = any(document.data is None and document.problems for document in documents)
     if not unreadable:
         view = View(resolved)
@@ -100,10 +101,18 @@ def _findings(rule: Rule, view: View) -> list[Diagnostic]:
         pass
     except (OSError, RuntimeError, ValueError) as error:
         # Rules that look at files meet whatever the operating system says; from others it is a fault.
-        if rule.level not in ("paths", "data"):
-            raise
-        found.append(_unseen(error, view.resolved))
+        if rule.level in ("paths", "data"):
+            found.append(_unseen(error, view.resolved))
+        else:
+            found.append(_fault(rule, error, view.resolved))
+    except Exception as error:
+        found.append(_fault(rule, error, view.resolved))
     return found
+
+
+def _fault(rule: Rule, error: Exception, resolved: Resolved) -> Diagnostic:
+    """What a rule raised that it should not."""
+    return fault(f"rule {rule.code} {rule.name}", error, Span(resolved.spec.file))
 
 
 def _diagnostic(rule: Rule, finding: Finding, resolved: Resolved) -> Diagnostic:

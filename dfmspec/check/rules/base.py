@@ -159,7 +159,10 @@ class Rule(NamedTuple):
     """Where the constraint comes from."""
     targets: tuple[str, ...] = ALL
     level: str = "spec"
-    """"spec" needs the spec alone, "paths" looks at files, "data" reads samples."""
+    """"spec" needs the spec alone, "paths" looks at files, "data" reads samples.
+
+    "load", "deep" and "fault" are given out elsewhere.
+    """
 
 
 def path(key: str) -> Path:

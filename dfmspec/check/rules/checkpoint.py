@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any
 
+from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.check.rules.base import (
     DFM,
     ERROR,
@@ -338,6 +339,10 @@ def _foreign(view: View) -> Iterator[Finding]:
         )
 
 
+_TRACKER_BYTES = 100
+"""Of a file that holds an iteration."""
+
+
 def _resumes_unasked(view: View) -> Iterator[Finding]:
     folder = _folder(view, LOAD)
     iters = view[ITERS]
@@ -345,7 +350,7 @@ def _resumes_unasked(view: View) -> Iterator[Finding]:
         return
     tracker = folder / "latest_checkpointed_iteration.txt"
     try:
-        at = int(tracker.read_text().strip())
+        at = int(read_text(tracker, most=_TRACKER_BYTES).strip())
     except (OSError, ValueError):
         return
     if at >= iters:
@@ -370,7 +375,8 @@ def _run_config(view: View) -> dict[str, Any] | None:
         return None
 
     # Tags (`!!python/...`) are cut off: a safe reader refuses those that it does not know.
-    lines = [line.split(" !!")[0] for line in file.read_text(errors="replace").splitlines()]
+    text = read_text(file, most=METADATA_BYTES, errors="replace")
+    lines = [line.split(" !!")[0] for line in text.splitlines()]
     data = parse_document("\n".join(lines).encode(), str(file)).data
     return data if isinstance(data, dict) else None
 

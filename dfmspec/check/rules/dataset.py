@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path as FilePath
 
+from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.check.rules.base import DFM, DIT, ERROR, HINT, OURS, WARNING, Rule, View, excludes, listed, path
 from dfmspec.data.energon_metadata import (
     excluded,
@@ -19,7 +20,7 @@ from dfmspec.data.energon_metadata import (
     split_shards,
     streams_without_sample,
 )
-from dfmspec.data.metadataset import Gap, Leaf, addresses, everything, is_metadataset, leaves, names_itself, read
+from dfmspec.data.metadataset import MOST, Gap, Leaf, addresses, everything, is_metadataset, leaves, names_itself, read
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.paths import PATH_KEYS, REMOTE, local_path, scheme
 from dfmspec.targets.layout import nearest_multiples
@@ -116,7 +117,7 @@ def _read(view: View) -> list[Leaf | Gap]:
         return []
     found: dict[Leaf | Gap, None] = {}
     for split in _needed(view):
-        found.update(dict.fromkeys(leaves(dataset, split, energon=view.trainer.ENERGON)))
+        found |= dict.fromkeys(leaves(dataset, split, energon=view.trainer.ENERGON))
     return list(found)
 
 
@@ -167,7 +168,14 @@ def _dataset_missing(view: View) -> Iterator[Finding]:
         )
 
     # What it names, where it is a metadataset.
-    for part in everything(dataset, energon=view.trainer.ENERGON):
+    parts = everything(dataset, energon=view.trainer.ENERGON)
+    if len(parts) >= MOST:
+        yield Finding(
+            path(DATASET),
+            f"metadataset {name} names more datasets than are looked at, which are {MOST}",
+            "blend fewer, larger ones",
+        )
+    for part in parts:
         if is_metadataset(part):
             yield from _metadataset_faults(part, view)
         elif part != dataset and part.suffix != ".jsonl" and not _is_folder(part):
@@ -230,7 +238,7 @@ def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
             command,
         )
         return
-    if "CrudeWebdataset" not in kind.read_text(errors="replace"):
+    if "CrudeWebdataset" not in read_text(kind, most=METADATA_BYTES, errors="replace"):
         yield Finding(
             path(DATASET),
             f"{kind} does not declare a CrudeWebdataset, whose samples are cooked by the task encoder",

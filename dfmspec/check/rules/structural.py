@@ -1,4 +1,4 @@
-"""SPC1xx, SPC2xx, SPC4xx, CKP101: what is found while a spec is read.
+"""SPC1xx, SPC2xx, SPC4xx, SPC501, CKP101: what is found while a spec is read.
 
 The codes are given out by `document`, `load`, `structure` and `suppressions`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dfmspec.check.rules.base import ALL, DFM, ERROR, HINT, WARNING, Rule, View
-from dfmspec.diagnostics import Finding, Severity
+from dfmspec.diagnostics import FAULT, Finding, Severity
 
 
 def _found_earlier(view: View) -> Iterable[Finding]:
@@ -27,6 +27,19 @@ def _rule(code: str, name: str, severity: Severity, why: str, source: str, targe
         level="load",
     )
 
+
+FAULT_RULE = Rule(
+    FAULT,
+    "fault-of-dfmspec",
+    ERROR,
+    _found_earlier,
+    (
+        "A rule, or the derivation of a value, failed on this spec. What the others find is shown; "
+        "what this one would have found is not known, so the exit code is 70."
+    ),
+    "dfmspec itself",
+    level="fault",
+)
 
 _MERGE = "Megatron-Bridge training/utils/omegaconf_utils.py"
 
@@ -155,6 +168,8 @@ RULES = (
         "A suppression without a known code, or without a reason, is one that nobody can judge later.",
         "# dfmspec: ignore[CODE] reason",
     ),
+    # What is none of the spec's.
+    FAULT_RULE,
     # Names that only the how-to knows.
     _rule(
         "CKP101",

@@ -57,7 +57,7 @@ def loaded(text: str) -> Tree:
     """
     try:
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise Refused(str(error)) from error
     # An empty file overrides nothing.
     if data is None:
