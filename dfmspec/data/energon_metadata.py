@@ -36,7 +36,6 @@ class _Part(NamedTuple):
     """Its key in the file."""
     is_valid: Callable[[Any], bool]
     """Whether Energon could read a value of that key."""
-    is_optional: bool = False
 
 
 def prepared(folder: Path) -> bool:
@@ -52,10 +51,16 @@ def metadata_files(folder: Path) -> list[Path]:
 
 def faults(folder: Path) -> Iterator[str]:
     """What keeps Energon from reading the counts and the splits of a dataset."""
-    for part in (_COUNTS, _SPLITS, _EXCLUDED):
+    for part in (_COUNTS, _SPLITS):
         fault = _fault(folder, part)
         if fault is not None:
             yield fault
+
+    # What is excluded need not be said.
+    file = _first(folder, SPLIT)
+    data = None if file is None else _contents(file)[0]
+    if isinstance(data, dict) and _EXCLUDED.key in data and _value(folder, _EXCLUDED) is None:
+        yield f"{file} has no {_EXCLUDED.key} that Energon could read"
 
 
 def _fault(folder: Path, part: _Part) -> str | None:
@@ -68,8 +73,7 @@ def _fault(folder: Path, part: _Part) -> str | None:
     data, reason = _contents(file)
     if data is None:
         return f"{file} cannot be read: {reason}"
-    is_left_out = part.is_optional and part.key not in data
-    if _value(folder, part) is None and not is_left_out:
+    if _value(folder, part) is None:
         return f"{file} has no {part.key} that Energon could read"
     if part is _SPLITS and split_shards(folder) is None:
         return f"{file} names more shards than are looked at, {MOST_NAMES}"
@@ -238,7 +242,7 @@ def _are_texts(data: Any) -> bool:
 
 _COUNTS = _Part(INFO, "shard_counts", _are_counts)
 _SPLITS = _Part(SPLIT, "split_parts", _are_splits)
-_EXCLUDED = _Part(SPLIT, "exclude", _are_texts, is_optional=True)
+_EXCLUDED = _Part(SPLIT, "exclude", _are_texts)
 
 
 def _contents(file: Path) -> tuple[Any, str]:

@@ -167,6 +167,21 @@ def check_start(
         _check_own(found, progress, identity, report)
 
 
+def fault_of_start(*, committed: int, started: int, first: int | None) -> str | None:
+    """What is wrong with where an attempt has begun, by what it has told; None: nothing.
+
+    Args:
+        committed: the highest iteration that was committed before it; 0: none was.
+        started: the iteration that it set out from.
+        first: the first that it trained; None: none yet.
+    """
+    if committed > 0 and started == 0:
+        return f"it began anew, although iteration {committed} was committed before"
+    if first is not None and first != started + 1:
+        return f"its first iteration was {first}, and {started + 1} was to be"
+    return None
+
+
 def _check_own(
     found: Path,
     progress: Progress,

@@ -14,7 +14,7 @@ from dfmspec.record import checkpoints
 from dfmspec.record.events import Event, read_events
 from dfmspec.record.files import read_json
 from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest, finite, moment
-from dfmspec.record.progress import Progress
+from dfmspec.record.progress import Progress, fault_of_start
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.iterations import folder_of
 
@@ -56,7 +56,7 @@ def conclude(
 
     # What came of it.
     kinds = {event["type"] for event in events}
-    fault = _fault_of(folder, attempt.to_iteration) or _begun_anew(run, attempt, events)
+    fault = _fault_of(folder, attempt.to_iteration) or _misbegun(run, attempt, events, iterations)
     target = _target(events)
     if "finished" in kinds and fault is None:
         fault = _worthless(run, attempt, events)
@@ -207,14 +207,15 @@ def _fault_of(folder: Path, iteration: int | None) -> str | None:
     return f"the last checkpoint cannot be used: {fault}" if fault else None
 
 
-def _begun_anew(run: RunDir, attempt: Attempt, events: Events) -> str | None:
+def _misbegun(run: RunDir, attempt: Attempt, events: Events, iterations: Events) -> str | None:
     """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
+    if attempt.from_iteration is None:
+        return None
     of_the_run = read_events(run.events)
-    before = of_the_run[: of_the_run.index(events[0])] if events else []
+    before = of_the_run[: of_the_run.index(events[0])]
     committed = max((event["iteration"] for event in before if event["type"] == "checkpoint"), default=0)
-    if committed > 0 and attempt.from_iteration == 0:
-        return f"it began anew, although iteration {committed} was committed before"
-    return None
+    first = iterations[0]["iteration"] if iterations else None
+    return fault_of_start(committed=committed, started=attempt.from_iteration, first=first)
 
 
 def _worthless(run: RunDir, attempt: Attempt, events: Events) -> str | None:

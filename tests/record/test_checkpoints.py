@@ -214,3 +214,28 @@ def line_of(text: bytes, place: int) -> str:
     """The line around a place: the plan's id is vouched for by the run's record alone."""
     start = text.rfind(b"\n", 0, place) + 1
     return text[start : text.find(b"\n", place)].decode(errors="replace")
+
+
+def test_an_object_in_a_shard_is_never_unpickled(tmp_path: Path) -> None:
+    """torch unpickles the objects of a distributed checkpoint without a list of names; linear layers have such."""
+    import torch
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    path = Path(shutil.copytree(REAL, tmp_path / REAL.name))
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    objects = {name for name, kind in metadata.state_dict_metadata.items() if isinstance(kind, BytesStorageMetadata)}
+    assert objects
+    gadget = io.BytesIO()
+    torch.save(Gadget(str(tmp_path / "ran")), gadget)
+    for index, place in metadata.storage_data.items():
+        if index.fqn in objects:
+            shard = path / place.relative_path
+            place.offset = shard.stat().st_size
+            place.length = len(gadget.getvalue())
+            replace(path, place.relative_path, shard.read_bytes() + gadget.getvalue())
+    replace(path, ".metadata", pickle.dumps(metadata))
+    assert problem(path) is None
+
+    done = dfmspec("export", path, "--out", tmp_path / "out", "--raw")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()

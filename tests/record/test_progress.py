@@ -11,7 +11,7 @@ import pytest
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import TRACKER, manifest_digest, problem
-from dfmspec.record.progress import Identity, Progress, check_start
+from dfmspec.record.progress import Identity, Progress, check_start, fault_of_start
 from dfmspec.record.run_dir import RunDir
 from tests.record.made import CONFIG, checkpoint, event
 
@@ -152,3 +152,21 @@ def test_a_damaged_record_is_no_witness_and_no_exception(junk: str, run: RunDir)
     (run.checkpoints / TRACKER).write_text(junk)
 
     assert Progress.of(run, run.checkpoints).iteration == 0
+
+
+@pytest.mark.parametrize(
+    ("committed", "started", "first", "fault"),
+    [
+        (0, 0, 1, None),
+        (6, 6, 7, None),
+        (6, 4, 5, None),
+        (6, 4, None, None),
+        (6, 0, 1, "it began anew, although iteration 6 was committed before"),
+        (6, 6, 1, "its first iteration was 1, and 7 was to be"),
+        (0, 4, 6, "its first iteration was 6, and 5 was to be"),
+    ],
+)
+def test_the_first_iteration_is_the_one_that_was_to_be(
+    committed: int, started: int, first: int | None, fault: str | None
+) -> None:
+    assert fault_of_start(committed=committed, started=started, first=first) == fault

@@ -118,8 +118,10 @@ class EnergonPacks:
                 f"a loader process found no room in /dev/shm: {last}; give the container more "
                 "(docker --shm-size, a memory volume of the pod), or set dataset.num_workers=0"
             )
-        if "DataLoader worker (pid" in text:
-            return LoaderError(f"a loader process has ended: {last}; {_WHY}")
+        # Whatever is said of the connection to a process that is gone, it is gone.
+        gone = _ended(self._processes)
+        if gone is not None:
+            return gone
         return DataError(f"{self._place} cannot be read: {last}; dfmspec validate --check data names the damaged shard")
 
     def state(self) -> Any:
@@ -144,7 +146,16 @@ def _after(first: PackedSample, rest: Iterator[PackedSample]) -> Iterator[Packed
     yield from rest
 
 
-_WHY = "when nobody killed it, the machine's memory ran out (see dmesg): lower dataset.packing_buffer_size"
+def _ended(processes: Sequence[BaseProcess]) -> LoaderError | None:
+    """The error of a loader process that is gone; None: all are there."""
+    for process in processes:
+        if not process.is_alive():
+            how = "was killed" if process.exitcode == -signal.SIGKILL else f"has ended with {process.exitcode}"
+            return LoaderError(
+                f"a loader process {how}; when nobody did that, the machine's memory ran out (see dmesg): "
+                "lower dataset.packing_buffer_size"
+            )
+    return None
 
 
 class _Answers:
@@ -164,9 +175,9 @@ class _Answers:
             try:
                 return self._answers.get(timeout=_SECONDS_BETWEEN_LOOKS)
             except queue.Empty:
-                gone = [process for process in self._processes if not process.is_alive()]
-            if gone:
-                raise LoaderError(f"a loader process has ended (exit code {gone[0].exitcode}); {_WHY}")
+                gone = _ended(self._processes)
+            if gone is not None:
+                raise gone
 
 
 def _in_a_loader_process(prepare: Callable[[int], None], worker: int) -> None:

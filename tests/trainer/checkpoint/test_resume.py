@@ -151,6 +151,20 @@ def test_loader_processes_do_not_change_the_data(whole: Path, setting: list[str]
     assert_continues(run_dir, whole)
 
 
+def test_a_run_goes_on_with_a_loader_process_that_began_without_and_the_reverse(
+    whole: Path, setting: list[str], tmp_path: Path
+) -> None:
+    with_process = cut(whole, tmp_path / "with", 2)
+    train(with_process, *setting, "dataset.num_workers=1")
+    assert sorted(losses(with_process)) == [3, 4, 5, 6]
+    assert_continues(with_process, whole)
+
+    without = cut(with_process, tmp_path / "without", 4)
+    train(without, *setting, "dataset.num_workers=0")
+    assert sorted(losses(without)) == [5, 6]
+    assert_continues(without, whole)
+
+
 @pytest.mark.parametrize(
     "layout",
     [
