@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,12 +42,17 @@ def place(folder: Path) -> Path:
 Process = subprocess.Popen[str] | Forked
 
 
+def _on_gpu(words: Sequence[str]) -> bool:
+    """Whether a training needs CUDA, which no fork can have once it was looked at."""
+    return "cluster.device=cuda" in words
+
+
 def start(cwd: Path, *words: str, processes: int = 1, script: str = ENTRY, **env: str) -> Process:
     """torchrun with the how-to's words, on a port of its own.
 
     0 processes: the script alone, forked from what is imported already.
     """
-    if processes == 0 and may_be_forked(env):
+    if processes == 0 and may_be_forked(env) and not _on_gpu(words):
         return WARM.start(ROOT / script, words, cwd=place(cwd), env=env)
     launch = [TORCHRUN, "--nproc-per-node", str(processes)] if processes else [sys.executable]
     env = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())} | env
@@ -112,7 +118,7 @@ def train(run_dir: Path, *words: str, processes: int = 0, expect: int = 0) -> st
     """A short training in `run_dir`, as a plan starts it; returns what rank 0 printed."""
     run_dir.mkdir(parents=True, exist_ok=True)
     env = {"DFMSPEC_RUN_DIR": str(run_dir)}
-    if processes > 1:
+    if processes > 1 and not _on_gpu(words):
         forked = WARM.start_ranks(ROOT / ENTRY, [*SHORT, *words], processes, cwd=place(run_dir), env=env)
         code, out, err = forked.finish(240)
     else:
