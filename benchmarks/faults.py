@@ -3,8 +3,9 @@
     python benchmarks/faults.py [--kills N] [--corruptions N] [--seed S] [--seconds BOX]
 
 A small network trains on the CPU and saves after every iteration. Kills: SIGKILL to the tree, a rank, torchrun or the
-supervisor, or a signal that asks to stop, at a random moment from the start on; two starts at once. Corruptions, of a
-run that was killed: a flipped bit in any file that a run has, files cut short, lost and swapped folders, a full disk.
+supervisor, or a signal that asks to stop, at a random moment from the start on; two starts at once; as root, a disk
+that is full or read-only for a while. Corruptions, of a run that was killed: a flipped bit in any file that a run has,
+files cut short, lost and swapped folders, a changed configuration.
 
 Counted, and all of them must be 0: committed iterations that were lost, losses that are not those of the run that
 nothing disturbed, fresh starts without a word, processes left behind, verdicts that are not true, exceptions.
@@ -23,7 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,11 @@ def losses(run: RunDir) -> dict[int, set[float]]:
     return found
 
 
+def count_starts(run: RunDir) -> int:
+    """How often a run was started."""
+    return sum(event["type"] == "started" for event in read_events(run.events))
+
+
 def of_the_last_attempt(run: RunDir) -> dict[int, float]:
     """The loss of each iteration since the run was last started: what was written before may have been damaged."""
     found: dict[int, float] = {}
@@ -217,12 +224,26 @@ def newest_whole(run: RunDir) -> int:
 
 def one_kill(place: Path, rng: random.Random, expected: dict[int, set[float]], tally: Tally) -> None:
     """Kill, and continue by the same command until the run has finished."""
+    mounted = on_a_small_disk(place)
+    try:
+        kill_and_continue(place, rng, expected, tally)
+    finally:
+        if mounted:
+            subprocess.run(["umount", place], check=False)
+
+
+def kill_and_continue(place: Path, rng: random.Random, expected: dict[int, set[float]], tally: Tally) -> None:
+    """Start, kill, continue and judge."""
     process = start(place)
     processes = [process]
-    kind = rng.choice(["tree", "rank", "torchrun", "supervisor", "signal", "tree's signal", "two starts"])
+    kind = rng.choice(KILLS)
     tally.faults[kind] += 1
     if kind == "two starts":
         processes.append(start(place))
+    elif kind in DISKS:
+        time.sleep(rng.uniform(0, LONGEST_START))
+        with DISKS[kind](place):
+            process.wait()
     else:
         time.sleep(rng.uniform(0, LONGEST_START))
         strike(kind, process, rng)
@@ -235,6 +256,44 @@ def one_kill(place: Path, rng: random.Random, expected: dict[int, set[float]], t
         survivor.kill()
     before = max((newest_whole(run) for run in runs(place)), default=0)
     judge(place, before, expected, tally, may_refuse=False)
+
+
+def on_a_small_disk(place: Path) -> bool:
+    """Let a folder be a disk of its own, where this process may; whether it is."""
+    place.mkdir()
+    if os.geteuid() != 0:
+        return False
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", place], check=False).returncode == 0
+
+
+@contextmanager
+def full(place: Path) -> Iterator[None]:
+    """No room for as long as the block lasts."""
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    yield
+    filler.unlink()
+
+
+@contextmanager
+def read_only(place: Path) -> Iterator[None]:
+    """Checkpoints can be read and not written for as long as the block lasts."""
+    folders = [run.checkpoints for run in runs(place) if run.checkpoints.is_dir()]
+    for folder in folders:
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    yield
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+DISK = "size=16m"
+DISKS = {"disk full": full, "disk read-only": read_only}
+KILLS = ["tree", "rank", "torchrun", "supervisor", "signal", "tree's signal", "two starts"]
+if os.geteuid() == 0:
+    KILLS += DISKS
 
 
 def strike(kind: str, process: subprocess.Popen[str], rng: random.Random) -> None:
@@ -280,6 +339,7 @@ def judge(
     may_refuse: something is missing, so that a message will do.
     """
     known = runs(place)
+    started_before = sum(map(count_starts, known))
     process = start(place)
     _, said = process.communicate()
     if process.returncode == 70 or "Traceback" in said:
@@ -298,7 +358,7 @@ def judge(
     run = only_run(place)
     starts = [event["iteration"] for event in read_events(run.events) if event["type"] == "started"]
     is_told = "passed over" in said or "is gone" in said
-    if starts and starts[-1] < before and not is_told:
+    if len(starts) > started_before and starts[-1] < before and not is_told:
         tally.found("lost in silence", place, said)
 
     # The numbers are those of the run that nothing disturbed, and the verdict is what is on the disk.
@@ -308,7 +368,8 @@ def judge(
     if manifest["verdict"] != "succeeded" or newest_whole(run) != ITERATIONS:
         tally.found("verdict not true", place, said)
     if not tally.bad:
-        shutil.rmtree(place)
+        for left in place.iterdir():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 # Corruptions.
