@@ -11,6 +11,7 @@ from pathlib import Path
 from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.diagnostics import Diagnostic
 from dfmspec.errors import UsageError
+from dfmspec.files import write_named
 
 
 def write_baseline(findings: Iterable[Diagnostic], file: Path) -> None:
@@ -20,7 +21,7 @@ def write_baseline(findings: Iterable[Diagnostic], file: Path) -> None:
     for (name, fingerprint), count in sorted(counts.items()):
         entries.append({"file": name, "finding": fingerprint, "count": count})
     document = {"schema_version": 1, "findings": entries}
-    file.write_text(json.dumps(document, indent=2) + "\n")
+    write_named(file, json.dumps(document, indent=2) + "\n")
 
 
 def apply_baseline(findings: Iterable[Diagnostic], file: Path) -> list[Diagnostic]:

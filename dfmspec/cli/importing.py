@@ -13,6 +13,7 @@ from dfmspec.check.rules import check_spec
 from dfmspec.cli.arguments import stop_at_faults
 from dfmspec.diagnostics import dotted
 from dfmspec.errors import UsageError
+from dfmspec.files import write_named
 from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
 from dfmspec.read.load import ALIASES, load_spec
 from dfmspec.read.resolve import resolve_spec
@@ -88,7 +89,7 @@ def import_(
     if out.exists():
         raise UsageError(f"{out} exists, and nothing of yours is overwritten; name another file")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_named(out, text)
     typer.echo(out)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dfmspec.errors import UsageError
+from dfmspec.files import write_named
 from dfmspec.read.fixes import scalar
 from dfmspec.resources import resource
 from dfmspec.spec.paths import is_relative
@@ -124,7 +125,7 @@ def init(
     if file.exists():
         raise UsageError(f"{file} exists, and nothing of yours is overwritten; name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_named(file, text)
     typer.echo(file)
     if dataset_path is None and "path: null" in text:
         typer.echo("set dataset.path to your WebDataset before you run it", err=True)

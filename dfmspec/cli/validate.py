@@ -27,6 +27,7 @@ from dfmspec.cli.arguments import (
 )
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import FINDINGS, USAGE, UsageError
+from dfmspec.files import write_named
 
 _FORMATS = ", ".join(REPORTERS)
 
@@ -390,7 +391,7 @@ def _show(
         file.parent.mkdir(parents=True, exist_ok=True)
         text = reporter(name)(findings, texts)
         plain = re.sub(r"\x1b\[\d*m", "", text)
-        file.write_text(plain + "\n", encoding="utf-8", errors="backslashreplace")
+        write_named(file, plain + "\n")
 
     # The page of a job on GitHub.
     summary = os.environ.get("GITHUB_STEP_SUMMARY")

@@ -1,39 +1,13 @@
-"""Files of a run: written whole, and read back without trust."""
+"""Files of a run are read back without trust."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 LARGEST = 64 * 2**20
 """Bytes of a file of JSON that are read; a run's have some thousand."""
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Replace a file by a whole new one, on disk before it has the name.
-
-    Raises:
-        OSError: it cannot be written; nothing is left, and the error names the file.
-    """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        # Whoever may write to the folder cannot have a link waiting under that name.
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        error.filename = str(path)
-        error.filename2 = None
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from dfmspec.record.files import read_json, write_aside
+from dfmspec.files import write_aside
+from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import RunDir
 
 _PACKAGES = ("dfmspec", "torch", "megatron-core", "megatron-energon", "transformer-engine", "webdataset", "numpy")

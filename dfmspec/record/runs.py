@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dfmspec.errors import LockedError, PreflightError, UsageError
+from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan
 from dfmspec.record.events import read_events
-from dfmspec.record.files import read_json, write_aside
+from dfmspec.record.files import read_json
 from dfmspec.record.manifest import Manifest, now, read_manifest
 from dfmspec.record.progress import plan_id_of
 from dfmspec.record.run_dir import LATEST, LOCK, OWNER, RunDir

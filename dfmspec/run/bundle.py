@@ -14,9 +14,9 @@ from typing import Any
 
 from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.errors import StalePlanError, UsageError
+from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan, config_text
 from dfmspec.plan.scripts import node_script, script_names
-from dfmspec.record.files import write_aside
 from dfmspec.resources import resource
 from dfmspec.run.launch import launcher
 from dfmspec.targets import CONFIG, target_module

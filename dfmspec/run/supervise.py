@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dfmspec.errors import FINDINGS, OK, RESUMABLE, CheckpointError, StalePlanError, UsageError
+from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan, config_text, guards
 from dfmspec.record.checkpoints import committed, iteration_of, newest_described
-from dfmspec.record.files import write_aside
 from dfmspec.record.manifest import (
     Attempt,
     Manifest,

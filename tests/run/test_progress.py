@@ -135,3 +135,19 @@ def test_a_changed_spec_is_told_of_a_run_that_was_killed(place: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert f"{run}, at iteration 8, has another plan" in done.stderr
+
+
+def test_the_run_that_was_opened_last_goes_on_whatever_the_clock_said_then(place: Path) -> None:
+    """A clock that went back gave the newer run the earlier name; `latest` knows better."""
+    older = halted(place)
+    newer = RunDir(older.path.with_name("20200101-000000-a6ddb1a1-0000"))
+    shutil.copytree(older.path, newer.path)
+    manifest = json.loads(newer.manifest.read_text())
+    newer.manifest.write_text(json.dumps({**manifest, "run_id": newer.path.name}))
+    latest = older.path.parent / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(newer.path.name)
+    done = dfmspec("run", "halted.yaml", cwd=place)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(newer)

@@ -25,6 +25,7 @@ from megatron.core import parallel_state
 from torch.distributed.checkpoint import CheckpointException
 
 from dfmspec.errors import CheckpointError
+from dfmspec.files import write_aside
 from dfmspec.record.checkpoints import (
     FORMAT_VERSION,
     SHARED,
@@ -35,7 +36,6 @@ from dfmspec.record.checkpoints import (
     problem,
     read_manifest,
 )
-from dfmspec.record.files import write_aside
 from dfmspec.record.progress import Identity
 from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import LEFT_ASIDE, folder_of

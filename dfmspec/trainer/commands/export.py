@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
-    return ended(partial(_export, args))
+    return ended(partial(_export, args), args.out)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write pictures of a checkpoint's samples, and print their paths; the exit code is 1 when there can be none."""
     args = _parser().parse_args(argv)
     logging.disable(logging.WARNING)
-    return ended(partial(_sample, args))
+    return ended(partial(_sample, args), args.out)
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -135,21 +136,27 @@ def _latents(
 
 
 def _write_pictures(latents: Tensor, captions: Sequence[str], out: Path) -> list[Path]:
-    """Write a picture of each latent, and all of them as a grid; returns the files."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write a picture of each latent, and all of them as a grid; returns the files.
+
+    Raises:
+        OSError: they cannot be written; none is left.
+    """
     codec = picture_encoder(EMBEDDED_PICTURES)
-    pictures = []
-    written = []
-    for i, latent in enumerate(latents):
-        first_frame = codec.decode(latent)[0]
-        picture = Image.fromarray(first_frame.numpy())
-        file = out / f"sample_{i:03d}.png"
-        picture.save(file)
-        pictures.append(picture)
-        written.append(file)
-    sheet = out / "grid.png"
-    grid(pictures, captions).save(sheet)
-    return [*written, sheet]
+    first_frames = [codec.decode(latent)[0] for latent in latents]
+    pictures = [Image.fromarray(frame.numpy()) for frame in first_frames]
+    drawn = {out / f"sample_{i:03d}.png": picture for i, picture in enumerate(pictures)}
+    drawn[out / "grid.png"] = grid(pictures, captions)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for file, picture in drawn.items():
+            picture.save(file)
+    except OSError:
+        for file in drawn:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # there was something in it before
+            out.rmdir()
+        raise
+    return list(drawn)
 
 
 def grid(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write a dataset; the exit code is 1 when it cannot be."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)
-    return ended(partial(_prepare, args))
+    return ended(partial(_prepare, args), args.path)
 
 
 def _parser() -> argparse.ArgumentParser:
