@@ -36,7 +36,7 @@ from dfmspec.record.progress import Identity, Progress, plan_id_of
 from dfmspec.record.run_dir import AttemptDir, RankDir, RunDir
 from dfmspec.record.start import start_of
 from dfmspec.spec.digest import canonical
-from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, absolute
+from dfmspec.spec.paths import PATH_KEYS, PLAN_ID, RUN_DIR, absolute
 from dfmspec.spec.resume import Resume
 from dfmspec.targets import DEFAULT_TARGET, target_module
 
@@ -276,7 +276,7 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
         stages.end("process groups")
         run_dir = _run()
         attempt = _attempt()
-        identity = Identity(config, plan_id_of(run_dir))
+        identity = Identity(config, _plan_id(run_dir))
         loop.train(
             experiment,
             identity=identity,
@@ -290,6 +290,12 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
             dist.destroy_process_group()
         end_loaders()
     return OK
+
+
+def _plan_id(run_dir: RunDir | None) -> str | None:
+    """The id of the plan that is run, by its run directory or its script; None: torchrun was started by hand."""
+    of_the_run = None if run_dir is None else plan_id_of(run_dir)
+    return of_the_run or os.environ.get(PLAN_ID)
 
 
 def _start(experiment: Experiment, identity: Identity, report: Any) -> Path | None:

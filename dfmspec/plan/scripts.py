@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from dfmspec.plan.environment import patience, shell_line, unset_lines
 from dfmspec.plan.plan import RANK, Plan, Role, Word
-from dfmspec.spec.paths import SPEC_DIR, is_relative
+from dfmspec.spec.paths import PLAN_ID, SPEC_DIR, is_relative
 from dfmspec.targets import target_module
 
 MASTER_PORT = "DFMSPEC_MASTER_PORT"
@@ -126,6 +126,7 @@ def node_script(plan: Plan, node: int | None) -> str:
         lines.append(f'{rank}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
     lines.append('DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)')
     lines += where(plan, "$PWD")
+    lines.append(f"export {PLAN_ID}=sha256:{plan.plan_id}  # checkpoints say whose they are")
     lines.append('mkdir -p "$DFMSPEC_RUN_DIR"')
     lines += _of_the_run(plan)
 

@@ -124,10 +124,8 @@ def _names(resumed_from: Any, save: Path) -> bool:
     return os.path.realpath(save) in (named, os.path.realpath(RunDir(Path(named)).checkpoints))
 
 
-def plan_id_of(run: RunDir | None) -> str | None:
+def plan_id_of(run: RunDir) -> str | None:
     """The id of the plan that a run directory is of; None: it was made by no plan."""
-    if run is None:
-        return None
     try:
         found = read_json(run.plan).get("plan_id")
     except (OSError, ValueError):

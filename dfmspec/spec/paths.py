@@ -28,6 +28,8 @@ SPEC_DIR = "${SPEC_DIR}"
 """In a plan, the spec's folder, before every path that a person gave relative: it may be made anywhere."""
 SPEC_DIR_UPSTREAM = "${oc.env:DFMSPEC_SPEC_DIR}"
 """The spec's folder, as OmegaConf fills it in on every rank."""
+PLAN_ID = "DFMSPEC_PLAN_ID"
+"""The variable in which a script of a plan gives its id."""
 RUN_DIR = "${RUN_DIR}"
 """In a plan, the run directory, which is known when the run is launched."""
 

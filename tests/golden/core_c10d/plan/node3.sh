@@ -13,6 +13,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/agreed/c9a57649fe84  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:c9a57649fe84312ac37aa1a14c20a61d20b0862bdc19bb10e3ea5ce4eec2622b  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-c9a57649fe84}"
 exec torchrun --nproc-per-node 8 \

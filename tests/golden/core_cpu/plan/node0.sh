@@ -10,6 +10,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/trial/7fa3d5626056  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:7fa3d5626056daba1706ad44923292e1a7db324e6eddad1b4ce28f1a247362d4  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
 exec torchrun --nproc-per-node 2 \

@@ -10,6 +10,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/by_kubernetes/77293960d5c2  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:77293960d5c2ad85d1a33150977af4272c90e94a0ec9d577f8ba8d2cfdfc99aa  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

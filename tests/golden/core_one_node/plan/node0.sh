@@ -11,6 +11,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/one/16512f3d7bd6  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:16512f3d7bd6c9cbc4342f5f1d623a7b998bed8b2feb1e9e56f56bb5a1507315  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
 exec torchrun --nproc-per-node 8 \

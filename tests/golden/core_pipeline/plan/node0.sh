@@ -11,6 +11,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/stages/2c69ddbd77bb  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:2c69ddbd77bb1ff653f6d81dc175e858b094cc86b2c403defe431a67feb0e46c  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -11,6 +11,7 @@ DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_SPEC_DIR:-}" ] || export DFMSPEC_SPEC_DIR="$DFMSPEC_BUNDLE"/..  # paths of the spec are relative to this
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_SPEC_DIR"/'../it'"'"'s shared/runs'/beside/df65be03d402  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:df65be03d40218b4414f88087387627edeec4cf943999f41ef72ffef6bfbb84c  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -11,6 +11,7 @@ NODE_RANK="${1:?give the rank of this node, 0 to 63}"
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/many/2270646165c7  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:2270646165c70a50fc8cc67956fa52f1f161b60ff87dbdf40d244f7cdade0f49  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

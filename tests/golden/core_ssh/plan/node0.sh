@@ -14,6 +14,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/by-ssh/b0b03e00576e  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:b0b03e00576ef39969d034ccea456cc380a8283580baab3b6b54326bd5d9c4d6  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -11,6 +11,7 @@ NODE_RANK="${1:?give the rank of this node, 0 to 4095}"
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/thousands/b39639547c91  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:b39639547c918e3f78c9c6271e01e06c44573668ee31e3b084c3d3be80a6e7b0  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"

@@ -11,6 +11,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-one/d89e499eaade  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:d89e499eaadec0e12e7b8a7c1f138a84e5b4f237db147500114c5e5845c2d0ae  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
 export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout

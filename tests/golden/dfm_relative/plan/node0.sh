@@ -11,6 +11,7 @@ DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_SPEC_DIR:-}" ] || export DFMSPEC_SPEC_DIR="$DFMSPEC_BUNDLE"/..  # paths of the spec are relative to this
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-beside/71e87c2bc91b  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:71e87c2bc91b41b1552c22b8511335df919f51277c7c369b2eee55a885226b18  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
 export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout

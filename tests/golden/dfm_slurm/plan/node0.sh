@@ -12,6 +12,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-slurm/b5373f5c21ff  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:b5373f5c21ffc89aae62e96ae7741ca5efb375f33485a65010aabbb1d9c39154  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 export WANDB_RUN_ID="${WANDB_RUN_ID:-dfm-slurm-b5373f5c21ff}"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"

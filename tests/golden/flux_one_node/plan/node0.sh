@@ -11,6 +11,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks th
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 [ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/flux/1e937a050f2f  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:1e937a050f2f137b829c8725337b58fbde29bc6ad3f1d243af05faf42c2d476a  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
 export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
