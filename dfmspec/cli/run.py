@@ -79,7 +79,8 @@ def run(
     Example: dfmspec run spec.yaml train.train_iters=100
     """
     from dfmspec.record.run_dir import RunDir
-    from dfmspec.run.supervise import Request, execute, talk_to_stderr
+    from dfmspec.run.request import Request
+    from dfmspec.run.supervise import execute, talk_to_stderr
 
     # The plan: as it was saved, or compiled now.
     file, overrides = one_file(words)
@@ -117,7 +118,7 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
         StalePlanError: its files, the code or the data are not those of the plan.
     """
     from dfmspec.run.bundle import check_files, read_bundle
-    from dfmspec.run.supervise import check_guards
+    from dfmspec.run.guards import check_guards
 
     if overrides:
         raise UsageError("a plan is run exactly as it is; give overrides to `dfmspec plan` instead")
@@ -206,7 +207,7 @@ def _with_its_data(plan: Plan, *, is_saved: bool) -> Plan:
     Raises:
         StalePlanError: a saved plan was made on other data.
     """
-    from dfmspec.run.supervise import check_guards, guards_now
+    from dfmspec.run.guards import check_guards, guards_now
 
     data = plan.config["data"]
     path = plan.located(plan.config["dataset"]["path"] or "")

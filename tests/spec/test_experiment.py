@@ -17,7 +17,7 @@ from dfmspec.plan.plan import make_plan
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.run.bundle import programs
-from dfmspec.run.supervise import Launch, Request
+from dfmspec.run.request import Launch, Request
 from dfmspec.spec.experiment import Experiment
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.recipes import recipe_text

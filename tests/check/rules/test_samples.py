@@ -16,7 +16,7 @@ from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.plan.plan import make_plan
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
-from dfmspec.run.supervise import _config_at_launch
+from dfmspec.run.request import _config_at_launch
 from tests.data.faulty import CONTAINERS
 from tests.data.test_shards import whole, written
 
