@@ -12,6 +12,7 @@ The types, and what each has beside `type` and `time`, in seconds since the epoc
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ _OPTIONAL: dict[str, Any] = {
 """Fields that came with later versions, or that not every event of a type has."""
 
 
-def read_events(path: Path, offset: int = 0) -> list[Event]:
-    """The events after a byte offset; a line that was cut short or damaged is left out."""
+def read_events(path: Path, offset: int = 0, kinds: Collection[str] = tuple(_NEEDED)) -> list[Event]:
+    """The events after a byte offset, those of some types; a line that was cut short or damaged is left out."""
     try:
         with path.open("rb") as handle:
             handle.seek(offset)
@@ -49,12 +50,16 @@ def read_events(path: Path, offset: int = 0) -> list[Event]:
     except OSError:  # there is none yet, or it cannot be read
         return []
     events = []
+    marks = [f'"{kind}"'.encode() for kind in kinds]
     for line in lines:
+        # Of a long run most lines are of one type.
+        if not any(mark in line for mark in marks):
+            continue
         try:
             event = json_object(line)
         except ValueError:
             continue
-        if _is_event(event):
+        if _is_event(event) and event["type"] in kinds:
             events.append(event)
     return events
 

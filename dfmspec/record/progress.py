@@ -102,8 +102,8 @@ def _recorded(record: Mapping[str, Any]) -> dict[int, str | None]:
 
 def _evented(run: RunDir) -> dict[int, str | None]:
     """Iteration -> digest of the checkpoints that a run told of."""
-    events = [event for event in read_events(run.events) if event["type"] == "checkpoint"]
-    return {event["iteration"]: event.get("manifest_digest") for event in events}
+    committed = read_events(run.events, kinds=["checkpoint"])
+    return {event["iteration"]: event.get("manifest_digest") for event in committed}
 
 
 def _tracked(save: Path) -> int:

@@ -211,7 +211,7 @@ def _misbegun(run: RunDir, attempt: Attempt, events: Events, iterations: Events)
     """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
     if attempt.from_iteration is None:
         return None
-    of_the_run = read_events(run.events)
+    of_the_run = read_events(run.events, kinds=["started", "checkpoint"])
     before = of_the_run[: of_the_run.index(events[0])]
     committed = max((event["iteration"] for event in before if event["type"] == "checkpoint"), default=0)
     first = iterations[0]["iteration"] if iterations else None
@@ -223,7 +223,7 @@ def _worthless(run: RunDir, attempt: Attempt, events: Events) -> str | None:
     target = _target(events)
     if attempt.to_iteration != target:
         return f"it ended after iteration {attempt.to_iteration}, and train.train_iters is {target}"
-    if not any(event["type"] == "iteration" for event in read_events(run.events)):
+    if not read_events(run.events, kinds=["iteration"]):
         return f"nothing was trained: it set out from iteration {attempt.from_iteration}; raise train.train_iters"
     evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
     if evaluations and (evaluations[-1] is None or not math.isfinite(evaluations[-1])):
