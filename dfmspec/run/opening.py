@@ -19,6 +19,7 @@ from dfmspec.record.manifest import Manifest, git_state, launch_host, now, write
 from dfmspec.record.progress import Identity, Progress, check_start, plan_id_of
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import broken_runs, latest_of, new_run_id, runs_of
+from dfmspec.run.launch import launcher
 from dfmspec.run.request import Launch
 from dfmspec.spec.digest import config_digest
 from dfmspec.spec.iterations import iteration_folders
@@ -83,7 +84,9 @@ def check_progress(launch: Launch, run: RunDir) -> None:
         CheckpointError: it is gone, or another plan's.
     """
     folder = launch.checkpoints(run)
-    if not folder.parent.exists():  # it is a disk of the nodes
+    module = launcher(launch.request.plan.launcher["kind"])
+    is_of_the_nodes = launch.checkpoints_elsewhere is not None and module.RUNS_SCRIPTS
+    if is_of_the_nodes or launch.resume.kind == "never":  # a disk that this machine need not see; or nothing to lose
         return
     identity = Identity(launch.config, launch.plan_id)
     check_start(newest_described(folder), Progress.of(run, folder, launch.resume.source), identity, report=_unheard)

@@ -151,3 +151,16 @@ def test_the_run_that_was_opened_last_goes_on_whatever_the_clock_said_then(place
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(newer)
+
+
+def test_never_begins_anew_where_a_tracker_alone_is_left(place: Path) -> None:
+    shared = place / "shared"
+    shared.mkdir()
+    (shared / "latest_checkpointed_iteration.txt").write_text("8\n")
+    words = ["run", "halted.yaml", f"checkpoint.save={shared}", "train.train_iters=1"]
+    refused = dfmspec(*words, cwd=place)
+    begun = dfmspec(*words, "run.resume=never", cwd=place)
+
+    assert refused.returncode == 1
+    assert "but iteration 8 was committed" in refused.stderr
+    assert begun.returncode == 0, begun.stderr

@@ -6,10 +6,12 @@ The run directory is on a file system that all nodes share. A terminal is asked 
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
 from contextlib import suppress
+from functools import partial
 
 from dfmspec.errors import PreflightError
 from dfmspec.plan.plan import Plan
@@ -144,7 +146,7 @@ class SshRun:
                 stdout=subprocess.DEVNULL,
                 stderr=place.attempt_dir.node(node).ssh_log.open("wb"),
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (one thread here, and the hook only calls prctl)
+                preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  one thread here
             )
             self._processes.append(process)
 
