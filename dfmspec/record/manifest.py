@@ -117,6 +117,8 @@ class Manifest(_Record):
     guards: dict[str, str]
     resumed_from: str | None = None
     """The iteration or folder that `run.resume` named; null for auto, require and never."""
+    begins_anew: bool = False
+    """`run.resume` was never: a tracker that others left where the run saves says nothing of it."""
     starts_from: dict[str, Any] = Field(default_factory=dict)
     """The keys of section `checkpoint` by which the run starts there."""
     created: str

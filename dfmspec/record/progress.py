@@ -67,6 +67,8 @@ class Progress(NamedTuple):
         witnesses = [(_tracked(save), str(save / TRACKER))]
         if run is not None:
             record = _record(run)
+            if record.get("begins_anew") is True:
+                witnesses = []
             resumed_from = record.get("resumed_from", resumed_from)
             recorded = _recorded(record)
             evented = _evented(run)

@@ -157,6 +157,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
         overrides=list(request.overrides),
         guards=dict(plan.guards),
         resumed_from=launch.resume.source,
+        begins_anew=launch.resume.kind == "never",
         starts_from=starts_from,
         created=now(),
         git=git_state(Path.cwd()),
