@@ -276,7 +276,7 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
         stages.end("process groups")
         run_dir = _run()
         attempt = _attempt()
-        identity = Identity(config, _plan_id(run_dir))
+        identity = Identity(_with_its_data(config, experiment), _plan_id(run_dir))
         loop.train(
             experiment,
             identity=identity,
@@ -292,10 +292,24 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
     return OK
 
 
+def _with_its_data(config: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """The configuration, with the dataset where it is for everybody."""
+    return {**config, "dataset": {**config["dataset"], "path": experiment.dataset.path}}
+
+
 def _plan_id(run_dir: RunDir | None) -> str | None:
-    """The id of the plan that is run, by its run directory or its script; None: torchrun was started by hand."""
+    """The id of the plan that is run, by its script or its run directory; None: torchrun was started by hand.
+
+    Raises:
+        UsageError: they are not of one plan.
+    """
+    of_the_script = os.environ.get(PLAN_ID)
     of_the_run = None if run_dir is None else plan_id_of(run_dir)
-    return of_the_run or os.environ.get(PLAN_ID)
+    if of_the_script and of_the_run and of_the_script != of_the_run:
+        raise UsageError(
+            f"{run_dir} is the run of another plan than this script's; give DFMSPEC_RUN_DIR another folder"
+        )
+    return of_the_script or of_the_run
 
 
 def _start(experiment: Experiment, identity: Identity, report: Any) -> Path | None:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from dfmspec.errors import PreflightError
 
@@ -28,15 +27,22 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def die_with_torchrun() -> None:
-    """End with the torchrun that started this process; at once, when it is gone already."""
+    """End with the torchrun that started this process; at once, and with a word, when it is gone already."""
     die_with_parent()
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # started without one
         return
+
+    # A wrapper may stand between, and a program of one's own may start ranks as torchrun does.
+    import psutil
+
     try:
-        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:  # another user's, or no Linux
+        lines = [" ".join(process.cmdline()) for process in psutil.Process().parents()]
+    except psutil.Error:  # another user's
         return
-    if b"torchrun" not in parent and b"torch.distributed" not in parent:  # somebody has adopted this process
+    is_there = any("torchrun" in line or "torch.distributed" in line for line in lines)
+    is_own_program = bool(lines) and "python" in lines[0]
+    if not is_there and not is_own_program:  # somebody has adopted this process
+        print("error: the torchrun that started this process is gone", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
 
 

@@ -182,8 +182,10 @@ def _pickle_in(data: bytes) -> bytes:
     Raises:
         DataError: there is none, more than one, or a program.
     """
+    if not data.startswith(b"PK\x03\x04"):  # what comes before a zip file may be read as another form
+        raise DataError("it is no file of torch.save")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = [Path(entry.filename).name for entry in archive.infolist()]
+        names = [Path(entry.filename).name.lower() for entry in archive.infolist()]
         if names.count("data.pkl") != 1 or "constants.pkl" in names:
             raise DataError("it is no file of torch.save")
         entry = archive.infolist()[names.index("data.pkl")]

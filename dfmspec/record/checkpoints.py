@@ -106,7 +106,7 @@ def find(
         raise CheckpointError(
             told_whose(candidates)
             or f"none of the {len(candidates)} checkpoints in {folder} is whole; "
-            "to start afresh, move them away or set run.resume=never"
+            "to start afresh, give checkpoint.save another folder or set run.resume=never"
         )
     return None
 
@@ -221,7 +221,7 @@ def _required(manifest: Mapping[str, Any]) -> list[str]:
     """The files without which nothing can be loaded."""
     data = manifest["config"].get("data")
     streams = data.get("num_streams") if isinstance(data, dict) else None
-    if not isinstance(streams, int):
+    if not isinstance(streams, int) or not 0 < streams <= len(manifest["files"]):
         raise CheckpointError(f"its {MANIFEST} has no data.num_streams")
     return [*SHARED, *map(stream_file, range(streams))]
 
@@ -249,7 +249,7 @@ def _check_files(checkpoint: Path, files: list[_File]) -> None:
     try:
         found = crc32s([checkpoint / file.name for file in files])
     except OSError as error:
-        unread = Path(error.filename).relative_to(checkpoint)
+        unread = Path(error.filename).name if error.filename else "a file"
         raise CheckpointError(f"{unread} cannot be read ({error.strerror})") from error
     for file, crc in zip(files, found, strict=True):
         if crc != file.crc32:
@@ -266,6 +266,8 @@ def _check_files(checkpoint: Path, files: list[_File]) -> None:
             )
         except DataError as error:
             raise CheckpointError(f"{file.name} is not trusted: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{file.name} cannot be read ({error.strerror})") from error
 
 
 def _names(file: str) -> frozenset[Name] | None:

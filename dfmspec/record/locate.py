@@ -8,8 +8,7 @@ from typing import Any
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import committed, problem, read_manifest, told_whose
-from dfmspec.record.events import read_events
-from dfmspec.record.progress import Progress
+from dfmspec.record.progress import Progress, saved_in
 from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import iteration_folders, iteration_in
@@ -34,13 +33,7 @@ def locate(place: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, 
         return place, read_manifest(place)
 
     # A run that saves elsewhere says where.
-    run = RunDir(place)
-    folders = [place, run.checkpoints]
-    for event in reversed(read_events(run.events)):
-        if event["type"] == "checkpoint":
-            folders.append(Path(event["path"]).parent)
-            break
-    for folder in folders:
+    for folder in (place, saved_in(RunDir(place))):
         for found in committed(folder):
             fault = problem(found, _known(folder))
             if fault is None:

@@ -18,7 +18,7 @@ from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.digest import canonical, config_digest
 from dfmspec.spec.iterations import folder_of
-from dfmspec.spec.paths import PATH_KEYS, local_path
+from dfmspec.spec.paths import PATH_KEYS, is_relative
 
 _SHOWN = 3
 """Differences between two configurations that a message names."""
@@ -53,23 +53,28 @@ class Progress(NamedTuple):
     """Somebody has named this folder to go on from, whoever wrote what is there."""
     is_shared: bool
     """The folder is not the run's own: another run may have named it too."""
+    anew: str
+    """How this run is begun anew, for those who mean to."""
 
     @classmethod
-    def of(cls, run: RunDir | None, save: Path, resumed_from: str | None = None) -> Progress:
+    def of(cls, run: RunDir | None, save: Path, starts_from: Mapping[str, Any] | None = None) -> Progress:
         """The progress of a run.
 
         Args:
             run: its directory; None: torchrun was started by hand.
             save: where it saves.
-            resumed_from: what run.resume names, of a run that has no record yet.
+            starts_from: where it is to start, as its record will have it, of a run that has none yet.
         """
+        record: Mapping[str, Any] = {"starts_from": starts_from or {}}
+        anew = "give checkpoint.save another folder"
         digests: dict[int, str] = {}
         witnesses = [(_tracked(save), str(save / TRACKER))]
         if run is not None:
-            record = _record(run)
+            if run.manifest.exists() or starts_from is not None:
+                anew = "begin anew with run.resume=never"
+            record = _record(run) or record
             if record.get("begins_anew") is True:
                 witnesses = []
-            resumed_from = record.get("resumed_from", resumed_from)
             recorded = _recorded(record)
             evented = _evented(run)
             digests = {at: digest for at, digest in (recorded | evented).items() if digest}
@@ -80,8 +85,9 @@ class Progress(NamedTuple):
             digests=digests,
             iteration=iteration,
             witness=witness,
-            is_named=_names(resumed_from, save),
-            is_shared=run is None or save.parent != run.path,
+            is_named=_names(record, save),
+            is_shared=run is None or os.path.realpath(save.parent) != os.path.realpath(run.path),
+            anew=anew,
         )
 
 
@@ -116,14 +122,21 @@ def _tracked(save: Path) -> int:
         return 0
 
 
-def _names(resumed_from: Any, save: Path) -> bool:
-    """Whether `run.resume`, as a run's record has it, names the folder where it saves, or an iteration of it."""
-    if not isinstance(resumed_from, str):
-        return False
-    if resumed_from.isdecimal():
-        return True
-    named = os.path.realpath(local_path(resumed_from))
-    return os.path.realpath(save) in (named, os.path.realpath(RunDir(Path(named)).checkpoints))
+def _names(record: Mapping[str, Any], save: Path) -> bool:
+    """Whether a run was told to start from the folder where it saves."""
+    starts_from = record.get("starts_from")
+    load = starts_from.get("load") if isinstance(starts_from, dict) else None
+    if load is None:  # an earlier version wrote down the wish alone
+        load = record.get("resumed_from")
+    return isinstance(load, str) and os.path.realpath(load) == os.path.realpath(save)
+
+
+def saved_in(run: RunDir) -> Path:
+    """Where a run has saved last: in its own directory, unless its events name another folder."""
+    told = read_events(run.events, kinds=["checkpoint"])
+    if told and not run.checkpoints.exists():
+        return Path(told[-1]["path"]).parent
+    return run.checkpoints
 
 
 def plan_id_of(run: RunDir) -> str | None:
@@ -156,7 +169,7 @@ def check_start(
     if found is None and progress.iteration > 0:
         raise CheckpointError(
             f"{progress.save} has no checkpoint, but iteration {progress.iteration} was committed, says "
-            f"{progress.witness}; put the checkpoints back, or begin anew with run.resume=never"
+            f"{progress.witness}; put the checkpoints back, or {progress.anew}"
         )
     if at < progress.iteration and not (progress.save / folder_of(progress.iteration)).exists():
         report(
@@ -177,7 +190,7 @@ def fault_of_start(*, committed: int, started: int, first: int | None) -> str | 
     """
     if committed > 0 and started == 0:
         return f"it began anew, although iteration {committed} was committed before"
-    if first is not None and first != started + 1:
+    if first is not None and first <= started:  # a later one: lines were lost
         return f"its first iteration was {first}, and {started + 1} was to be"
     return None
 
@@ -212,7 +225,7 @@ def _check_own(
         return
     raise CheckpointError(
         f"checkpoint {found} is of another plan: {shown}; give checkpoint.save a folder of its own, "
-        f"or go on from it with run.resume={progress.save}"
+        f"or go on from it with dfmspec run and run.resume={progress.save}"
     )
 
 
@@ -226,6 +239,10 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, with_dat
     there = _flat(theirs)
     found = []
     for key in sorted(here.keys() & there.keys() - ignored):
+        # A relative path was relative to a folder that nobody knows any more.
+        paths = (here[key], there[key]) if key in PATH_KEYS else ()
+        if any(is_relative(path) for path in paths):
+            continue
         if here[key] != there[key]:
             found.append(f"{key} is {there[key]!r} there and {here[key]!r} here")
     return found

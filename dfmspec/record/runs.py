@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from dfmspec.record.files import read_json
 from dfmspec.record.manifest import Manifest, now, read_manifest
 from dfmspec.record.progress import plan_id_of
 from dfmspec.record.run_dir import LATEST, LOCK, OWNER, RunDir
+
+_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}-[0-9a-f]{4}.*")
+"""What `new_run_id` gives, and what a copy of it may be called."""
 
 
 def new_run_id(plan: Plan) -> str:
@@ -44,13 +48,12 @@ def runs_of(folder: Path) -> Iterator[tuple[RunDir, Manifest]]:
 def broken_runs(folder: Path) -> Iterator[tuple[RunDir, str]]:
     """The run directories of `<output_dir>/<name>` that hold progress and no readable record, each with what is wrong.
 
-    One in which nothing was begun is passed over: whoever made it did not live to start.
+    One in which nothing was begun is passed over: whoever made it did not live to start. So is that of a script, which
+    has no record, and one that may not be looked into.
     """
     for path in sorted(folder.glob("*")):
         run = RunDir(path)
-        if not path.is_dir() or path.is_symlink():
-            continue
-        if not any(place.exists() for place in (run.events, run.attempts, run.checkpoints)):
+        if _RUN_ID.fullmatch(path.name) is None or not _has_begun(run):
             continue
         try:
             manifest = read_manifest(run)
@@ -62,6 +65,14 @@ def broken_runs(folder: Path) -> Iterator[tuple[RunDir, str]]:
         else:
             if plan_id_of(run) not in (None, manifest.plan_id):
                 yield run, "is damaged (its plan_id is not that of plan.json)"
+
+
+def _has_begun(run: RunDir) -> bool:
+    """Whether a run directory holds anything that could be lost; False where that cannot be seen."""
+    try:
+        return any(place.exists() for place in (run.events, run.attempts, run.checkpoints))
+    except OSError:
+        return False
 
 
 def latest_of(folder: Path) -> RunDir | None:
@@ -145,7 +156,7 @@ def owned(folder: Path, what: str, seconds: float = 0.5) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=seconds)
+    lock = FileLock(folder / LOCK, timeout=seconds, mode=0o666)
     owner = folder / OWNER
     try:
         lock.acquire()

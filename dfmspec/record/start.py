@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.checkpoints import find
+from dfmspec.record.checkpoints import committed, find, iteration_of, problem
 from dfmspec.record.progress import Identity, Progress, check_start
 from dfmspec.spec.iterations import iteration_folders
 from dfmspec.spec.paths import local_path
@@ -33,9 +33,39 @@ def start_of(
         report: where checkpoints that are passed over are told.
 
     Raises:
-        CheckpointError: what is asked for is not there or is another plan's, `never` meets checkpoints, or what was
-            committed is gone.
+        CheckpointError: what is asked for is not there or is another plan's, `never` meets checkpoints, what was
+            committed is gone, or a later checkpoint is there.
     """
+    found = _chosen(resume, load=load, step=step, progress=progress, identity=identity, report=report)
+    _refuse_newer(progress, 0 if found is None else iteration_of(found))
+    return found
+
+
+def _refuse_newer(progress: Progress, iteration: int) -> None:
+    """Refuse a start before the newest checkpoint, which would leave two histories in one folder.
+
+    Raises:
+        CheckpointError: there is a later one that could be used.
+    """
+    for path in committed(progress.save):
+        newer = iteration_of(path)
+        if newer > iteration and problem(path, progress.digests) is None:
+            raise CheckpointError(
+                f"{progress.save} has a checkpoint of iteration {newer}, "
+                f"after the {iteration} to start from; give checkpoint.save another folder"
+            )
+
+
+def _chosen(
+    resume: Resume,
+    *,
+    load: Path,
+    step: int | None,
+    progress: Progress,
+    identity: Identity,
+    report: Callable[[str], None],
+) -> Path | None:
+    """The checkpoint that a training is to start from, by what is asked for; None: afresh."""
     save = progress.save
     elsewhere = save != load  # somebody named a place to resume from
 
@@ -61,7 +91,7 @@ def start_of(
     found = None
     if folder.is_dir() or wanted is not None:
         found = find(folder, iteration=wanted, report=report, digests=digests)
-    if resume.kind == "auto" and not elsewhere and wanted is None:
+    if resume.kind in ("auto", "require") and not elsewhere and wanted is None:
         check_start(found, progress, identity, report)
     if found is None and (elsewhere or resume.kind != "auto"):
         raise CheckpointError(f"{folder} has no checkpoint to resume from")

@@ -16,7 +16,7 @@ from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan
 from dfmspec.record.checkpoints import committed, iteration_of, newest_described
 from dfmspec.record.manifest import Manifest, git_state, launch_host, now, write_manifest
-from dfmspec.record.progress import Identity, Progress, check_start, plan_id_of
+from dfmspec.record.progress import Identity, Progress, check_start, plan_id_of, saved_in
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import broken_runs, latest_of, new_run_id, runs_of
 from dfmspec.run.launch import launcher
@@ -77,8 +77,10 @@ def is_credible(manifest: Manifest) -> bool:
     return not manifest.attempts or manifest.attempts[-1].outcome == "finished"
 
 
-def check_progress(launch: Launch, run: RunDir) -> None:
+def check_progress(launch: Launch, run: RunDir, starts_from: Mapping[str, Any] | None = None) -> None:
     """See that what a run has committed is there, and its plan's; what may be meant is told by the ranks.
+
+    `starts_from`: of a run that has no record yet.
 
     Raises:
         CheckpointError: it is gone, or another plan's.
@@ -89,7 +91,7 @@ def check_progress(launch: Launch, run: RunDir) -> None:
     if is_of_the_nodes or launch.resume.kind == "never":  # a disk that this machine need not see; or nothing to lose
         return
     identity = Identity(launch.config, launch.plan_id)
-    check_start(newest_described(folder), Progress.of(run, folder, launch.resume.source), identity, report=_unheard)
+    check_start(newest_described(folder), Progress.of(run, folder, starts_from), identity, report=_unheard)
 
 
 def _unheard(line: str) -> None:
@@ -120,8 +122,11 @@ def _refuse_broken(launch: Launch) -> None:
     """
     if launch.resume.kind not in ("auto", "require"):
         return
+    # One that was begun anew after it is gone on with, whatever became of the other.
+    latest = latest_of(launch.folder)
+    is_succeeded = latest is not None and any(run.path.resolve() == latest.path for run, _ in _of_the_plan(launch))
     for run, fault in broken_runs(launch.folder):
-        if plan_id_of(run) in (None, launch.plan_id):
+        if not is_succeeded and plan_id_of(run) in (None, launch.plan_id):
             raise CheckpointError(
                 f"the {run.manifest.name} of run {run} {fault}; put it back, or move the run away, "
                 "or begin anew with run.resume=never"
@@ -135,7 +140,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
     starts_from = _start_elsewhere(launch)
     run_id = new_run_id(plan)
     run = RunDir(launch.folder / run_id)
-    check_progress(launch, run)
+    check_progress(launch, run, starts_from)
     _check_something_to_train(launch, starts_from)
     _tell_of_another(launch, run)
 
@@ -174,7 +179,7 @@ def _start_elsewhere(launch: Launch) -> dict[str, Any]:
         return {"load": _folder_with(resume.iteration, launch), "ckpt_step": resume.iteration}
     if resume.folder is not None:
         named = RunDir(local_path(resume.folder))
-        folder = named.checkpoints if named.manifest.exists() else named.path  # a run directory will do
+        folder = saved_in(named) if named.manifest.exists() else named.path  # a run directory will do
         return {"load": os.path.realpath(folder)}  # `latest` leads elsewhere once this run is opened
     return {}
 
@@ -223,7 +228,7 @@ def _tell_of_another(launch: Launch, new: RunDir) -> None:
     for run, manifest in runs_of(launch.folder):
         if manifest.plan_id == launch.plan_id:
             continue
-        saved = committed(launch.checkpoints(run))
+        saved = committed(saved_in(run))
         if manifest.verdict != "succeeded" and saved:
             iteration = iteration_of(saved[0])
             launch.request.talk(

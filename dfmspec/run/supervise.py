@@ -35,7 +35,8 @@ from dfmspec.run.request import Launch, Request
 from dfmspec.targets import CONFIG
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 120.0
+_GRACE_SECONDS = 180.0
+"""Longer than torchrun waits for its ranks."""
 _SECONDS_TO_OPEN = 60.0
 _SECONDS_FOR_THE_OTHERS = 10
 """Once one node has failed, the others wait for it in vain."""
@@ -101,6 +102,7 @@ class _Supervisor:
             self._conclude_earlier(handle.attempt if handle else 0)
             succeeded = self.manifest.verdict == "succeeded" and is_credible(self.manifest)
             if handle is None and succeeded:  # while nobody watched
+                request.talk(f"Run {self.run_dir.path} has finished while nobody watched it")
                 return OK
 
             # One attempt, and those that a scheduler starts after it.
@@ -235,8 +237,9 @@ class _Supervisor:
 
             # Signals that came since the last look.
             if len(self.signals) > asked:
+                is_second = asked > 0  # those of one moment are one
                 asked = len(self.signals)
-                if asked > 1:
+                if is_second:
                     return codes
                 talk("Stopping: the iteration is finished and saved first (a second signal ends it at once)")
                 handle.stop(self.signals[0])

@@ -166,7 +166,6 @@ def _set_out(
 
     # Where it was.
     iteration = checkpoints.iteration_of(start_from) if start_from else 0
-    _refuse_newer(Path(experiment.checkpoint.save), iteration)
     consumed = iteration * experiment.train.global_batch_size
     streams = _streams(experiment, "train", consumed=consumed)
     if start_from:
@@ -190,17 +189,6 @@ def _agreed(resume: Callable[..., Path | None], report: Reporter) -> Path | None
         raise choice[0]
     found: Path | None = choice[0]
     return found
-
-
-def _refuse_newer(folder: Path, iteration: int) -> None:
-    """Refuse a start before the newest checkpoint, which would leave two histories in one folder."""
-    for path in checkpoints.committed(folder):
-        newer = checkpoints.iteration_of(path)
-        if newer > iteration and checkpoints.problem(path) is None:
-            raise CheckpointError(
-                f"{folder} has a checkpoint of iteration {newer}, "
-                f"after the {iteration} to start from; give checkpoint.save another folder"
-            )
 
 
 def _streams(experiment: Experiment, split: str, consumed: int = 0) -> RankStreams:

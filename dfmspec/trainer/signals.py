@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT or SIGUSR1 until an iteration asks."""
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until an iteration asks."""
 
     def __init__(self, file: Path | None, timeout: timedelta) -> None:
         """Listen from now on.
@@ -27,6 +27,10 @@ class StopSignal:
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
+
+        # A connection that closes ends what it began; nohup says otherwise.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
         """Keep the first signal; Python calls this between two instructions."""

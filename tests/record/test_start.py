@@ -96,8 +96,8 @@ def test_an_iteration_or_a_folder_is_where_it_starts(tmp_path: Path) -> None:
     second = checkpoint(tmp_path / "ckpts", 2)
     fourth = checkpoint(tmp_path / "ckpts", 4)
 
-    assert start(2, tmp_path / "ckpts")[0] == second
-    assert start("auto", tmp_path / "ckpts", step=2)[0] == second
+    assert start(2, tmp_path / "ckpts", tmp_path / "own")[0] == second
+    assert start("auto", tmp_path / "ckpts", tmp_path / "own", step=2)[0] == second
     assert start(str(tmp_path / "ckpts"), tmp_path / "none")[0] == fourth
 
 
@@ -105,3 +105,10 @@ def test_none_whole_is_an_error_and_never_a_fresh_start(tmp_path: Path) -> None:
     damaged(tmp_path, 2)
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         start("auto", tmp_path)
+
+
+def test_a_start_before_the_newest_would_leave_two_histories(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 2)
+    checkpoint(tmp_path, 4)
+    with pytest.raises(CheckpointError, match="has a checkpoint of iteration 4, after the 2 to start from"):
+        start("auto", tmp_path, step=2)

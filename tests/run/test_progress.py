@@ -164,3 +164,26 @@ def test_never_begins_anew_where_a_tracker_alone_is_left(place: Path) -> None:
     assert refused.returncode == 1
     assert "but iteration 8 was committed" in refused.stderr
     assert begun.returncode == 0, begun.stderr
+
+
+def test_what_a_script_left_is_no_run_that_lost_its_record(place: Path) -> None:
+    """A bundle's script writes to a folder by its plan's id, and leaves no record."""
+    left = place / "runs" / "tiny" / "abcdef012345"
+    shutil.copytree(find_run("tiny", place / "runs").checkpoints, left / "checkpoints")
+    done = dfmspec("run", "tiny.yaml", cwd=place)
+
+    assert done.returncode == 0, done.stderr
+    assert "finished already" in done.stderr
+
+
+def test_a_run_that_was_begun_anew_goes_on_beside_one_that_lost_its_record(place: Path) -> None:
+    lost = find_run("tiny", place / "runs")
+    lost.manifest.unlink()
+    words = ["run", "tiny.yaml"]
+    assert dfmspec(*words, cwd=place).returncode == 1
+    anew = dfmspec(*words, "run.resume=never", cwd=place)
+    again = dfmspec(*words, cwd=place)
+
+    assert anew.returncode == 0, anew.stderr
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == anew.stdout

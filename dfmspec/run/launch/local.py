@@ -24,6 +24,7 @@ from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
 from dfmspec.run.launch import Place, tell_namesakes
+from dfmspec.spec.paths import PLAN_ID
 from dfmspec.targets import CONFIG, target_module
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     port = str(free_port())
     env: dict[str, str | None] = {**plan.env, **patience(plan.env)}
     env["DFMSPEC_RUN_DIR"] = str(place.run.path)
+    env[PLAN_ID] = f"sha256:{plan.plan_id}"
     env[_ATTEMPT] = str(place.attempt_dir.path)
     env["TQDM_DISABLE"] = "1"
     if plan.nnodes > 1:

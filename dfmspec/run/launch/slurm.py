@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dfmspec.errors import PreflightError
+from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import MASTER_PORT, SCRIPT_A_NODE, where
 from dfmspec.record.files import read_json
@@ -188,7 +189,11 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
     output = _literal(run_dir) + "/slurm-%j.log"
     answer = _sbatch(["--parsable", f"--output={output}", f"{run_dir}/{JOB}"], env)
     job, _, _ = answer.partition(";")  # the name of the cluster may follow
-    place.attempt_dir.slurm.write_text(json.dumps({"job": job}) + "\n")
+    try:
+        write_aside(place.attempt_dir.slurm, json.dumps({"job": job}) + "\n")
+    except OSError:  # nobody would know of it
+        subprocess.run(["scancel", job], capture_output=True, check=False)
+        raise
     place.talk(f"Slurm job {job} is submitted")
     return SlurmJob(job, plan, place, restarts=0)
 

@@ -293,6 +293,7 @@ def load_tensors(wanted: ShardedStateDict, checkpoint: Path) -> dict[str, Any]:
         KeyError, ValueError, CheckpointingException, CheckpointException: it has other tensors.
     """
     objects = list(_taken_objects(wanted))
+    assert not any(isinstance(value, ShardedObject) for value in nested_values(wanted))
     kinds = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     for tensor in nested_values(wanted):
         if isinstance(tensor, ShardedTensor) and isinstance(kinds.get(tensor.key), BytesStorageMetadata):

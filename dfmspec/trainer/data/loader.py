@@ -5,6 +5,7 @@ A signal to the whole job is the rank's affair: the loader process stays until t
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -33,6 +34,9 @@ _SHUFFLE_SEQUENCE = 100
 """Samples read in a row from one place of a shard before jumping to another."""
 _SECONDS_BETWEEN_LOOKS = 1.0
 """How often a loader process that owes an answer is looked at."""
+
+_SECONDS_TO_BE_GONE = 0.5
+"""How long a loader process that may have ended is waited for."""
 
 
 class EnergonPacks:
@@ -119,6 +123,8 @@ class EnergonPacks:
                 "(docker --shm-size, a memory volume of the pod), or set dataset.num_workers=0"
             )
         # Whatever is said of the connection to a process that is gone, it is gone.
+        for process in self._processes:
+            process.join(_SECONDS_TO_BE_GONE)  # the connection breaks a moment before
         gone = _ended(self._processes)
         if gone is not None:
             return gone
@@ -181,7 +187,7 @@ class _Answers:
 
 
 def _in_a_loader_process(prepare: Callable[[int], None], worker: int) -> None:
-    """What a loader process does first: from here on it ends with the rank, and with nothing before it."""
+    """What a loader process does first: signals to the whole job are the rank's affair, which ends it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sending: Any = multiprocessing.queues.Queue
@@ -201,6 +207,10 @@ def end_loaders() -> None:
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
+
+
+# Before Python's own end of such processes, which asks them by a signal that they ignore, and waits.
+atexit.register(end_loaders)
 
 
 def _converted(state: SavableDataLoaderState, *, has_process: bool) -> tuple[SavableDataLoaderState, int]:
