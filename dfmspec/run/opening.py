@@ -142,7 +142,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
     run = RunDir(launch.folder / run_id)
     check_progress(launch, run, starts_from)
     _check_something_to_train(launch, starts_from)
-    _tell_of_another(launch, run)
+    _tell_of_another(launch)
 
     # What was asked, and what it was compiled to.
     run.path.mkdir()
@@ -218,7 +218,7 @@ def _folder_with(iteration: int, launch: Launch) -> str:
     )
 
 
-def _tell_of_another(launch: Launch, new: RunDir) -> None:
+def _tell_of_another(launch: Launch) -> None:
     """A new run of a name that has an unfinished one: a change of the spec, however small, has made it another.
 
     By the disk: also where nobody lived to write it down.
@@ -232,7 +232,7 @@ def _tell_of_another(launch: Launch, new: RunDir) -> None:
         if manifest.verdict != "succeeded" and saved:
             iteration = iteration_of(saved[0])
             launch.request.talk(
-                f"A new run, {new}: {run}, at iteration {iteration}, has another plan "
+                f"A new run: {run}, at iteration {iteration}, has another plan "
                 f"(dfmspec plan --diff {run} tells what differs); run.resume={run} goes on from there"
             )
             return

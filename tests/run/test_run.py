@@ -378,7 +378,7 @@ def test_ranks_whose_torchrun_was_killed_end_before_the_verdict(spec: Path, tmp_
     psutil.Process(pids[0]).parent().kill()
     process.communicate(timeout=120)
 
-    assert process.returncode == 1
+    assert process.returncode in (1, 75)  # whether they could save first, or not
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
