@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, environment
 
-SECONDS = 200
+SECONDS = 240
 
 
 @pytest.mark.long
