@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +26,8 @@ def write_aside(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; nothing is left, and the error names the file.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    unguessed = os.urandom(8).hex()
+    aside = path.with_name(f".{path.name}.{unguessed}.tmp")
     try:
         # Whoever may write to the folder cannot have a link waiting under that name.
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
