@@ -34,7 +34,7 @@ from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
 from dfmspec.record.progress import Identity, Progress, plan_id_of
 from dfmspec.record.run_dir import AttemptDir, RankDir, RunDir
-from dfmspec.record.start import start_of
+from dfmspec.record.start import Asked, start_of
 from dfmspec.spec.digest import canonical
 from dfmspec.spec.paths import PATH_KEYS, PLAN_ID, RUN_DIR, absolute
 from dfmspec.spec.resume import Resume
@@ -315,14 +315,8 @@ def _plan_id(run_dir: RunDir | None) -> str | None:
 def _start(experiment: Experiment, identity: Identity, report: Any) -> Path | None:
     """The checkpoint that the training starts from; None: afresh."""
     checkpoint = experiment.checkpoint
-    return start_of(
-        Resume.parse(experiment.run.resume),
-        load=Path(checkpoint.load),
-        step=checkpoint.ckpt_step,
-        progress=Progress.of(_run(), Path(checkpoint.save)),
-        identity=identity,
-        report=report,
-    )
+    asked = Asked(Resume.parse(experiment.run.resume), Path(checkpoint.load), checkpoint.ckpt_step)
+    return start_of(asked, Progress.of(_run(), Path(checkpoint.save)), identity, report)
 
 
 if __name__ == "__main__":

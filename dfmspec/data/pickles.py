@@ -21,8 +21,8 @@ Name = tuple[str, str]
 Binder = Callable[[str, str], Any]
 """What an allowed name stands for."""
 
-LARGEST_PICKLE = 256 * 2**20
-"""Bytes of a pickle that are unpacked from a zip file."""
+LARGEST = 256 * 2**20
+"""Bytes that are read of a sample's file, of the tensor in it, and of a pickle in a zip file."""
 
 TENSOR_NAMES: frozenset[Name] = frozenset(
     {
@@ -189,7 +189,7 @@ def _pickle_in(data: bytes) -> bytes:
         if names.count("data.pkl") != 1 or "constants.pkl" in names:
             raise DataError("it is no file of torch.save")
         entry = archive.infolist()[names.index("data.pkl")]
-        if entry.file_size > LARGEST_PICKLE:
-            mebibytes = LARGEST_PICKLE >> 20
+        if entry.file_size > LARGEST:
+            mebibytes = LARGEST >> 20
             raise DataError(f"its pickle unpacks to more than {mebibytes} MiB")
         return archive.read(entry)

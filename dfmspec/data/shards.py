@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfmspec.data.energon_metadata import excluded, shards_there
+from dfmspec.data.pickles import LARGEST
 from dfmspec.data.samples import LATENT, TEXT, Part, missing, missing_fault
 from dfmspec.data.tars import members, opened
-from dfmspec.data.tensor_files import LARGEST, refuse_larger
+from dfmspec.data.tensor_files import refuse_larger
 from dfmspec.data.tensors import Tensor, read_tensor
 from dfmspec.errors import DataError
 

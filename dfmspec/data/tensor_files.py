@@ -20,11 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from dfmspec.data.pickles import STORAGE_NAMES, TENSOR_NAMES, RestrictedUnpickler
+from dfmspec.data.pickles import LARGEST, STORAGE_NAMES, TENSOR_NAMES, RestrictedUnpickler
 from dfmspec.errors import DataError
 
-LARGEST = 256 * 2**20
-"""Bytes of a file that are read, and of the tensor in it; a sample's are some thousand."""
 _MAGIC = 0x1950A86A20F9469CFC6C
 """With this number torch.save's older form begins."""
 

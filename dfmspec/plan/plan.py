@@ -110,6 +110,11 @@ class Plan:
         return hashlib.sha256(canonical(self.identity).encode()).hexdigest()
 
     @property
+    def recorded_id(self) -> str:
+        """plan_id as files and records have it."""
+        return f"sha256:{self.plan_id}"
+
+    @property
     def short_id(self) -> str:
         """The first twelve digits of plan_id, by which scripts and folders name the plan."""
         return self.plan_id[:12]
@@ -152,7 +157,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """The content of plan.json."""
         return {
-            "plan_id": f"sha256:{self.plan_id}",
+            "plan_id": self.recorded_id,
             **self.identity,
             # Beside the identity.
             "run": dict(self.run),

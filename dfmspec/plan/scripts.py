@@ -126,7 +126,7 @@ def node_script(plan: Plan, node: int | None) -> str:
         lines.append(f'{rank}="${{1:?give the rank of this node, 0 to {plan.nnodes - 1}}}"')
     lines.append('DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)')
     lines += where(plan, "$PWD")
-    lines.append(f"export {PLAN_ID}=sha256:{plan.plan_id}  # checkpoints say whose they are")
+    lines.append(f"export {PLAN_ID}={plan.recorded_id}  # checkpoints say whose they are")
     lines.append('mkdir -p "$DFMSPEC_RUN_DIR"')
     lines += _of_the_run(plan)
 

@@ -6,7 +6,6 @@ checksum. None is trusted: what torch is going to unpickle of one has been gone 
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple
 
 from dfmspec.data.pickles import COMMON_NAMES, METADATA_NAMES, STREAM_NAMES, Name, look_through
 from dfmspec.errors import CheckpointError, DataError
-from dfmspec.record.files import read_json
-from dfmspec.spec.checkpoints import MANIFEST, of_another
-from dfmspec.spec.digest import config_digest
+from dfmspec.record.files import json_object, read_json, read_whole
+from dfmspec.spec.checkpoints import MANIFEST, is_committed, of_another
+from dfmspec.spec.digest import bytes_digest, config_digest
 from dfmspec.spec.iterations import folder_of, iteration_folders, iteration_in
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -48,7 +47,7 @@ def stream_file(index: int) -> str:
 
 def committed(folder: Path) -> list[Path]:
     """The checkpoints of a folder that were committed, the highest iteration first."""
-    return [path for path in iteration_folders(folder) if (path / MANIFEST).exists()]
+    return [path for path in iteration_folders(folder) if is_committed(path, own=True)]
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -130,7 +129,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def manifest_digest(checkpoint: Path) -> str:
     """sha256 of a checkpoint's manifest, which has those of all its files."""
-    return "sha256:" + hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
+    return bytes_digest((checkpoint / MANIFEST).read_bytes())
 
 
 def problem(checkpoint: Path, digests: Digests | None = None) -> str | None:
@@ -144,13 +143,13 @@ def problem(checkpoint: Path, digests: Digests | None = None) -> str | None:
     if whose is not None:
         return f"it is {whose}"
     try:
-        manifest = read_manifest(checkpoint)
-        digest = manifest_digest(checkpoint)
+        text = read_whole(checkpoint / MANIFEST)
+        manifest = json_object(text)
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error
         return f"its {MANIFEST} cannot be read ({said})"
     known = (digests or {}).get(iteration_of(checkpoint))
-    if known is not None and digest != known:
+    if known is not None and bytes_digest(text) != known:
         return f"its {MANIFEST} is not the one that was committed"
     try:
         _check_manifest(checkpoint, manifest)

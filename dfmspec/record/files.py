@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dfmspec.bounded import read_bytes
+
 LARGEST = 64 * 2**20
 """Bytes of a file of JSON that are read; a run's have some thousand."""
 
@@ -14,17 +16,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no ordinary file, or what is in it is no JSON object, or is too large or too deep for one.
+        OSError: it cannot be read, or is larger than any of a run.
+        ValueError: it is no ordinary file, or what is in it is no JSON object, or too deep for one.
     """
-    if not path.is_file() and path.exists():
+    return json_object(read_whole(path))
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file of JSON.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any of a run.
+        ValueError: it is no ordinary file.
+    """
+    if path.exists() and not path.is_file():
         raise ValueError("it is no ordinary file")
-    with path.open("rb") as handle:
-        text = handle.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        mebibytes = LARGEST >> 20
-        raise ValueError(f"it has more than {mebibytes} MiB")
-    return json_object(text)
+    return read_bytes(path, most=LARGEST)
 
 
 def json_object(text: bytes) -> dict[str, Any]:

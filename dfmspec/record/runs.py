@@ -124,7 +124,7 @@ def is_owned(run: RunDir) -> bool:
 def reached(run: RunDir, manifest: Manifest) -> int | None:
     """The last iteration of a run's last attempt; of one that goes on, by its events."""
     if manifest.verdict == "running":
-        iterations = [event for event in read_events(run.events) if event["type"] == "iteration"]
+        iterations = read_events(run.events, kinds=["iteration"])
         if not iterations:
             return None
         last: int = iterations[-1]["iteration"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import committed, find, iteration_of, problem
@@ -13,21 +14,22 @@ from dfmspec.spec.paths import local_path
 from dfmspec.spec.resume import Resume
 
 
-def start_of(
-    resume: Resume,
-    *,
-    load: Path,
-    step: int | None,
-    progress: Progress,
-    identity: Identity,
-    report: Callable[[str], None],
-) -> Path | None:
+class Asked(NamedTuple):
+    """Where a training is to start, as its configuration says."""
+
+    resume: Resume
+    """run.resume"""
+    load: Path
+    """checkpoint.load, the folder to resume from."""
+    step: int | None
+    """checkpoint.ckpt_step, the iteration to resume from; None: the newest whole checkpoint."""
+
+
+def start_of(asked: Asked, progress: Progress, identity: Identity, report: Callable[[str], None]) -> Path | None:
     """The checkpoint that a training starts from; None: afresh.
 
     Args:
-        resume: what run.resume asks for.
-        load: checkpoint.load, the folder to resume from.
-        step: checkpoint.ckpt_step, the iteration to resume from; None: the newest whole checkpoint.
+        asked: where it is to start.
         progress: what the run has committed, and where it saves.
         identity: whose checkpoints are the run's own.
         report: where checkpoints that are passed over are told.
@@ -36,7 +38,7 @@ def start_of(
         CheckpointError: what is asked for is not there or is another plan's, `never` meets checkpoints, what was
             committed is gone, or a later checkpoint is there.
     """
-    found = _chosen(resume, load=load, step=step, progress=progress, identity=identity, report=report)
+    found = _chosen(asked, progress, identity, report)
     _refuse_newer(progress, 0 if found is None else iteration_of(found))
     return found
 
@@ -56,16 +58,9 @@ def _refuse_newer(progress: Progress, iteration: int) -> None:
             )
 
 
-def _chosen(
-    resume: Resume,
-    *,
-    load: Path,
-    step: int | None,
-    progress: Progress,
-    identity: Identity,
-    report: Callable[[str], None],
-) -> Path | None:
-    """The checkpoint that a training is to start from, by what is asked for; None: afresh."""
+def _chosen(asked: Asked, progress: Progress, identity: Identity, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint that is asked for, whatever others there are; None: afresh."""
+    resume, load, step = asked
     save = progress.save
     elsewhere = save != load  # somebody named a place to resume from
 

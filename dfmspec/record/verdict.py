@@ -46,7 +46,8 @@ def conclude(
     # What it left.
     attempt_dir = run.attempt(attempt.number)
     _fill_nodes(attempt, attempt_dir, codes)
-    events = _events(run, attempt.number)
+    of_the_run = read_events(run.events)
+    events = _of_attempt(of_the_run, attempt.number)
     iterations = [event for event in events if event["type"] == "iteration"]
     _fill_progress(attempt, events, iterations)
     attempt.signal = _signal(signals, events)
@@ -56,10 +57,10 @@ def conclude(
 
     # What came of it.
     kinds = {event["type"] for event in events}
-    fault = _fault_of(folder, attempt.to_iteration) or _misbegun(run, attempt, events, iterations)
+    fault = _fault_of(folder, attempt.to_iteration) or _misbegun(of_the_run, attempt, events, iterations)
     target = _target(events)
     if "finished" in kinds and fault is None:
-        fault = _worthless(run, attempt, events)
+        fault = _worthless(of_the_run, attempt, events)
     if "finished" in kinds and fault is None:
         attempt.outcome = "finished"
         manifest.verdict = "succeeded"
@@ -114,7 +115,7 @@ def _target(events: Events) -> int | None:
 
 def span(run: RunDir, attempt: int) -> tuple[str, str]:
     """When an attempt that nobody watched began and ended, by its first and last event; now, while it has none."""
-    events = _events(run, attempt)
+    events = _of_attempt(read_events(run.events), attempt)
     if not events:
         now = moment(time.time())
         return now, now
@@ -154,11 +155,11 @@ def _start_seconds(started: Event, iterations: Events) -> dict[str, float] | Non
     return stages
 
 
-def _events(run: RunDir, attempt: int) -> list[Event]:
+def _of_attempt(of_the_run: Events, attempt: int) -> list[Event]:
     """The events of one attempt: from its `started` to the next one's."""
     found: list[Event] = []
     of_the_attempt = False
-    for event in read_events(run.events):
+    for event in of_the_run:
         if event["type"] == "started":
             of_the_attempt = event.get("attempt") == attempt
         if of_the_attempt:
@@ -207,23 +208,22 @@ def _fault_of(folder: Path, iteration: int | None) -> str | None:
     return f"the last checkpoint cannot be used: {fault}" if fault else None
 
 
-def _misbegun(run: RunDir, attempt: Attempt, events: Events, iterations: Events) -> str | None:
+def _misbegun(of_the_run: Events, attempt: Attempt, events: Events, iterations: Events) -> str | None:
     """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
     if attempt.from_iteration is None:
         return None
-    of_the_run = read_events(run.events, kinds=["started", "checkpoint"])
     before = of_the_run[: of_the_run.index(events[0])]
     committed = max((event["iteration"] for event in before if event["type"] == "checkpoint"), default=0)
     first = iterations[0]["iteration"] if iterations else None
     return fault_of_start(committed=committed, started=attempt.from_iteration, first=first)
 
 
-def _worthless(run: RunDir, attempt: Attempt, events: Events) -> str | None:
+def _worthless(of_the_run: Events, attempt: Attempt, events: Events) -> str | None:
     """Why an attempt that ran to its end is no success."""
     target = _target(events)
     if attempt.to_iteration != target:
         return f"it ended after iteration {attempt.to_iteration}, and train.train_iters is {target}"
-    if not read_events(run.events, kinds=["iteration"]):
+    if _first(of_the_run, "iteration") is None:
         return f"nothing was trained: it set out from iteration {attempt.from_iteration}; raise train.train_iters"
     evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
     if evaluations and (evaluations[-1] is None or not math.isfinite(evaluations[-1])):

@@ -124,7 +124,7 @@ def read_plan(file: Path) -> Plan:
         raise StalePlanError(f"{file} cannot be read: {error}; make the plan again") from error
 
     # Its digests are those of its content, unless somebody has edited it.
-    is_same_plan = stored.get("plan_id") == f"sha256:{plan.plan_id}"
+    is_same_plan = stored.get("plan_id") == plan.recorded_id
     if not is_same_plan or stored.get("launch") != plan.launch_digest:
         raise StalePlanError(f"{file} was edited: its content is not that of its digests; make the plan again")
     return _seen_from_here(plan, file.parent)

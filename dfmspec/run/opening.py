@@ -5,9 +5,8 @@ Nothing is begun anew in silence: what a run has committed is there and its own,
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import broken_runs, latest_of, new_run_id, runs_of
 from dfmspec.run.launch import launcher
 from dfmspec.run.request import Launch
-from dfmspec.spec.digest import config_digest
+from dfmspec.spec.digest import config_digest, text_digest
 from dfmspec.spec.iterations import iteration_folders
 from dfmspec.spec.paths import local_path
 from dfmspec.targets import CONFIG
@@ -36,10 +35,11 @@ def earlier(launch: Launch) -> tuple[RunDir, Manifest] | None:
         CheckpointError: a run of the plan has lost its record.
     """
     resume = launch.resume
-    _refuse_broken(launch)
+    of_the_plan = _of_the_plan(launch, launch.request.talk)
+    _refuse_broken(launch, of_the_plan)
 
     # Go on with the newest run of this plan from this source; one that started elsewhere is not started there twice.
-    for run, manifest in _of_the_plan(launch):
+    for run, manifest in of_the_plan:
         if manifest.resumed_from != resume.source:
             continue
         is_over = resume.source is not None and manifest.verdict == "succeeded"
@@ -98,8 +98,11 @@ def _unheard(line: str) -> None:
     """A line that somebody else tells."""
 
 
-def _of_the_plan(launch: Launch) -> list[tuple[RunDir, Manifest]]:
-    """The runs of a plan: first the one that was opened last, then by their names, the newest first."""
+def _of_the_plan(launch: Launch, report: Callable[[str], None]) -> list[tuple[RunDir, Manifest]]:
+    """The runs of a plan: first the one that was opened last, then by their names, the newest first.
+
+    `report`: where copies that are left alone are told.
+    """
     found = [(run, manifest) for run, manifest in runs_of(launch.folder) if manifest.plan_id == launch.plan_id]
 
     # A copy has the id of what it was copied from.
@@ -107,26 +110,30 @@ def _of_the_plan(launch: Launch) -> list[tuple[RunDir, Manifest]]:
     own = []
     for run, manifest in found:
         if manifest.run_id != run.path.name and manifest.run_id in names:
-            launch.request.talk(f"{run} is a copy of run {manifest.run_id} and is left alone")
+            report(f"{run} is a copy of run {manifest.run_id} and is left alone")
         else:
             own.append((run, manifest))
     latest = latest_of(launch.folder)
     return sorted(own, key=lambda pair: latest is None or pair[0].path.resolve() != latest.path)
 
 
-def _refuse_broken(launch: Launch) -> None:
+def _refuse_broken(launch: Launch, of_the_plan: Sequence[tuple[RunDir, Manifest]]) -> None:
     """See that no run that may be this plan's has lost its record.
+
+    `of_the_plan`: those that have theirs.
 
     Raises:
         CheckpointError: one has.
     """
     if launch.resume.kind not in ("auto", "require"):
         return
-    # One that was begun anew after it is gone on with, whatever became of the other.
+
+    # Where one was opened after it, that one goes on.
     latest = latest_of(launch.folder)
-    is_succeeded = latest is not None and any(run.path.resolve() == latest.path for run, _ in _of_the_plan(launch))
+    if latest is not None and latest.path in [run.path.resolve() for run, _ in of_the_plan]:
+        return
     for run, fault in broken_runs(launch.folder):
-        if not is_succeeded and plan_id_of(run) in (None, launch.plan_id):
+        if plan_id_of(run) in (None, launch.plan_id):
             raise CheckpointError(
                 f"the {run.manifest.name} of run {run} {fault}; put it back, or move the run away, "
                 "or begin anew with run.resume=never"
@@ -157,7 +164,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
         name=plan.name,
         plan_id=launch.plan_id,
         spec_file=request.spec_file,
-        spec_digest=None if request.spec_text is None else _digest(request.spec_text),
+        spec_digest=None if request.spec_text is None else text_digest(request.spec_text),
         config_digest=config_digest(plan.config),
         overrides=list(request.overrides),
         guards=dict(plan.guards),
@@ -209,7 +216,7 @@ def _folder_with(iteration: int, launch: Launch) -> str:
 
     By the disk: also where nobody lived to write it down.
     """
-    for run, _ in _of_the_plan(launch):
+    for run, _ in _of_the_plan(launch, _unheard):
         saved = launch.checkpoints(run)
         if any(iteration_of(path) == iteration for path in committed(saved)):
             return str(saved)
@@ -246,7 +253,3 @@ def _check_same_data(run: RunDir, manifest: Manifest, plan: Plan) -> None:
             f"run {run.path} cannot go on: its dataset's metadata has changed since it was started; "
             "put it back, or start anew with run.resume=never"
         )
-
-
-def _digest(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -55,7 +55,7 @@ class Launch:
     @property
     def plan_id(self) -> str:
         """As the manifest has it."""
-        return f"sha256:{self.request.plan.plan_id}"
+        return self.request.plan.recorded_id
 
     def config_text(self, starts_from: Mapping[str, Any]) -> str:
         """config.yaml of a run; `starts_from`: keys of section `checkpoint` that are the run's own."""

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dfmspec.data.inspection import inspect
+from dfmspec.data.pickles import LARGEST
 from dfmspec.data.shards import scan
-from dfmspec.data.tensor_files import LARGEST
 from dfmspec.data.tensors import read_tensor
 from dfmspec.errors import DataError
 from dfmspec.trainer.data.decode import load_context, load_latent

@@ -23,8 +23,13 @@ LAUNCHERS = ("local", "ssh", "slurm", "kubernetes")
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
-    """A copy of what was left, with the paths of its new place: a test may go on with it."""
-    folder = Path(shutil.copytree(WRITTEN, tmp_path / "train", symlinks=True))
+    """A copy of what was left: a test may go on with it."""
+    return copy_of_what_was_left(tmp_path / "train")
+
+
+def copy_of_what_was_left(folder: Path) -> Path:
+    """What 2ade833 wrote, in a new place and with its paths."""
+    shutil.copytree(WRITTEN, folder, symlinks=True)
     for name in ("config.yaml", "manifest.json"):
         for path in folder.glob(f"runs/*/2*/{name}"):
             path.write_text(path.read_text().replace("/home/ada/train", str(folder)))

@@ -8,7 +8,7 @@ import pytest
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.progress import Identity, Progress
-from dfmspec.record.start import start_of
+from dfmspec.record.start import Asked, start_of
 from dfmspec.spec.resume import Resume
 from tests.record.made import CONFIG, checkpoint
 
@@ -25,14 +25,8 @@ def start(
 ) -> tuple[Path | None, list[str]]:
     """Where it starts, and what was told on the way."""
     told: list[str] = []
-    found = start_of(
-        Resume.parse(value),
-        load=load,
-        step=step,
-        progress=Progress.of(None, save or load),
-        identity=Identity(CONFIG, None),
-        report=told.append,
-    )
+    asked = Asked(Resume.parse(value), load, step)
+    found = start_of(asked, Progress.of(None, save or load), Identity(CONFIG, None), told.append)
     return found, told
 
 

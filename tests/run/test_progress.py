@@ -13,17 +13,13 @@ from dfmspec.record.manifest import read_manifest
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import find_run
 from tests.conftest import dfmspec
-from tests.formats.test_formats import WRITTEN
+from tests.formats.test_formats import copy_of_what_was_left
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with a spec, its data, and runs of it: one has finished, one was stopped after iteration 8 of 60."""
-    folder = Path(shutil.copytree(WRITTEN, tmp_path / "train", symlinks=True))
-    for name in ("config.yaml", "manifest.json"):
-        for path in folder.glob(f"runs/*/2*/{name}"):
-            path.write_text(path.read_text().replace("/home/ada/train", str(folder)))
-    return folder
+    return copy_of_what_was_left(tmp_path / "train")
 
 
 def halted(place: Path) -> RunDir:

@@ -104,7 +104,7 @@ def _labels(plan: Plan) -> dict[str, Any]:
 
 
 def _annotations(plan: Plan) -> dict[str, Any]:
-    return {"annotations": {"dfmspec.dev/plan": f"sha256:{plan.plan_id}"}}
+    return {"annotations": {"dfmspec.dev/plan": plan.recorded_id}}
 
 
 def _data(plan: Plan) -> dict[str, str]:

@@ -65,7 +65,7 @@ def launch(plan: Plan, place: Place) -> LocalRun:
         Role.SCRIPT: str(resource(target_module(plan.target).ENTRY)),
         Role.CONFIG: str(place.run.path / CONFIG),
     }
-    run = LocalRun(place.attempt, inherited(os.environ, nnodes=plan.nnodes))
+    run = LocalRun(place, inherited(os.environ, nnodes=plan.nnodes))
     for node in range(plan.nnodes):
         argv = [_argument(word, plan, env, places) for word in plan.words(node)]
         folder = place.attempt_dir.node(node)
@@ -79,7 +79,7 @@ def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     port = str(free_port())
     env: dict[str, str | None] = {**plan.env, **patience(plan.env)}
     env["DFMSPEC_RUN_DIR"] = str(place.run.path)
-    env[PLAN_ID] = f"sha256:{plan.plan_id}"
+    env[PLAN_ID] = plan.recorded_id
     env[_ATTEMPT] = str(place.attempt_dir.path)
     env["TQDM_DISABLE"] = "1"
     if plan.nnodes > 1:
@@ -128,14 +128,14 @@ def free_port() -> int:
 class LocalRun:
     """The torchrun processes of a run on this machine."""
 
-    def __init__(self, attempt: int, around: Mapping[str, str]) -> None:
-        self.attempt = attempt
+    def __init__(self, place: Place, around: Mapping[str, str]) -> None:
+        """`around`: the variables that each torchrun has beside those of its own."""
+        self.attempt = place.attempt
+        self._attempt_dir = str(place.attempt_dir.path)
         self._around = around
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folders: list[NodeDir] = []
         self._logs: list[IO[bytes]] = []
-        self._attempts: set[str] = set()
-        """The folder of the attempt, as its processes have it in their environment."""
         self._described: list[tuple[str, list[str], list[str]]] = []
 
     def start(self, argv: list[str], env: Mapping[str, str | None], folder: NodeDir) -> None:
@@ -152,7 +152,6 @@ class LocalRun:
             preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  one thread here
         )
         self._processes.append(process)
-        self._attempts.add(str(folder.path.parent))
         self._folders.append(folder)
         self._logs.append(log)
         self._described.append((socket.gethostname(), argv, sorted(env)))
@@ -228,7 +227,7 @@ class LocalRun:
         # Those of a torchrun that is gone have the attempt in their environment.
         for other in psutil.process_iter():
             with suppress(psutil.Error):
-                if other.environ().get(_ATTEMPT) in self._attempts:
+                if other.environ().get(_ATTEMPT) == self._attempt_dir:
                     found[other.pid] = other
         return [member for member in found.values() if _lives(member)]
 

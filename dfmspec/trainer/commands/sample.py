@@ -245,11 +245,7 @@ def _plot_losses(axes: Any, events: Path) -> float:
 
 def _losses(events: Path, kind: str) -> dict[int, float]:
     """The loss of each iteration, from the events of one type; the last one where an iteration was repeated."""
-    losses = {}
-    for event in read_events(events):
-        if event["type"] == kind:
-            losses[event["iteration"]] = event["loss"]
-    return losses
+    return {event["iteration"]: event["loss"] for event in read_events(events, kinds=[kind])}
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

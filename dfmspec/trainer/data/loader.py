@@ -34,7 +34,6 @@ _SHUFFLE_SEQUENCE = 100
 """Samples read in a row from one place of a shard before jumping to another."""
 _SECONDS_BETWEEN_LOOKS = 1.0
 """How often a loader process that owes an answer is looked at."""
-
 _SECONDS_TO_BE_GONE = 0.5
 """How long a loader process that may have ended is waited for."""
 

@@ -113,6 +113,14 @@ def test_a_signal_to_every_process_saves_the_run(words: list[str], tmp_path: Pat
     assert not [each for each in loaders if each.is_running()]
 
 
+def test_no_loader_process_outlives_a_rank_that_was_killed(words: list[str], tmp_path: Path) -> None:
+    process, loaders = begun(tmp_path / "run", words)
+    process.kill()
+    _, alive = psutil.wait_procs(loaders, timeout=30)
+
+    assert not alive
+
+
 def test_a_loader_process_that_was_killed_is_named_and_no_shard(words: list[str], tmp_path: Path) -> None:
     process, loaders = begun(tmp_path / "run", words)
     for each in loaders:
