@@ -1,7 +1,8 @@
 """Committed checkpoints as files, without torch: which there are, whether they are whole, which one a path means.
 
 The trainer writes them (`trainer/checkpoint/writer.py`): a folder `iter_N` with a manifest of every file's size and
-checksum. None is trusted: what torch is going to unpickle of one has been gone through here before.
+checksum. None is trusted: the pickles of one are gone through here before torch has them; of its shards torch reads
+tensors alone.
 """
 
 from __future__ import annotations
