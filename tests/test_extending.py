@@ -39,7 +39,7 @@ from dfmspec.targets.dfm import dit
 
 SUBJECT = "a stand-in"
 ENTRY = "standin/train.py"
-CHECKOUT = "${STANDIN_ROOT:?say where the stand-in is}"
+UPSTREAM = dit.UPSTREAM._replace(variable="STANDIN_ROOT", root="/opt/standin")
 
 
 def arguments(values, origins):

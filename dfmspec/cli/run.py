@@ -12,7 +12,7 @@ import typer
 
 from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
-from dfmspec.errors import OK, InvalidSpec, PreflightError, UsageError
+from dfmspec.errors import OK, CheckpointError, InvalidSpec, PreflightError, UsageError
 from dfmspec.targets import target_module
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ class _Source(NamedTuple):
     text: str | None
     """The text of the spec."""
     overrides: tuple[str, ...] = ()
+    run: RunDir | None = None
+    """The run that goes on; None: the plan's, or a new one."""
 
 
 _Words = Annotated[
     list[str],
     typer.Argument(
-        metavar="SPEC|PLAN_DIR [KEY=VALUE]...",
-        help="A spec with overrides, or a folder of `plan -o`.",
+        metavar="SPEC|PLAN_DIR|RUN_DIR [KEY=VALUE]...",
+        help="A spec with overrides, a folder of `plan -o`, or the directory of a run that goes on.",
         show_default=False,
     ),
 ]
@@ -56,6 +58,17 @@ _Detach = Annotated[
         help="With launcher slurm: submit the job and return; the same command watches it again.",
     ),
 ]
+_Preflight = Annotated[
+    str,
+    typer.Option(help="What is looked at before anything starts: quick (packages, revisions, GPUs), or off."),
+]
+_AllowRevision = Annotated[
+    bool,
+    typer.Option(
+        "--allow-revision",
+        help="Run another revision of NVIDIA DFM than the spec was checked by; the run writes down which.",
+    ),
+]
 _OutputDir = Annotated[
     str | None,
     typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir."),
@@ -68,6 +81,8 @@ def run(
     dataset_path: _DatasetPath = None,
     detach: _Detach = False,
     run_output: _OutputDir = None,
+    preflight: _Preflight = "quick",
+    allow_revision: _AllowRevision = False,
 ) -> None:
     """Train: check the spec, start the plan's commands, supervise them, and record the run.
 
@@ -79,13 +94,15 @@ def run(
     Example: dfmspec run spec.yaml train.train_iters=100
     """
     from dfmspec.record.run_dir import RunDir
+    from dfmspec.run.preflight import LEVELS, Preflight, look_here
     from dfmspec.run.request import Request
     from dfmspec.run.supervise import execute, talk_to_stderr
 
     # The plan: as it was saved, or compiled now.
     file, overrides = one_file(words)
+    looked_at = Preflight(_level(preflight, LEVELS), allow_revision)
     if Path(file).is_dir():
-        source = _from_bundle(Path(file), overrides, dry_run=dry_run)
+        source = _from_folder(Path(file), overrides, run_output, dry_run=dry_run)
     else:
         resolved = _checked(file, overrides, dataset_path, dry_run=dry_run)
         source = _from_spec(file, overrides, resolved)
@@ -98,16 +115,79 @@ def run(
     if run_output is not None:
         plan = dataclasses.replace(plan, run={**plan.run, "output_dir": run_output})
     _require_startable(plan, detach=detach)
+    is_here = plan.launcher["kind"] == "local"
+    found = look_here(plan, looked_at) if is_here else {}
     plan = _with_its_data(plan, is_saved=source.file is None)
 
     # The run itself, then its pictures.
-    request = Request(plan, source.file, source.text, source.overrides, talk_to_stderr, detach)
+    request = Request(
+        plan, source.file, source.text, source.overrides, talk_to_stderr, detach, source.run, looked_at, found
+    )
     code, run_dir = execute(request)
-    if code == OK and plan.run["num_samples"] and not detach:
+    is_own = target_module(plan.target).OWN
+    if code == OK and plan.run["num_samples"] and is_own and not detach:
         with suppress(KeyboardInterrupt):  # the run has succeeded
             _draw(RunDir(run_dir), plan.run["num_samples"])
     _conclude(RunDir(run_dir))
     raise typer.Exit(code)
+
+
+def _level(name: str, known: Sequence[str]) -> str:
+    """How much is looked at.
+
+    Raises:
+        UsageError: it is not known.
+    """
+    if name not in known:
+        raise UsageError(f"--preflight {name}: one of {', '.join(known)}")
+    return name
+
+
+def _from_folder(folder: Path, overrides: Sequence[str], output_dir: str | None, *, dry_run: bool) -> _Source:
+    """The plan of a folder: of a run that goes on, or of a bundle."""
+    from dfmspec.record.run_dir import RunDir
+
+    run = RunDir(folder.resolve())
+    if not run.manifest.exists() and not _was_a_run(run):
+        return _from_bundle(folder, overrides, dry_run=dry_run)
+    if overrides or output_dir is not None or dry_run:
+        raise UsageError(
+            f"{folder} is a run, which goes on exactly as it is; for other values, give run.resume={folder} "
+            "beside the spec"
+        )
+    return _from_run(run)
+
+
+def _was_a_run(run: RunDir) -> bool:
+    """Whether a folder is of a run that has lost its record."""
+    return run.plan.exists() and (run.events.exists() or run.attempts.exists())
+
+
+def _from_run(run: RunDir) -> _Source:
+    """The plan of a run, as its guards hold.
+
+    Raises:
+        CheckpointError: its record is gone, damaged, or another plan's.
+        StalePlanError: its plan was edited; or the code or the data are no longer those of the plan.
+    """
+    from dfmspec.record.manifest import read_manifest
+    from dfmspec.run.bundle import read_plan
+    from dfmspec.run.guards import check_guards
+
+    try:
+        manifest = read_manifest(run)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"the {run.manifest.name} of run {run} cannot be read ({first_line}); put it back, "
+            "or begin anew from the spec"
+        ) from error
+    plan = read_plan(run.plan)
+    if plan.recorded_id != manifest.plan_id:
+        raise CheckpointError(f"{run.plan} is not the plan that {run.manifest} names; put it back")
+    if manifest.verdict != "succeeded":
+        check_guards(plan)
+    return _Source(plan, manifest.spec_file, None, tuple(manifest.overrides), run)
 
 
 def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _Source:
@@ -165,23 +245,13 @@ def _require_startable(plan: Plan, *, detach: bool) -> None:
     """Refuse what cannot be started from here.
 
     Raises:
-        PreflightError: the target runs elsewhere, or the machine has no GPU.
         UsageError: --detach, with a launcher whose processes end with this one.
     """
     from dfmspec.run.launch import launcher
 
-    if not target_module(plan.target).OWN:
-        raise PreflightError(
-            f"target {plan.target} runs in its own checkout: "
-            "write the plan with `dfmspec plan -o DIR`, and start DIR/node0.sh there"
-        )
     kind = plan.launcher["kind"]
     if detach and not launcher(kind).OUTLIVES:
         raise UsageError(f"--detach: what launcher {kind} starts ends with this command; launcher slurm goes on")
-    if kind == "local" and plan.gpus_per_node and not Path("/dev/nvidiactl").exists():
-        raise PreflightError(
-            "the plan is for CUDA and this machine has no NVIDIA driver; give cluster.device=cpu to try it on the CPU"
-        )
 
 
 def _refuse_accepted(findings: Sequence[Diagnostic]) -> None:
@@ -209,9 +279,11 @@ def _with_its_data(plan: Plan, *, is_saved: bool) -> Plan:
     """
     from dfmspec.run.guards import check_guards, guards_now
 
-    data = plan.config["data"]
+    data = plan.config.get("data", {})  # which is dfmspec's own section
+    if data.get("source") != "embedded":
+        return plan
     path = plan.located(plan.config["dataset"]["path"] or "")
-    if data["source"] != "embedded" or Path(path).exists():
+    if Path(path).exists():
         return plan
     arguments = [path]
     for name in ("resolution", "num_samples", "seed"):

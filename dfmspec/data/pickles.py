@@ -88,6 +88,18 @@ METADATA_NAMES: frozenset[Name] = frozenset(
     }
 )
 """What torch's description of a distributed checkpoint needs: which tensor lies where, of which shape and format."""
+TRAIN_STATE_NAMES: frozenset[Name] = frozenset(
+    {
+        ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch", "BoolStorage"),
+        ("torch", "DoubleStorage"),
+        ("torch", "FloatStorage"),
+        ("torch", "IntStorage"),
+        ("torch", "LongStorage"),
+    }
+)
+"""What Megatron-Bridge's state of a training needs: a tensor of one number each."""
 COMMON_NAMES: frozenset[Name] = TENSOR_NAMES - {("torch.storage", "_load_from_bytes")}
 """What megatron-core keeps beside the shards: plain values, and tensors among them."""
 
@@ -95,6 +107,10 @@ COMMON_NAMES: frozenset[Name] = TENSOR_NAMES - {("torch.storage", "_load_from_by
 def itself(module: str, name: str) -> Any:
     """The binder of the real thing: imports it."""
     return getattr(import_module(module), name)
+
+
+ANY_NAME: frozenset[Name] = frozenset()
+"""For `contents` alone: every name, since none stands for anything."""
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -174,6 +190,96 @@ def look_through(data: bytes, allowed: frozenset[Name], *, holds: str, is_zip: b
     except Exception as error:  # a damaged file raises whatever its bytes lead to
         said = str(error)[:80] or type(error).__name__
         raise DataError(f"it cannot be read: {said}") from error
+
+
+class Kept:
+    """Stands for an object of a pickle, and keeps what it was to be made of."""
+
+    name = ""
+    """`module.name` of what it stands for."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+        self.state: Any = None
+        self.items: dict[Any, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, item: Any) -> None:
+        """What a list is filled with."""
+
+    def extend(self, items: Any) -> None:
+        """What a list is filled with."""
+
+
+def _keeping(module: str, name: str) -> Any:
+    """The binder of what keeps: imports nothing, and runs nothing."""
+    return type("Kept", (Kept,), {"name": f"{module}.{name}", "__new__": lambda cls, *_: object.__new__(cls)})
+
+
+class _Keeper(RestrictedUnpickler):
+    """Reads a pickle into plain values, with a Kept in place of every object."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name of the pickle stands for."""
+        if self._allowed is ANY_NAME:
+            return _keeping(module, name)
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Kept:
+        """What stands for a storage."""
+        return Kept(pid)
+
+
+def contents(data: bytes, allowed: frozenset[Name], *, holds: str, is_zip: bool) -> Any:
+    """What a pickle holds, as plain values: nothing is imported or run, and a `Kept` stands in place of every object.
+
+    Args:
+        data: the file.
+        allowed: the names that it may use; ANY_NAME: whichever.
+        holds: what is meant to be in it, for its errors.
+        is_zip: the pickle is a member of torch.save's zip file.
+
+    Raises:
+        DataError: it uses another name, or is no such file.
+    """
+    try:
+        pickled = _pickle_in(data) if is_zip else data
+        return _Keeper(io.BytesIO(pickled), allowed, _keeping, holds=holds).load()
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        said = str(error)[:80] or type(error).__name__
+        raise DataError(f"it cannot be read: {said}") from error
+
+
+_INTEGERS = {"torch.IntStorage": 4, "torch.LongStorage": 8}
+"""Storages of integers, and the bytes of one."""
+
+
+def integer_in(data: bytes, value: Any) -> int | None:
+    """The number that a tensor of one integer holds; None: it is none.
+
+    Args:
+        data: the file of torch.save that it is from.
+        value: what `contents` made of it.
+    """
+    try:
+        storage, offset = value.args[:2]
+        _, kind, key, *_ = storage.args[0]
+        size = _INTEGERS[kind.name]
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(f"/data/{key}"))
+            if archive.getinfo(member).file_size > LARGEST:
+                return None
+            stored = archive.read(member)[offset * size : (offset + 1) * size]
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError, zipfile.BadZipFile):
+        return None
+    return int.from_bytes(stored, "little", signed=True) if len(stored) == size else None
 
 
 def _pickle_in(data: bytes) -> bytes:

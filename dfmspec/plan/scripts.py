@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 
 from dfmspec.plan.environment import patience, shell_line, unset_lines
 from dfmspec.plan.plan import RANK, Plan, Role, Word
 from dfmspec.spec.paths import PLAN_ID, SPEC_DIR, is_relative
-from dfmspec.targets import target_module
+from dfmspec.targets import Upstream, target_module
 
+RANK_PROGRAM = "rank.py"
+"""In a bundle, what a rank of another's script is at first, where a supervisor looks after it."""
+PREFLIGHT_SCRIPT = "preflight.sh"
+"""In a run directory, what a node looks at before it starts anything."""
 MASTER_PORT = "DFMSPEC_MASTER_PORT"
 """The variable in which a launcher tells a single node its port."""
 _ONE_NODE = (
@@ -29,7 +34,7 @@ def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = Non
 
     Args:
         words: torchrun's and the script's.
-        places: the folders of files by their role, as the shell writes them.
+        places: what stands before files by their role, or for the program, as the shell writes it.
     """
     quoted = [_quoted(word, places or {}) for word in words]
 
@@ -56,7 +61,15 @@ def _quoted(word: Word, places: Mapping[Role, str]) -> str:
         return f'"{word.text}"'
     if word.role is Role.PATH:
         return shell_path(word.text)
+    if word.role is Role.PROGRAM:
+        return places.get(word.role) or shlex.quote(word.text)
     return places.get(word.role, "") + shlex.quote(word.text)
+
+
+def torchrun_words(plan: Plan, found: str = "torchrun") -> list[str]:
+    """How torchrun is started: by the interpreter that a spec names, or as it is `found`."""
+    python = plan.launcher.get("python")  # which earlier plans do not have
+    return [found] if python is None else [python, "-m", "torch.distributed.run"]
 
 
 def shell_path(path: str) -> str:
@@ -130,15 +143,56 @@ def node_script(plan: Plan, node: int | None) -> str:
     lines.append('mkdir -p "$DFMSPEC_RUN_DIR"')
     lines += _of_the_run(plan)
 
-    # The packages of a checkout, and the command.
-    places = {Role.SCRIPT: _BUNDLE, Role.CONFIG: _BUNDLE}
-    checkout = target_module(plan.target).CHECKOUT
-    if checkout is not None:
-        places[Role.SCRIPT] = f'"{checkout}"/'
-        lines.append(f'export PYTHONPATH="{checkout}${{PYTHONPATH:+:$PYTHONPATH}}"  # for the packages of its checkout')
+    # The packages of a checkout, what is looked at first, and the command.
+    places = {Role.PROGRAM: shlex.join(torchrun_words(plan)), Role.SCRIPT: _BUNDLE, Role.CONFIG: _BUNDLE}
+    upstream = target_module(plan.target).UPSTREAM
+    if upstream is not None:
+        root = f'"${upstream.variable}"'
+        rank = f"${{DFMSPEC_ATTEMPT_DIR:+{_BUNDLE}{RANK_PROGRAM}}}"
+        places[Role.SCRIPT] = f"{rank} {root}/"
+        lines += _checkout(plan, upstream)
+        lines += [
+            f"{shell_line(name, value)}  # it is made, and {RANK_PROGRAM} installs it"
+            for name, value in handler(plan).items()
+        ]
+    number = f'"{RANK}"' if node is None else str(node)
+    preflight = f'"$DFMSPEC_RUN_DIR"/{PREFLIGHT_SCRIPT}'
+    lines.append(f"[ ! -e {preflight} ] || bash {preflight} {number}  # of dfmspec run")
     command = shell_command(plan.words(node), places)
     lines.append(f"exec {command}")
     return "\n".join(lines) + "\n"
+
+
+def stops_by(plan: Plan) -> int | None:
+    """The signal on which a script saves and stops; None: on none."""
+    train = plan.config["train"]
+    if not train.get("exit_signal_handler"):
+        return None
+    return int(train.get("exit_signal") or signal.SIGTERM)
+
+
+def handler(plan: Plan) -> dict[str, str]:
+    """The variable by which what runs a rank installs its script's handler of a signal."""
+    upstream = target_module(plan.target).UPSTREAM
+    if upstream is None or stops_by(plan) is None:
+        return {}
+    return {"DFMSPEC_HANDLER": upstream.handler}
+
+
+def root_of(plan: Plan, upstream: Upstream) -> str:
+    """Where the code of a script is, where its variable does not say."""
+    root: str | None = plan.launcher.get("root")  # which earlier plans do not have
+    return root or upstream.root
+
+
+def _checkout(plan: Plan, upstream: Upstream) -> list[str]:
+    """Lines that find the code of a script that this package does not bring."""
+    variable = upstream.variable
+    root = shlex.quote(root_of(plan, upstream))
+    return [
+        f"{_unless_set(variable)}{root}  # where {upstream.name} is",
+        f'export PYTHONPATH="${variable}${{PYTHONPATH:+:$PYTHONPATH}}"  # for the packages of its checkout',
+    ]
 
 
 def _of_the_run(plan: Plan) -> list[str]:

@@ -1,18 +1,19 @@
-"""events.jsonl: one JSON object a line, written by rank 0 while it trains.
+"""events.jsonl: one JSON object a line, written by rank 0 while it trains, or by the supervisor of a script.
 
 The types, and what each has beside `type` and `time`, in seconds since the epoch:
 
 - started: iteration, train_iters, attempt, seconds of the start's stages
-- iteration: iteration, loss, grad_norm, lr, seconds, tokens_per_second, padding (a share of the packs)
-- evaluation: iteration, loss (null: it was not finite)
-- checkpoint: iteration, path, manifest_digest, seconds, blocked
+- iteration: iteration, loss (null: it was no number), grad_norm, lr, seconds, tokens_per_second; of our trainer padding
+  (a share of the packs); of a script loss_scale, skipped and nan (iterations since the last line that made no step)
+- evaluation: iteration, loss (null: it was not finite); of a script split (validation, or test at its end)
+- checkpoint: iteration, path, seconds; of our trainer manifest_digest, blocked
 - save_failed: iteration, error
 - stopped and finished: iteration, signal
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ Event = dict[str, Any]
 _NUMBER = (int, float)
 _NEEDED: dict[str, dict[str, Any]] = {
     "started": {"iteration": int, "train_iters": int},
-    "iteration": {"iteration": int, "loss": _NUMBER, "seconds": _NUMBER, "tokens_per_second": _NUMBER},
+    "iteration": {
+        "iteration": int,
+        "loss": (*_NUMBER, type(None)),
+        "seconds": _NUMBER,
+        "tokens_per_second": _NUMBER,
+    },
     "evaluation": {"iteration": int, "loss": (*_NUMBER, type(None))},
     "checkpoint": {"iteration": int, "path": str},
     "save_failed": {"iteration": int},
@@ -33,9 +39,14 @@ _NEEDED: dict[str, dict[str, Any]] = {
 """The fields without which an event of a type is none."""
 _OPTIONAL: dict[str, Any] = {
     "attempt": (int, type(None)),
+    "lr": _NUMBER,
+    "grad_norm": _NUMBER,
+    "skipped": _NUMBER,
+    "nan": _NUMBER,
     "manifest_digest": str,
     "padding": _NUMBER,
     "seconds": (*_NUMBER, dict),
+    "split": str,
     "signal": (int, type(None)),
 }
 """Fields that came with later versions, or that not every event of a type has."""
@@ -64,6 +75,12 @@ def read_events(path: Path, offset: int = 0, kinds: Collection[str] = tuple(_NEE
     return events
 
 
+def evaluation_losses(events: Sequence[Event]) -> list[float | None]:
+    """The losses of evaluations on the validation split, in order; None: one was not finite."""
+    evaluations = [event for event in events if event["type"] == "evaluation"]
+    return [event["loss"] for event in evaluations if event.get("split", "validation") == "validation"]
+
+
 def _is_event(event: Event) -> bool:
     """Whether an object has what an event of its type needs, each of its kind."""
     kind = event.get("type")
@@ -77,3 +94,15 @@ def _is_event(event: Event) -> bool:
 def _is_a(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind; true and false are no numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def events_of_attempt(of_the_run: Sequence[Event], attempt: int) -> list[Event]:
+    """The events of one attempt: from its `started` to the next one's."""
+    found: list[Event] = []
+    of_the_attempt = False
+    for event in of_the_run:
+        if event["type"] == "started":
+            of_the_attempt = event.get("attempt") == attempt
+        if of_the_attempt:
+            found.append(event)
+    return found

@@ -68,7 +68,7 @@ class Progress(NamedTuple):
         record: Mapping[str, Any] = {"starts_from": starts_from or {}}
         anew = "give checkpoint.save another folder"
         digests: dict[int, str] = {}
-        witnesses = [(_tracked(save), str(save / TRACKER))]
+        witnesses = [(tracked_in(save), str(save / TRACKER))]
         if run is not None:
             if run.manifest.exists() or starts_from is not None:
                 anew = "begin anew with run.resume=never"
@@ -114,7 +114,7 @@ def _evented(run: RunDir) -> dict[int, str | None]:
     return {event["iteration"]: event.get("manifest_digest") for event in committed}
 
 
-def _tracked(save: Path) -> int:
+def tracked_in(save: Path) -> int:
     """The iteration that the tracker of a folder names; 0: there is none, or it is damaged."""
     try:
         return int((save / TRACKER).read_bytes()[:20])

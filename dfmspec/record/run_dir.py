@@ -29,6 +29,8 @@ STOP = "stop"
 TORCHRUN_LOG = "torchrun.log"
 EXIT_CODE = "exit_code"
 HOST = "host"
+ANSWER = "preflight.json"
+"""What a node found before it started anything."""
 
 
 class RankDir(NamedTuple):
@@ -123,6 +125,10 @@ class AttemptDir(NamedTuple):
     def node(self, node: int) -> NodeDir:
         """The folder of a node, by its rank."""
         return NodeDir(self.path / f"node{node}")
+
+    def answers(self) -> list[tuple[int, Path]]:
+        """(node, what it found before it started anything) of every node that looked."""
+        return sorted((_number(path.parent), path) for path in self.path.glob(f"node*/{ANSWER}"))
 
     def torchrun_logs(self) -> list[tuple[int, Path]]:
         """(node, log) of every node that left one, in order."""

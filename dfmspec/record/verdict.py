@@ -9,9 +9,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from dfmspec.record import checkpoints
-from dfmspec.record.events import Event, read_events
+from dfmspec.record import bridge_checkpoints, checkpoints
+from dfmspec.record.answers import CONFIGURATION, failure_of, record_answers
+from dfmspec.record.events import Event, evaluation_losses, events_of_attempt, read_events
 from dfmspec.record.files import read_json
 from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest, finite, moment
 from dfmspec.record.progress import Progress, fault_of_start
@@ -19,6 +21,8 @@ from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.iterations import folder_of
 
 Events = Sequence[Event]
+_REACHED = ("iteration", "checkpoint", "stopped", "finished")
+"""Events that name an iteration which an attempt has reached."""
 _LOSSES = 100
 """The most iterations whose losses make the final one."""
 
@@ -27,54 +31,89 @@ def conclude(
     manifest: Manifest,
     attempt: Attempt,
     run: RunDir,
-    folder: Path,
+    folder: Path | None,
     codes: Sequence[int | None],
     *,
+    own: bool,
     signals: Sequence[int],
     word: str,
+    remark: str = "",
 ) -> None:
     """Fill in an attempt that is over, and the run's verdict.
 
     Args:
         manifest: the record of the run; `attempt` is one of its own.
         run: the run directory.
-        folder: where the run's checkpoints are.
+        folder: where the run's checkpoints are; None: none is asked for.
         codes: what torchrun ended with on each node; None: whatever it left, and killed where it left nothing.
+        own: whether dfmspec's own trainer trained; otherwise a script, whose checkpoints carry no checksums.
         signals: those that asked the supervisor to stop.
         word: the last that a scheduler said.
+        remark: what was seen of why it ended; "": nothing.
     """
     # What it left.
     attempt_dir = run.attempt(attempt.number)
     _fill_nodes(attempt, attempt_dir, codes)
     of_the_run = read_events(run.events)
-    events = _of_attempt(of_the_run, attempt.number)
+    events = events_of_attempt(of_the_run, attempt.number)
+    judge: Checkpoints = checkpoints if own else bridge_checkpoints
     iterations = [event for event in events if event["type"] == "iteration"]
     _fill_progress(attempt, events, iterations)
     attempt.signal = _signal(signals, events)
-    attempt.failure = _first_failure(attempt_dir)
-    manifest.checkpoints = _records(run, folder)
+    attempt.failure = failure_of(attempt_dir) or _first_failure(attempt_dir)
+    manifest.checkpoints = [] if folder is None else _records(run, folder, judge)
+    record_answers(manifest, attempt_dir)
     _fill_metrics(manifest, events, iterations)
 
     # What came of it.
     kinds = {event["type"] for event in events}
-    fault = _fault_of(folder, attempt.to_iteration) or _misbegun(of_the_run, attempt, events, iterations)
+    misbegun = _misbegun(manifest, of_the_run, events, iterations)
+    fault = misbegun if folder is None else _fault_of(folder, attempt.to_iteration, judge) or misbegun
     target = _target(events)
     if "finished" in kinds and fault is None:
         fault = _worthless(of_the_run, attempt, events)
     if "finished" in kinds and fault is None:
         attempt.outcome = "finished"
         manifest.verdict = "succeeded"
-        manifest.reason = f"iteration {target} was reached and its checkpoint is whole"
+        if not own:
+            attempt.failure = None  # what ends after that is no training
+        manifest.reason = _succeeded(target, folder, own=own, remark=remark)
     elif "stopped" in kinds and fault is None:
         attempt.outcome = "stopped"
         manifest.verdict = "stopped"
-        manifest.reason = f"stopped by a signal after iteration {attempt.to_iteration}; the same command continues it"
+        if not own:
+            attempt.failure = None
+        by = "by a signal " if attempt.signal or own else ""
+        manifest.reason = f"stopped {by}after iteration {attempt.to_iteration}; the same command continues it"
     else:
         attempt.outcome = "failed"
         manifest.verdict = "failed"
         if "finished" not in kinds:  # then a checkpoint of the last iteration was not to be expected
-            fault = None
-        manifest.reason = _why(attempt, attempt_dir, fault, signals, word)
+            fault = misbegun
+        manifest.reason = _why(attempt, attempt_dir, fault, signals, word, remark)
+
+
+class Checkpoints(Protocol):
+    """A module that judges checkpoints by their files."""
+
+    def committed(self, folder: Path) -> list[Path]:
+        """Those of a folder whose save was finished, the highest iteration first."""
+
+    def problem(self, checkpoint: Path) -> str | None:
+        """Why one cannot be used."""
+
+    def manifest_digest(self, checkpoint: Path) -> str:
+        """sha256 of what describes it."""
+
+
+def _succeeded(target: int | None, folder: Path | None, *, own: bool, remark: str) -> str:
+    """Why an attempt succeeded, and what that does not say."""
+    reason = f"iteration {target} was reached and its checkpoint is whole"
+    if folder is None:
+        reason = f"iteration {target} was reached, and no checkpoint is asked for"
+    elif not own:
+        reason = f"iteration {target} was reached and its checkpoint is {bridge_checkpoints.WHOLENESS}"
+    return f"{reason}; {remark}" if remark else reason
 
 
 def _fill_nodes(attempt: Attempt, attempt_dir: AttemptDir, codes: Sequence[int | None]) -> None:
@@ -99,9 +138,9 @@ def _fill_progress(attempt: Attempt, events: Events, iterations: Events) -> None
     if started is not None:
         attempt.from_iteration = started["iteration"]
         attempt.start_seconds = _start_seconds(started, iterations)
-    attempt.to_iteration = attempt.from_iteration
-    if iterations:
-        attempt.to_iteration = iterations[-1]["iteration"]
+    # Not every iteration has a line in a script's log.
+    reached = [event["iteration"] for event in events if event["type"] in _REACHED]
+    attempt.to_iteration = max(reached, default=attempt.from_iteration)
 
 
 def _target(events: Events) -> int | None:
@@ -115,7 +154,7 @@ def _target(events: Events) -> int | None:
 
 def span(run: RunDir, attempt: int) -> tuple[str, str]:
     """When an attempt that nobody watched began and ended, by its first and last event; now, while it has none."""
-    events = _of_attempt(read_events(run.events), attempt)
+    events = events_of_attempt(read_events(run.events), attempt)
     if not events:
         now = moment(time.time())
         return now, now
@@ -141,7 +180,7 @@ def _signal(signals: Sequence[int], events: Events) -> int | None:
     stopped = _first(events, "stopped")
     if stopped is None:
         return None
-    number: int | None = stopped["signal"]
+    number: int | None = stopped.get("signal")
     return number
 
 
@@ -155,21 +194,20 @@ def _start_seconds(started: Event, iterations: Events) -> dict[str, float] | Non
     return stages
 
 
-def _of_attempt(of_the_run: Events, attempt: int) -> list[Event]:
-    """The events of one attempt: from its `started` to the next one's."""
-    found: list[Event] = []
-    of_the_attempt = False
-    for event in of_the_run:
-        if event["type"] == "started":
-            of_the_attempt = event.get("attempt") == attempt
-        if of_the_attempt:
-            found.append(event)
-    return found
-
-
-def _why(attempt: Attempt, attempt_dir: AttemptDir, fault: str | None, signals: Sequence[int], word: str) -> str:
+def _why(
+    attempt: Attempt,
+    attempt_dir: AttemptDir,
+    fault: str | None,
+    signals: Sequence[int],
+    word: str,
+    remark: str,
+) -> str:
     """Why an attempt failed, the surest account first."""
     failure = attempt.failure
+    if failure and failure.error_type == CONFIGURATION:
+        return f"node {failure.node}: {failure.message}"
+    if remark:
+        return remark
     if failure:
         return f"rank {failure.rank}: {failure.error_type}: {failure.message}"
     if signals:
@@ -182,40 +220,45 @@ def _why(attempt: Attempt, attempt_dir: AttemptDir, fault: str | None, signals: 
     return f"{why}: {said}" if said else why
 
 
-def _records(run: RunDir, folder: Path) -> list[CheckpointRecord]:
+def _records(run: RunDir, folder: Path, judge: Checkpoints) -> list[CheckpointRecord]:
     """The committed checkpoints of a folder, in order; each with the digest that it had when it was committed."""
     known = Progress.of(run, folder).digests
     found = []
-    for path in reversed(checkpoints.committed(folder)):
+    for path in reversed(judge.committed(folder)):
         iteration = checkpoints.iteration_of(path)
         digest = known.get(iteration)
         if digest is None:
             try:
-                digest = checkpoints.manifest_digest(path)
+                digest = judge.manifest_digest(path)
             except OSError:  # nobody can go on from it either
                 continue
         found.append(CheckpointRecord(iteration=iteration, path=str(path), manifest_digest=digest))
     return found
 
 
-def _fault_of(folder: Path, iteration: int | None) -> str | None:
+def _fault_of(folder: Path, iteration: int | None, judge: Checkpoints) -> str | None:
     """Why the checkpoint of an attempt's last iteration is not whole.
 
     Later ones are damaged, and were passed over when the attempt began.
     """
     path = folder / folder_of(iteration or 0)
-    fault = checkpoints.problem(path) if path.exists() else "there is none"
+    fault = judge.problem(path) if path.exists() else "there is none"
     return f"the last checkpoint cannot be used: {fault}" if fault else None
 
 
-def _misbegun(of_the_run: Events, attempt: Attempt, events: Events, iterations: Events) -> str | None:
+def _misbegun(manifest: Manifest, of_the_run: Events, events: Events, iterations: Events) -> str | None:
     """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
-    if attempt.from_iteration is None:
+    if not events:
         return None
+    started = events[0]["iteration"]
     before = of_the_run[: of_the_run.index(events[0])]
     committed = max((event["iteration"] for event in before if event["type"] == "checkpoint"), default=0)
     first = iterations[0]["iteration"] if iterations else None
-    return fault_of_start(committed=committed, started=attempt.from_iteration, first=first)
+    asked = manifest.starts_from.get("ckpt_step")
+    if committed == 0 and started == 0 and manifest.starts_from:
+        at = "" if asked is None else f"iteration {asked} of "
+        return f"it began anew, and {at}{manifest.starts_from['load']} was to be gone on from"
+    return fault_of_start(committed=committed, started=started, first=first)
 
 
 def _worthless(of_the_run: Events, attempt: Attempt, events: Events) -> str | None:
@@ -223,9 +266,10 @@ def _worthless(of_the_run: Events, attempt: Attempt, events: Events) -> str | No
     target = _target(events)
     if attempt.to_iteration != target:
         return f"it ended after iteration {attempt.to_iteration}, and train.train_iters is {target}"
-    if _first(of_the_run, "iteration") is None:
+    is_trained = any(event["type"] == "started" and event["iteration"] < target for event in of_the_run)
+    if _first(of_the_run, "iteration") is None and not is_trained:  # short of a line, in a script's log
         return f"nothing was trained: it set out from iteration {attempt.from_iteration}; raise train.train_iters"
-    evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
+    evaluations = evaluation_losses(events)
     if evaluations and (evaluations[-1] is None or not math.isfinite(evaluations[-1])):
         return (
             "the loss of its last evaluation is not finite: look at the evaluation split with "
@@ -236,7 +280,8 @@ def _worthless(of_the_run: Events, attempt: Attempt, events: Events) -> str | No
 
 def _first_failure(attempt_dir: AttemptDir) -> Failure | None:
     """The error of the rank that failed first; one that a signal ended left none, and torchrun knows of it."""
-    ended = _ended_by_signal(attempt_dir)
+    cause = _root_cause(attempt_dir)
+    ended = _ended_by_signal(cause)
     if ended and ended.error_type == "SIGKILL":  # what others then say is that they lost it
         return ended
 
@@ -261,21 +306,39 @@ def _first_failure(attempt_dir: AttemptDir) -> Failure | None:
     return first
 
 
-_ROOT_CAUSE = re.compile(r"Root Cause.*?^ *rank *: (\d+).*?^ *exitcode *: -(\d+)", re.DOTALL | re.MULTILINE)
+_ROOT_CAUSE = re.compile(
+    r"Root Cause.*?^ *time *: (\S+).*?^ *rank *: (\d+).*?^ *exitcode *: (-?\d+)", re.DOTALL | re.MULTILINE
+)
 
 
-def _ended_by_signal(attempt_dir: AttemptDir) -> Failure | None:
-    """The rank that a signal ended before any other failed, by the last lines of torchrun's log."""
+class _Cause(NamedTuple):
+    """The rank that torchrun saw end first."""
+
+    time: str
+    node: int
+    rank: int
+    exit_code: int
+
+
+def _root_cause(attempt_dir: AttemptDir) -> _Cause | None:
+    """The rank that ended first of all nodes', by the last lines of torchrun's logs."""
+    causes = []
     for node, log in attempt_dir.torchrun_logs():
         found = _ROOT_CAUSE.search(_end_of(log))
-        if found is None:
-            continue
-        name = _signal_name(int(found[2]))
-        message = "the process was ended by a signal"
-        if name == "SIGKILL":
-            message = "killed from outside; when nobody did that, the machine's memory ran out (see dmesg)"
-        return Failure(node=node, rank=int(found[1]), error_type=name, message=message, traceback="")
-    return None
+        if found is not None:
+            causes.append(_Cause(found[1], node, int(found[2]), int(found[3])))
+    return min(causes, default=None)
+
+
+def _ended_by_signal(cause: _Cause | None) -> Failure | None:
+    """The rank that a signal ended before any other failed."""
+    if cause is None or cause.exit_code >= 0:
+        return None
+    name = _signal_name(-cause.exit_code)
+    message = "the process was ended by a signal"
+    if name == "SIGKILL":
+        message = "killed from outside; when nobody did that, the machine's memory ran out (see dmesg)"
+    return Failure(node=cause.node, rank=cause.rank, error_type=name, message=message, traceback="")
 
 
 def _signal_name(number: int) -> str:
@@ -316,8 +379,8 @@ def _fill_metrics(manifest: Manifest, events: Events, iterations: Events) -> Non
     if metrics.first_loss is None:
         metrics.first_loss = losses[0]
     last = max(1, min(_LOSSES, len(losses) // 10))
-    metrics.final_loss = statistics.fmean(losses[-last:])
-    evaluations = [event["loss"] for event in events if event["type"] == "evaluation"]
+    metrics.final_loss = None if None in losses[-last:] else statistics.fmean(losses[-last:])
+    evaluations = evaluation_losses(events)
     if evaluations:
         metrics.eval_loss = finite(evaluations[-1])
 

@@ -16,9 +16,10 @@ from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.errors import StalePlanError, UsageError
 from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan, config_text
-from dfmspec.plan.scripts import node_script, script_names
+from dfmspec.plan.scripts import RANK_PROGRAM, node_script, script_names
 from dfmspec.resources import resource
 from dfmspec.run.launch import launcher
+from dfmspec.run.preflight import RANK_FILE
 from dfmspec.targets import CONFIG, target_module
 
 PLAN = "plan.json"
@@ -53,10 +54,12 @@ def programs(plan: Plan) -> dict[str, str]:
     files = {name: node_script(plan, node) for name, node in script_names(plan).items()}
     files |= launcher(plan.launcher["kind"]).files(plan)
 
-    # Another target's entry script is in its checkout.
+    # Another's script is in its checkout, and knows nothing of a supervisor.
     target = target_module(plan.target)
-    if target.CHECKOUT is None:
+    if target.UPSTREAM is None:
         files[target.ENTRY] = resource(target.ENTRY).read_text(encoding="utf-8")
+    else:
+        files[RANK_PROGRAM] = RANK_FILE.read_text(encoding="utf-8")
     return files
 
 

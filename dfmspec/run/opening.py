@@ -13,8 +13,9 @@ from typing import Any
 from dfmspec.errors import CheckpointError, StalePlanError, UsageError
 from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan
-from dfmspec.record.checkpoints import committed, iteration_of, newest_described
-from dfmspec.record.manifest import Manifest, git_state, launch_host, now, write_manifest
+from dfmspec.record import bridge_checkpoints
+from dfmspec.record.checkpoints import iteration_of, newest_described
+from dfmspec.record.manifest import Manifest, git_state, launch_host, now, read_manifest, write_manifest
 from dfmspec.record.progress import Identity, Progress, check_start, plan_id_of, saved_in
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import broken_runs, latest_of, new_run_id, runs_of
@@ -34,6 +35,12 @@ def earlier(launch: Launch) -> tuple[RunDir, Manifest] | None:
         StalePlanError: the run to continue was started on other data.
         CheckpointError: a run of the plan has lost its record.
     """
+    named = launch.request.run
+    if named is not None:
+        manifest = read_manifest(named)
+        if manifest.verdict != "succeeded":
+            _check_same_data(named, manifest, launch.request.plan)
+        return named, manifest
     resume = launch.resume
     of_the_plan = _of_the_plan(launch, launch.request.talk)
     _refuse_broken(launch, of_the_plan)
@@ -90,8 +97,13 @@ def check_progress(launch: Launch, run: RunDir, starts_from: Mapping[str, Any] |
     is_of_the_nodes = launch.checkpoints_elsewhere is not None and module.RUNS_SCRIPTS
     if is_of_the_nodes or launch.resume.kind == "never":  # a disk that this machine need not see; or nothing to lose
         return
-    identity = Identity(launch.config, launch.plan_id)
-    check_start(newest_described(folder), Progress.of(run, folder, starts_from), identity, report=_unheard)
+    progress = Progress.of(run, folder, starts_from)
+    if launch.own:
+        identity = Identity(launch.config, launch.plan_id)
+        check_start(newest_described(folder), progress, identity, report=_unheard)
+        return
+    if launch.saves or starts_from:
+        bridge_checkpoints.check_start(progress, launch.plan_id, starts_from or {})
 
 
 def _unheard(line: str) -> None:
@@ -201,9 +213,12 @@ def _check_something_to_train(launch: Launch, starts_from: Mapping[str, Any]) ->
         return
     iteration = starts_from.get("ckpt_step")
     if iteration is None:
-        newest = newest_described(Path(starts_from["load"]))
+        folder = Path(starts_from["load"])
+        newest = newest_described(folder) if launch.own else None
         iteration = 0 if newest is None else iteration_of(newest)
-    last = launch.config["train"]["train_iters"]
+        if not launch.own:
+            iteration = bridge_checkpoints.tracked(folder)
+    last = launch.train_iters
     if iteration >= last:
         raise UsageError(
             f"run.resume sets out from iteration {iteration}, and train.train_iters is {last}: nothing would be "
@@ -218,7 +233,7 @@ def _folder_with(iteration: int, launch: Launch) -> str:
     """
     for run, _ in _of_the_plan(launch, _unheard):
         saved = launch.checkpoints(run)
-        if any(iteration_of(path) == iteration for path in committed(saved)):
+        if any(iteration_of(path) == iteration for path in launch.judge.committed(saved)):
             return str(saved)
     raise UsageError(
         f"run.resume is {iteration}, but no run of this plan in {launch.folder} has a checkpoint of that iteration"
@@ -235,7 +250,7 @@ def _tell_of_another(launch: Launch) -> None:
     for run, manifest in runs_of(launch.folder):
         if manifest.plan_id == launch.plan_id:
             continue
-        saved = committed(saved_in(run))
+        saved = launch.judge.committed(saved_in(run))
         if manifest.verdict != "succeeded" and saved:
             iteration = iteration_of(saved[0])
             launch.request.talk(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dfmspec.plan.plan import Plan, config_text
+from dfmspec.record import bridge_checkpoints, checkpoints
 from dfmspec.record.run_dir import RunDir
+from dfmspec.record.verdict import Checkpoints
 from dfmspec.run.bundle import at
-from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, local_path
+from dfmspec.run.preflight import Preflight
+from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, RUN_DIR_UPSTREAM, in_run_dir, local_path
 from dfmspec.spec.resume import Resume
+from dfmspec.targets import target_module
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ class Request:
     """Where progress goes."""
     detach: bool = False
     """Start it and leave it to its scheduler."""
+    run: RunDir | None = None
+    """The run that goes on; None: that of the plan, or a new one."""
+    preflight: Preflight = field(default_factory=Preflight)
+    """What each node looks at before anything starts."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What this machine was found to have, where it is the one that trains."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,44 @@ class Launch:
         """What follows from a request's plan."""
         plan = request.plan
         output_dir = Path(plan.located(plan.run["output_dir"]))
+        run = request.run
         return cls(
             request=request,
             config=_config_at_launch(plan),
-            resume=Resume.parse(plan.run["resume"]),
-            folder=output_dir / plan.name,
+            # A run that is named goes on, however it was begun.
+            resume=Resume.parse(plan.run["resume"] if run is None else "auto"),
+            folder=output_dir / plan.name if run is None else run.path.parent,
         )
+
+    @property
+    def own(self) -> bool:
+        """Whether dfmspec's own trainer trains."""
+        return target_module(self.request.plan.target).OWN
+
+    @property
+    def judge(self) -> Checkpoints:
+        """What judges its checkpoints."""
+        return checkpoints if self.own else bridge_checkpoints
+
+    @property
+    def train_iters(self) -> int:
+        """The last iteration."""
+        train = self.config["train"]
+        found: int = train.get("train_iters") or train["train_samples"] // train["global_batch_size"]
+        return found
+
+    @property
+    def saves(self) -> bool:
+        """Whether there are to be checkpoints."""
+        return self.config["checkpoint"].get("save") is not None
+
+    @property
+    def names_a_start(self) -> str:
+        """The place of a checkpoint that a script is told to go on from, beside where it saves; "": none."""
+        checkpoint = self.config["checkpoint"]
+        load = checkpoint.get("load")
+        is_elsewhere = load is not None and load != checkpoint.get("save") and not checkpoint.get("finetune")
+        return f"checkpoint.load {load}" if is_elsewhere else ""
 
     @property
     def plan_id(self) -> str:
@@ -63,6 +105,10 @@ class Launch:
         config["checkpoint"] = config["checkpoint"] | dict(starts_from)
         return config_text(config)
 
+    def goes_on(self) -> dict[str, Any]:
+        """The keys of section `checkpoint` by which a script goes on from where it saves, wherever it began."""
+        return {"load": self.config["checkpoint"]["save"], "ckpt_step": None}
+
     def plan_text(self, run: RunDir) -> str:
         """plan.json of a run."""
         stored = at(self.request.plan, run.path).as_json()
@@ -70,14 +116,18 @@ class Launch:
 
     def checkpoints(self, run: RunDir) -> Path:
         """Where a run of the plan saves."""
+        if not self.saves:
+            return run.checkpoints
         save = str(self.config["checkpoint"]["save"])
-        return local_path(save.replace(RUN_DIR, str(run.path)))
+        for symbol in (RUN_DIR, RUN_DIR_UPSTREAM):
+            save = save.replace(symbol, str(run.path))
+        return local_path(save)
 
     @property
     def checkpoints_elsewhere(self) -> Path | None:
         """The folder of the checkpoints, where it is not the run's own: another run may have named it too."""
-        save = str(self.config["checkpoint"]["save"])
-        return None if save.startswith(RUN_DIR) else local_path(save)
+        save = str(self.config["checkpoint"].get("save"))
+        return None if not self.saves or in_run_dir(save) else local_path(save)
 
 
 def _config_at_launch(plan: Plan) -> dict[str, Any]:
@@ -86,6 +136,6 @@ def _config_at_launch(plan: Plan) -> dict[str, Any]:
     for key in PATH_KEYS:
         section, _, name = key.partition(".")
         value = located.get(section, {}).get(name)
-        if value and not value.startswith(RUN_DIR):
+        if value and not in_run_dir(value):
             located[section][name] = plan.located(value)
     return located

@@ -8,14 +8,17 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmspec.errors import FINDINGS, OK, RESUMABLE
+from dfmspec.errors import FINDINGS, OK, PREFLIGHT, RESUMABLE
 from dfmspec.files import write_aside
+from dfmspec.plan.scripts import stops_by
+from dfmspec.record.answers import CONFIGURATION, record_answer
+from dfmspec.record.bridge_checkpoints import own_folder
 from dfmspec.record.manifest import (
     Attempt,
     Manifest,
@@ -24,14 +27,16 @@ from dfmspec.record.manifest import (
     read_manifest,
     write_manifest,
 )
-from dfmspec.record.progress import plan_id_of
+from dfmspec.record.progress import Progress, plan_id_of
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import link_latest, owned
 from dfmspec.record.verdict import conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
 from dfmspec.run.opening import check_progress, earlier, has_finished, is_credible, new_run
+from dfmspec.run.preflight import write_preflight
 from dfmspec.run.request import Launch, Request
+from dfmspec.run.watch import Watch, watch
 from dfmspec.targets import CONFIG
 
 _POLL_SECONDS = 0.2
@@ -106,16 +111,18 @@ class _Supervisor:
                 return OK
 
             # One attempt, and those that a scheduler starts after it.
-            handle = handle or self._start(module, place)
+            handle = handle or self._launched(module, place)
             while True:
                 attempt = self._begin(handle)
                 if request.detach:
                     detached = True
                     return OK
-                codes = self._watch(handle)
+                seen = self._seen(attempt.number)
+                codes = self._watch(handle, seen)
                 if None in codes:
                     handle.kill()  # what is judged has ended
-                self._conclude(attempt, codes, handle.last_word())
+                seen.forward(is_last=True)
+                self._conclude(attempt, codes, handle.last_word(), seen)
                 if not handle.again():
                     return self._exit_code()
         finally:
@@ -123,6 +130,12 @@ class _Supervisor:
                 handle.kill()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _seen(self, attempt: int) -> Watch:
+        """What looks at an attempt."""
+        folder = self.launch.checkpoints(self.run_dir)
+        committed = Progress.of(self.run_dir, folder).iteration
+        return watch(self.launch, self.run_dir, attempt, committed, self.manifest.starts_from)
 
     def _next_attempt(self) -> int:
         return self.run_dir.next_attempt(attempt.number for attempt in self.manifest.attempts)
@@ -136,14 +149,27 @@ class _Supervisor:
         # Ranks know no terminal that could close.
         self.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def _start(self, module: Launcher, place: Place) -> Handle:
+    def _launched(self, module: Launcher, place: Place) -> Handle:
+        """The next attempt, started."""
         plan = self.launch.request.plan
         self._renew_plan()
-        check_progress(self.launch, self.run_dir)
+        check_progress(self.launch, self.run_dir, self.manifest.starts_from)
+        if not self.launch.own and self.launch.saves:
+            own_folder(self.launch.checkpoints(self.run_dir), self.launch.plan_id)
+        record_answer(self.manifest, self.launch.request.found)
         place.attempt_dir.path.mkdir(parents=True)
         if module.RUNS_SCRIPTS:
             write_files(programs(at(plan, self.run_dir.path)), self.run_dir.path)
+            write_preflight(plan, self.launch.request.preflight, self.run_dir)
         return module.launch(plan, place)
+
+    def _start(self) -> Mapping[str, Any]:
+        """The keys of section `checkpoint` by which the next attempt starts; our trainer finds its own progress."""
+        folder = self.launch.checkpoints(self.run_dir)
+        is_begun = self.launch.saves and Progress.of(self.run_dir, folder).iteration > 0
+        if self.launch.own or not is_begun:
+            return self.manifest.starts_from
+        return self.launch.goes_on()
 
     def _renew_plan(self) -> None:
         """Write plan.json and config.yaml anew where they are lost or changed; a changed configuration is told."""
@@ -151,13 +177,16 @@ class _Supervisor:
             write_aside(self.run_dir.plan, self.launch.plan_text(self.run_dir))
         if self.manifest.resumed_from is not None and not self.manifest.starts_from:
             return  # an earlier version wrote it, and nothing else says where the run starts
-        text = self.launch.config_text(self.manifest.starts_from)
+        text = self.launch.config_text(self._start())
         file = self.run_dir.path / CONFIG
         try:
             found = file.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             found = ""
         if found == text:
+            return
+        if found == self.launch.config_text(self.manifest.starts_from):  # it has come to a start of its own
+            write_aside(file, text)
             return
         meant = set(text.splitlines())
         changed = [line.strip() for line in found.splitlines() if line not in meant]
@@ -191,8 +220,10 @@ class _Supervisor:
         for attempt in self.manifest.attempts:
             if attempt.outcome == "running" and attempt.number != number:
                 codes: list[int | None] = [None] * len(attempt.nodes)
+                seen = self._seen(attempt.number)
+                seen.forward(is_live=False, is_last=True)
                 _, ended = span(self.run_dir, attempt.number)
-                self._conclude(attempt, codes, "its supervisor was gone", ended=ended)
+                self._conclude(attempt, codes, "its supervisor was gone", seen, ended=ended)
 
     def _add_unrecorded(self, before: int) -> None:
         """Add to the manifest the attempts, up to a number, that a scheduler began after the last one in it."""
@@ -211,26 +242,44 @@ class _Supervisor:
             began, _ = span(self.run_dir, begun)
             self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
 
-    def _conclude(self, attempt: Attempt, codes: list[int | None], word: str, ended: str | None = None) -> None:
+    def _conclude(
+        self,
+        attempt: Attempt,
+        codes: list[int | None],
+        word: str,
+        seen: Watch,
+        ended: str | None = None,
+    ) -> None:
         attempt.ended = ended or now()
-        folder = self.launch.checkpoints(self.run_dir)
-        conclude(self.manifest, attempt, self.run_dir, folder, codes, signals=self.signals, word=word)
+        conclude(
+            self.manifest,
+            attempt,
+            self.run_dir,
+            self.launch.checkpoints(self.run_dir) if self.launch.saves else None,
+            codes,
+            own=self.launch.own,
+            signals=self.signals,
+            word=word,
+            remark=seen.remark,
+        )
         write_manifest(self.run_dir, self.manifest)
 
-    def _watch(self, handle: Handle) -> list[int | None]:
-        """Pass on rank 0's lines until every node has ended.
+    def _watch(self, handle: Handle, seen: Watch) -> list[int | None]:
+        """Pass on what is seen until every node has ended, or what still runs is to be.
 
         A signal asks the ranks to save and stop, a second ends them.
         """
         talk = self.launch.request.talk
-        node = self.run_dir.attempt(handle.attempt).node(0)
-        tail = _Tail(node.rank(0).stdout, talk)
         asked = 0
         deadline = float("inf")
         while True:
             codes = handle.poll()
-            tail.forward()
+            seen.forward()
             if None not in codes:
+                return codes
+            why = seen.over()
+            if why is not None:
+                talk(why)
                 return codes
             if any(codes):
                 deadline = min(deadline, time.monotonic() + _SECONDS_FOR_THE_OTHERS)
@@ -242,7 +291,9 @@ class _Supervisor:
                 if is_second:
                     return codes
                 talk("Stopping: the iteration is finished and saved first (a second signal ends it at once)")
-                handle.stop(self.signals[0])
+                # A script knows one signal alone.
+                number = self.signals[0] if self.launch.own else stops_by(self.launch.request.plan)
+                handle.stop(number or signal.SIGTERM)
                 deadline = time.monotonic() + _GRACE_SECONDS
             if time.monotonic() > deadline:
                 return codes
@@ -254,28 +305,10 @@ class _Supervisor:
             return OK
         if verdict == "stopped":
             return RESUMABLE
+        failure = self.manifest.attempts[-1].failure
+        if failure is not None and failure.error_type == CONFIGURATION:
+            return PREFLIGHT
         return 128 + self.signals[0] if self.signals else FINDINGS
-
-
-class _Tail:
-    """Whole new lines of a growing file."""
-
-    def __init__(self, path: Path, talk: Callable[[str], None]) -> None:
-        self._path = path
-        self._talk = talk
-        self._offset = 0
-
-    def forward(self) -> None:
-        """Pass on the lines that were written since the last call."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as handle:
-            handle.seek(self._offset)
-            data = handle.read()
-        end = data.rfind(b"\n") + 1
-        self._offset += end
-        for line in data[:end].decode(errors="replace").splitlines():
-            self._talk(line)
 
 
 def talk_to_stderr(line: str) -> None:

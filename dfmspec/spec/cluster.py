@@ -88,6 +88,13 @@ class Launcher(Section):
     )
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""
+    root: _Place | None = None
+    (
+        "Where the code of target dfm, dfm_wan or dfm_flux is; null: /opt/DFM. The variable DFM_ROOT goes over it, and "
+        "may differ from machine to machine."
+    )
+    python: Annotated[str, Field(min_length=1)] | None = None
+    """Interpreter that runs torchrun, such as /opt/venv/bin/python; null: that of the torchrun that is found."""
     hosts: list[_Host] = Field(default=[])
     """[ssh] The nodes, node 0 first, as ssh names them."""
     ssh_options: list[str] = Field(default=[])

@@ -32,6 +32,13 @@ PLAN_ID = "DFMSPEC_PLAN_ID"
 """The variable in which a script of a plan gives its id."""
 RUN_DIR = "${RUN_DIR}"
 """In a plan, the run directory, which is known when the run is launched."""
+RUN_DIR_UPSTREAM = "${oc.env:DFMSPEC_RUN_DIR}"
+"""The run directory, as OmegaConf fills it in on every rank."""
+
+
+def in_run_dir(path: str) -> bool:
+    """Whether a path of a plan begins with the run directory."""
+    return path.startswith((RUN_DIR, RUN_DIR_UPSTREAM))
 
 
 REMOTE = "msc"

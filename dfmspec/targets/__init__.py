@@ -56,14 +56,72 @@ class Work(NamedTuple):
     """What the pack was taken to hold, in words."""
 
 
+class Told(NamedTuple):
+    """What a line of a script's log says."""
+
+    kind: str
+    """started, iteration, evaluation, saving, saved, trained, stopped, nothing_to_load or random_weights."""
+    iteration: int | None = None
+    time: float | None = None
+    """In seconds since the epoch, by this machine's zone; None: the line does not say."""
+    fields: Mapping[str, Any] = {}
+    """Of an iteration: loss (None: it is no number), seconds, samples (the global batch), nan and skipped (iterations
+    without a step), and where the line has them lr, grad_norm, loss_scale. Of an evaluation: loss, split. Of what was
+    saved: path.
+    """
+
+
+class Source(NamedTuple):
+    """Code that a target is known by."""
+
+    name: str
+    revision: str
+    module: str
+    """The package; or, with a suffix, a file in the checkout."""
+    digest: str
+    """sha256 over the names and contents of its Python files."""
+
+
+class Together(NamedTuple):
+    """Versions that do not go together."""
+
+    name: str
+    """A distribution."""
+    versions: str
+    """The beginning of the versions of which this holds; "": of all."""
+    needs: tuple[str, ...]
+    """Another distribution that must be older, as `name<version`; or modules that it must find."""
+    mends: str
+    """The words of pip that mend it."""
+    why: str
+    with_data: bool = False
+    """It matters for data that is read, and not for random data."""
+
+
+class Upstream(NamedTuple):
+    """What is known of a script that knows nothing of dfmspec."""
+
+    name: str
+    variable: str
+    """The variable that says where its checkout is."""
+    root: str
+    """Where it is otherwise."""
+    sources: tuple[Source, ...]
+    together: tuple[Together, ...]
+    handler: str
+    """`module:class` of its handler of a signal, a context that nothing of it enters."""
+    told: Callable[[str], Told | None]
+    """What a line of its log says; None: nothing that a run is judged by."""
+
+
 class Target(Protocol):
     """A module of this package: all that differs from one target to another."""
 
     DERIVED: tuple[Derived, ...]
     ENTRY: str
     """Its training script, in its checkout."""
-    CHECKOUT: str | None
-    """Where that checkout is, in a shell's words; None: the script is this package's, and travels in the bundle."""
+    UPSTREAM: Upstream | None
+    """Whose script that is; None: this package's, and it travels in the bundle."""
     OWN: bool
     """Whether this package's trainer trains: its code is guarded, and its configuration read by our loader."""
     LAYOUTS_AGREE: bool

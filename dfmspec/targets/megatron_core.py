@@ -14,7 +14,7 @@ from dfmspec.targets.derivations import SHARED, copied, data_parallel_size
 from dfmspec.targets.layout import LAYOUT_KEYS
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
-CHECKOUT = None
+UPSTREAM = None
 OWN = True
 LAYOUTS_AGREE = True
 HAS_PIPELINE = True

@@ -34,6 +34,9 @@ ELSEWHERE = {
     # What the start by ssh asks for: tests/run/launch/test_ssh.py.
     "launcher.hosts",
     "launcher.ssh_options",
+    # What the start of another's script asks for: tests/run/test_scripts.py.
+    "launcher.root",
+    "launcher.python",
     # What a GPU can do is for rules to know.
     "cluster.gpu",
     # Copies of the train section's that are checked, as upstream has them.

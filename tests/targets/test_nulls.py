@@ -108,13 +108,14 @@ def test_a_key_that_is_left_out_is_derived_as_ever() -> None:
 
 
 def test_a_job_that_is_given_no_time_to_save_at_is_told_so_and_says_so() -> None:
-    words = ["target=dfm", "data.source=mock", "launcher.kind=slurm", "launcher.time_limit=4:00:00"]
+    heedless = "train.exit_signal_handler=false"
+    words = ["target=dfm", "data.source=mock", "launcher.kind=slurm", "launcher.time_limit=4:00:00", heedless]
     given = make_plan(resolve_spec(load_spec(None, words)))
     resolved = resolve_spec(load_spec(None, [*words, "train.exit_duration_in_mins=null"]))
 
     assert "RUN123" in {finding.code for finding in all_findings(resolved)}
-    assert "knows no time to save at" in programs(make_plan(resolved))["job.sbatch"]
-    assert "knows no time to save at" not in programs(given)["job.sbatch"]
+    assert "heeds neither signal nor clock" in programs(make_plan(resolved))["job.sbatch"]
+    assert "heeds neither signal nor clock" not in programs(given)["job.sbatch"]
 
 
 # Keys that are read together.

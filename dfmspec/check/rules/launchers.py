@@ -13,6 +13,8 @@ from dfmspec.targets import minutes_of
 KIND = "launcher.kind"
 _LIMIT = "launcher.time_limit"
 _EXIT = "train.exit_duration_in_mins"
+_ROOT = "launcher.root"
+_HANDLER = "train.exit_signal_handler"
 _HEAD = "cluster.master_addr"
 _NNODES = "cluster.nnodes"
 _OUTPUT = "run.output_dir"
@@ -73,6 +75,8 @@ def _of_another(view: View) -> Iterator[Finding]:
                     f"{key} is for launcher {other}, and the launcher is {kind}",
                     f"set launcher.kind to {other}, or remove it",
                 )
+    if view.trainer.OWN and view.is_set_by_user(_ROOT) and view.or_null(_ROOT) is not None:
+        yield Finding(path(_ROOT), f"{_ROOT} is for NVIDIA DFM's scripts, and the target is {view.target}", "remove it")
 
 
 def _hosts(view: View) -> Iterator[Finding]:
@@ -225,7 +229,7 @@ def _written_apart(view: View) -> str:
 
 
 def _never_saves(view: View) -> bool:
-    return view[KIND] == "slurm" and view.or_null(_EXIT) is None
+    return view[KIND] == "slurm" and view.or_null(_EXIT) is None and not view.or_null(_HANDLER)
 
 
 def _without_a_time(view: View) -> str:
@@ -305,7 +309,7 @@ RULES = (
                 f"{_without_a_time(v)} gives none: each time the partition's limit comes, "
                 "the iterations since the last checkpoint are lost"
             ),
-            hint=f"set {_LIMIT}, to the partition's limit at most, and leave {_EXIT} out",
+            hint=f"leave {_HANDLER} out; or set {_LIMIT}, to the partition's limit at most, and leave {_EXIT} out",
         ),
         "Slurm's notice reaches the job, which can only queue itself again: what was done since the last checkpoint "
         "is lost, in silence.",

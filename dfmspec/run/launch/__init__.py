@@ -36,6 +36,13 @@ def tell_namesakes(place: Place) -> None:
         place.talk(f"[WARNING] {line}")
 
 
+def tracker_id(plan: Plan, place: Place) -> dict[str, str]:
+    """The variable by which all attempts of a run are one at Weights & Biases, where it is logged there."""
+    if "WANDB_RESUME" not in plan.env or "WANDB_RUN_ID" in plan.env:
+        return {}
+    return {"WANDB_RUN_ID": f"{plan.name}-{place.run.path.name}"}
+
+
 class Handle(Protocol):
     """Processes that were started, one torchrun a node."""
 

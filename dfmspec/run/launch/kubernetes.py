@@ -112,7 +112,7 @@ def _data(plan: Plan) -> dict[str, str]:
     node = None if plan.nnodes > 1 else 0
     data = {CONFIG: config_text(plan.config), _SCRIPT: node_script(plan, node)}
     target = target_module(plan.target)
-    if target.CHECKOUT is None:
+    if target.UPSTREAM is None:
         data[_ENTRY] = resource(target.ENTRY).read_text(encoding="utf-8")
     return data
 

@@ -20,10 +20,12 @@ from typing import IO, TYPE_CHECKING
 from dfmspec.errors import PreflightError
 from dfmspec.plan.environment import inherited, patience
 from dfmspec.plan.plan import Plan, Role, Word
+from dfmspec.plan.scripts import handler, torchrun_words
 from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
-from dfmspec.run.launch import Place, tell_namesakes
+from dfmspec.run.launch import Place, tell_namesakes, tracker_id
+from dfmspec.run.preflight import RANK_FILE, environment_here, root_here
 from dfmspec.spec.paths import PLAN_ID
 from dfmspec.targets import CONFIG, target_module
 
@@ -54,33 +56,52 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     Raises:
         PreflightError: there is no torchrun.
     """
-    torchrun = Path(sys.executable).with_name("torchrun")
-    program = str(torchrun) if torchrun.exists() else shutil.which("torchrun")
-    if program is None:
-        raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]'")
     tell_namesakes(place)
     env = _environment(plan, place)
     places = {
-        Role.PROGRAM: program,
-        Role.SCRIPT: str(resource(target_module(plan.target).ENTRY)),
-        Role.CONFIG: str(place.run.path / CONFIG),
+        Role.PROGRAM: torchrun_words(plan, _torchrun(plan)),
+        Role.SCRIPT: _script(plan),
+        Role.CONFIG: [str(place.run.path / CONFIG)],
     }
     run = LocalRun(place, inherited(os.environ, nnodes=plan.nnodes))
     for node in range(plan.nnodes):
-        argv = [_argument(word, plan, env, places) for word in plan.words(node)]
+        argv = [each for word in plan.words(node) for each in _arguments(word, plan, env, places)]
         folder = place.attempt_dir.node(node)
         folder.path.mkdir(parents=True, exist_ok=True)
         run.start(_after_setup(plan, argv), env, folder)
     return run
 
 
+def _torchrun(plan: Plan) -> str:
+    """This dfmspec's torchrun, or the one on PATH; after launcher.setup, the one that is there then.
+
+    Raises:
+        PreflightError: there is none.
+    """
+    beside = Path(sys.executable).with_name("torchrun")
+    if beside.exists():
+        return str(beside)
+    found = shutil.which("torchrun")
+    if found is None and not plan.launcher["setup"] and plan.launcher.get("python") is None:
+        raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]', or set launcher.python")
+    return found or "torchrun"
+
+
+def _script(plan: Plan) -> list[str]:
+    """The script, and before one that knows nothing of a supervisor what stands between."""
+    entry = target_module(plan.target).ENTRY
+    root = root_here(plan)
+    return [str(resource(entry))] if root is None else [str(RANK_FILE), f"{root}/{entry}"]
+
+
 def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     """The plan's variables, and where the run is and its nodes meet; None: torchrun must not have it."""
     port = str(free_port())
-    env: dict[str, str | None] = {**plan.env, **patience(plan.env)}
+    env: dict[str, str | None] = {**environment_here(plan), **patience(plan.env)}
     env["DFMSPEC_RUN_DIR"] = str(place.run.path)
     env[PLAN_ID] = plan.recorded_id
     env[_ATTEMPT] = str(place.attempt_dir.path)
+    env |= handler(plan) | tracker_id(plan, place)
     env["TQDM_DISABLE"] = "1"
     if plan.nnodes > 1:
         env["MASTER_ADDR"] = "127.0.0.1"
@@ -93,13 +114,13 @@ def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     return env
 
 
-def _argument(word: Word, plan: Plan, env: Mapping[str, object], places: Mapping[Role, str]) -> str:
+def _arguments(word: Word, plan: Plan, env: Mapping[str, object], places: Mapping[Role, list[str]]) -> list[str]:
     """A word of the plan's command as this machine needs it."""
     if word.role is Role.VARIABLE:
-        return Template(word.text).substitute(env)
+        return [Template(word.text).substitute(env)]
     if word.role is Role.PATH:
-        return plan.located(word.text)
-    return places.get(word.role, word.text)
+        return [plan.located(word.text)]
+    return places.get(word.role, [word.text])
 
 
 def _after_setup(plan: Plan, argv: list[str]) -> list[str]:

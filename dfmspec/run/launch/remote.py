@@ -13,7 +13,7 @@ from dfmspec.plan.environment import shell_line
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import script_of
 from dfmspec.record.run_dir import AttemptDir
-from dfmspec.run.launch import Place
+from dfmspec.run.launch import Place, tracker_id
 
 
 def ask_to_stop(attempt_dir: AttemptDir, number: int) -> None:
@@ -27,6 +27,7 @@ def variables(plan: Plan, place: Place) -> dict[str, str]:
         "DFMSPEC_RUN_DIR": str(place.run.path),
         "DFMSPEC_ATTEMPT_DIR": str(place.attempt_dir.path),
         "TQDM_DISABLE": "1",
+        **tracker_id(plan, place),
     }
     if plan.nnodes > 1:
         env["DFMSPEC_RDZV_ID"] = f"{place.run.path.name}.{place.attempt}"

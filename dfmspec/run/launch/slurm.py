@@ -20,11 +20,11 @@ from pathlib import Path
 from dfmspec.errors import PreflightError
 from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan
-from dfmspec.plan.scripts import MASTER_PORT, SCRIPT_A_NODE, where
+from dfmspec.plan.scripts import MASTER_PORT, SCRIPT_A_NODE, stops_by, where
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB, STOP, TORCHRUN_LOG
 from dfmspec.record.verdict import exit_code_left
-from dfmspec.run.launch import Place, tell_namesakes
+from dfmspec.run.launch import Place, tell_namesakes, tracker_id
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
 from dfmspec.targets import target_module
 
@@ -147,10 +147,10 @@ def _check_gpus(plan: Plan) -> str:
 
 def _on_signal(plan: Plan) -> str:
     """What a job does when Slurm says that it will end it; requeueing ends it at once."""
-    is_own = target_module(plan.target).OWN
-    if not is_own and plan.config["train"].get("exit_duration_in_mins") is None:
+    stopping = signal.SIGUSR1.value if target_module(plan.target).OWN else stops_by(plan)
+    if stopping is None and plan.config["train"].get("exit_duration_in_mins") is None:
         return (
-            '    echo "the job ends soon, and the script knows no time to save at (launcher.time_limit): '
+            '    echo "the job ends soon, and the script heeds neither signal nor clock (train.exit_signal_handler): '
             'it is queued again, from its last checkpoint"\n'
             '    scontrol requeue "$SLURM_JOB_ID"'
         )
@@ -159,9 +159,9 @@ def _on_signal(plan: Plan) -> str:
         "    again=yes",
     ]
 
-    # Our trainer is asked to stop; others stop by themselves: train.exit_duration_in_mins.
-    if is_own:
-        lines.append(f'    echo {signal.SIGUSR1.value} > "$DFMSPEC_ATTEMPT_DIR/{STOP}"')
+    # Rank 0 is asked to stop; a script without a handler of signals stops by its clock: train.exit_duration_in_mins.
+    if stopping is not None:
+        lines.append(f'    echo {stopping} > "$DFMSPEC_ATTEMPT_DIR/{STOP}"')
     return "\n".join(lines)
 
 
@@ -185,6 +185,7 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
         "DFMSPEC_BUNDLE": run_dir,
         "DFMSPEC_RUN_DIR": run_dir,
         "DFMSPEC_ATTEMPT": str(place.attempt),
+        **tracker_id(plan, place),
     }
     output = _literal(run_dir) + "/slurm-%j.log"
     answer = _sbatch(["--parsable", f"--output={output}", f"{run_dir}/{JOB}"], env)

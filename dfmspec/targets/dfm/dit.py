@@ -5,9 +5,10 @@ from __future__ import annotations
 from dfmspec.estimate import dit
 from dfmspec.targets import Values, Work
 from dfmspec.targets.dfm import script
+from dfmspec.targets.dfm.revision import upstream_of
 
 ENTRY = "examples/megatron/recipes/dit/pretrain_dit_model.py"
-CHECKOUT = script.CHECKOUT
+UPSTREAM = upstream_of(ENTRY)
 OWN = False
 LAYOUTS_AGREE = False
 HAS_PIPELINE = False

@@ -8,9 +8,10 @@ from typing import Any
 from dfmspec.estimate import flux
 from dfmspec.targets import Derived, Values, Work
 from dfmspec.targets.dfm import script
+from dfmspec.targets.dfm.revision import upstream_of
 
 ENTRY = "examples/megatron/recipes/flux/pretrain_flux.py"
-CHECKOUT = script.CHECKOUT
+UPSTREAM = upstream_of(ENTRY)
 OWN = False
 LAYOUTS_AGREE = False
 HAS_PIPELINE = False

@@ -12,14 +12,13 @@ from typing import Any
 
 from dfmspec.diagnostics import Severity
 from dfmspec.errors import InvalidSpec
-from dfmspec.spec.paths import RUN_DIR, SPEC_DIR, SPEC_DIR_UPSTREAM
+from dfmspec.spec.paths import RUN_DIR, RUN_DIR_UPSTREAM, SPEC_DIR, SPEC_DIR_UPSTREAM
 from dfmspec.targets import CONFIG, Derived, Reading, Values, catalogue, minutes_of
 from dfmspec.targets.derivations import SHARED, copied, warmup_iterations
 from dfmspec.targets.dfm import Refused
 from dfmspec.targets.dfm.bridge import BRIDGE_PRECISION, CLASSES, PRECISIONS
 from dfmspec.targets.layout import layout_of
 
-CHECKOUT = "${DFM_ROOT:-/opt/DFM}"
 SPEC_MOCK_DATA = (
     "data:\n  source: mock  # random data, for a trial; for your own: webdataset, and dataset: {path: ...}\n"
 )
@@ -270,12 +269,20 @@ _OWN = (
         formula="TP > 1 needs the q/k norms' gradients reduced",
         differing=Severity.WARNING,
     ),
-    # Upstream installs no handler of signals, so a run under Slurm stops and saves by the clock.
+    # Left alone, upstream installs no handler of signals; under Slurm a run stops and saves by the clock as well.
+    Derived(
+        key="train.exit_signal_handler",
+        sources=("launcher.kind",),
+        value=lambda v: True,
+        formula="launchers stop a run with a signal, on which it saves with a handler alone",
+        differing=Severity.WARNING,
+        alone=True,
+    ),
     Derived(
         key="train.exit_duration_in_mins",
         sources=("launcher.kind", "launcher.time_limit", "launcher.stop_before"),
         value=_exit_duration_in_mins,
-        formula="launcher.time_limit less launcher.stop_before: the only stop that saves upstream",
+        formula="launcher.time_limit less launcher.stop_before: a stop by the clock, which needs no signal",
     ),
     *map(_named_precision, _PRECISION),
 )
@@ -355,7 +362,7 @@ def _as_written(key: str, value: Any, values: Values) -> Any:
     if key == "train.train_iters" and values["train.train_samples"] is not None:
         return None
     if isinstance(value, str):
-        in_run_dir = value.replace(RUN_DIR, "${oc.env:DFMSPEC_RUN_DIR}")
+        in_run_dir = value.replace(RUN_DIR, RUN_DIR_UPSTREAM)
         return in_run_dir.replace(SPEC_DIR, SPEC_DIR_UPSTREAM)
     return value
 

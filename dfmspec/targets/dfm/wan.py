@@ -10,9 +10,10 @@ from dfmspec.estimate import wan
 from dfmspec.targets import Derived, Values, Work
 from dfmspec.targets.derivations import fixed
 from dfmspec.targets.dfm import script
+from dfmspec.targets.dfm.revision import upstream_of
 
 ENTRY = "examples/megatron/recipes/wan/pretrain_wan.py"
-CHECKOUT = script.CHECKOUT
+UPSTREAM = upstream_of(ENTRY)
 OWN = False
 LAYOUTS_AGREE = False
 HAS_PIPELINE = False

@@ -68,7 +68,7 @@ FIRES = [
         ),
     ),
     ("RUN104", "target=dfm logger.wandb_project=p logger.wandb_exp_name=\"''\""),
-    ("RUN123", "target=dfm launcher.kind=slurm launcher.time_limit='0'"),
+    ("RUN123", "target=dfm launcher.kind=slurm launcher.time_limit='0' train.exit_signal_handler=false"),
 ]
 
 

@@ -16,6 +16,7 @@ export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 export DFMSPEC_PLAN_ID=sha256:c9a57649fe84312ac37aa1a14c20a61d20b0862bdc19bb10e3ea5ce4eec2622b  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-c9a57649fe84}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 4 \
     --rdzv-backend c10d \

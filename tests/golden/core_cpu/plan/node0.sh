@@ -13,6 +13,7 @@ export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 export DFMSPEC_PLAN_ID=sha256:7fa3d5626056daba1706ad44923292e1a7db324e6eddad1b4ce28f1a247362d4  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 2 \
     "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml

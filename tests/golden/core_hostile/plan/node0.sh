@@ -14,6 +14,7 @@ export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
 export DFMSPEC_PLAN_ID=sha256:26e3c09aa93800ccd0bc093081330916f27aa900ec9621a6abe77317901a71bc  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 2 \
     "$DFMSPEC_BUNDLE"/examples/megatron/recipes/dit/pretrain_dit_model.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml

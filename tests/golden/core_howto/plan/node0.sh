@@ -14,6 +14,7 @@ export DFMSPEC_PLAN_ID=sha256:0c16216635a4308834d3c1ebec6041f8e09d465b3276ab1b50
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --node-rank 0 \

@@ -14,6 +14,7 @@ export DFMSPEC_PLAN_ID=sha256:77293960d5c2ad85d1a33150977af4272c90e94a0ec9d577f8
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 4 \
     --node-rank 0 \

@@ -15,6 +15,7 @@ export DFMSPEC_PLAN_ID=sha256:2c69ddbd77bb1ff653f6d81dc175e858b094cc86b2c403defe
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 4 \
     --nnodes 2 \
     --node-rank 0 \

@@ -15,6 +15,7 @@ export DFMSPEC_PLAN_ID=sha256:df65be03d40218b4414f88087387627edeec4cf943999f41ef
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 1  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --node-rank 1 \

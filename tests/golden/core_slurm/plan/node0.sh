@@ -14,6 +14,7 @@ export DFMSPEC_PLAN_ID=sha256:3bc49da488969398cd115f1fbbff9d65fb6949a959636ea48e
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --node-rank 0 \

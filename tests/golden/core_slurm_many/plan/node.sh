@@ -16,6 +16,7 @@ mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
 DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-2270646165c7}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh "$NODE_RANK"  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 64 \
     --rdzv-backend c10d \

@@ -18,6 +18,7 @@ export DFMSPEC_PLAN_ID=sha256:b0b03e00576ef39969d034ccea456cc380a8283580baab3b6b
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 2  # of dfmspec run
 exec torchrun --nproc-per-node 4 \
     --nnodes 3 \
     --node-rank 2 \

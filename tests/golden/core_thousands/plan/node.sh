@@ -15,6 +15,7 @@ export DFMSPEC_PLAN_ID=sha256:b39639547c918e3f78c9c6271e01e06c44573668ee31e3b084
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh "$NODE_RANK"  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 4096 \
     --node-rank "$NODE_RANK" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# dfm-pods: node 0 of 2; plan 2e95b9cea503
+# dfm-pods: node 0 of 2; plan 1ea0893c5a00
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 for name in "${!PET_@}" "${!TORCHELASTIC_@}" "${!TORCH_ELASTIC_@}"; do unset "$name"; done  # flags and words of another launcher
@@ -9,18 +9,21 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/dfm-pods/2e95b9cea503  # checkpoints and logs; the same on every node
-export DFMSPEC_PLAN_ID=sha256:2e95b9cea50361d8754b5e5701e49a5012e243ac06746105d6b821816068acb6  # checkpoints say whose they are
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/dfm-pods/1ea0893c5a00  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:1ea0893c5a000ad5e8b19d4cda066d1c2869d0b609a71c5072a3987b413ac7eb  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
-DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-2e95b9cea503}"
-export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+DFMSPEC_RDZV_ID="${DFMSPEC_RDZV_ID:-1ea0893c5a00}"
+[ -n "${DFM_ROOT:-}" ] || export DFM_ROOT=/opt/DFM  # where NVIDIA DFM is
+export PYTHONPATH="$DFM_ROOT${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+export DFMSPEC_HANDLER=megatron.bridge.training.utils.sig_utils:DistributedSignalHandler  # it is made, and rank.py installs it
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --rdzv-backend c10d \
     --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
     --rdzv-id "$DFMSPEC_RDZV_ID" \
     --rdzv-conf is_host=1 \
-    "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    ${DFMSPEC_ATTEMPT_DIR:+"$DFMSPEC_BUNDLE"/rank.py} "$DFM_ROOT"/examples/megatron/recipes/dit/pretrain_dit_model.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml

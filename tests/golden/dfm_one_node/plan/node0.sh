@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# dfm-one: node 0 of 1; plan d89e499eaade
+# dfm-one: node 0 of 1; plan 02c2aa222fb0
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 for name in "${!PET_@}" "${!TORCHELASTIC_@}" "${!TORCH_ELASTIC_@}"; do unset "$name"; done  # flags and words of another launcher
@@ -10,11 +10,14 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-one/d89e499eaade  # checkpoints and logs; the same on every node
-export DFMSPEC_PLAN_ID=sha256:d89e499eaadec0e12e7b8a7c1f138a84e5b4f237db147500114c5e5845c2d0ae  # checkpoints say whose they are
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/dfm-one/02c2aa222fb0  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:02c2aa222fb0a09dfc990f71c2e23bdfafa5ff59555355521992989f09292fc4  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
-export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+[ -n "${DFM_ROOT:-}" ] || export DFM_ROOT=/opt/DFM  # where NVIDIA DFM is
+export PYTHONPATH="$DFM_ROOT${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+export DFMSPEC_HANDLER=megatron.bridge.training.utils.sig_utils:DistributedSignalHandler  # it is made, and rank.py installs it
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
-    "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/dit/pretrain_dit_model.py \
+    ${DFMSPEC_ATTEMPT_DIR:+"$DFMSPEC_BUNDLE"/rank.py} "$DFM_ROOT"/examples/megatron/recipes/dit/pretrain_dit_model.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# flux: node 0 of 1; plan 1e937a050f2f
+# flux: node 0 of 1; plan 253c0abbb7ff
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 for name in "${!PET_@}" "${!TORCHELASTIC_@}" "${!TORCH_ELASTIC_@}"; do unset "$name"; done  # flags and words of another launcher
@@ -10,13 +10,16 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/flux/1e937a050f2f  # checkpoints and logs; the same on every node
-export DFMSPEC_PLAN_ID=sha256:1e937a050f2f137b829c8725337b58fbde29bc6ad3f1d243af05faf42c2d476a  # checkpoints say whose they are
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR="$DFMSPEC_BASE"/runs/flux/253c0abbb7ff  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:253c0abbb7ff59f6185546350f2afc9a67ab6c9c430ffe736ff08f785d59a4d1  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 [ -z "${DFMSPEC_MASTER_PORT:-}" ] || export PET_MASTER_ADDR=127.0.0.1 PET_MASTER_PORT="$DFMSPEC_MASTER_PORT"  # else it is always 29500
-export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+[ -n "${DFM_ROOT:-}" ] || export DFM_ROOT=/opt/DFM  # where NVIDIA DFM is
+export PYTHONPATH="$DFM_ROOT${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+export DFMSPEC_HANDLER=megatron.bridge.training.utils.sig_utils:DistributedSignalHandler  # it is made, and rank.py installs it
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 0  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
-    "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/flux/pretrain_flux.py \
+    ${DFMSPEC_ATTEMPT_DIR:+"$DFMSPEC_BUNDLE"/rank.py} "$DFM_ROOT"/examples/megatron/recipes/flux/pretrain_flux.py \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml \
     --mock \
     --guidance-scale 4.0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# wan: node 1 of 2; plan 90804b194a76
+# wan: node 1 of 2; plan 5af5f2d3c3c7
 # shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are
 set -eo pipefail
 for name in "${!PET_@}" "${!TORCHELASTIC_@}" "${!TORCH_ELASTIC_@}"; do unset "$name"; done  # flags and words of another launcher
@@ -10,17 +10,20 @@ export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"
-[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/wan/90804b194a76  # checkpoints and logs; the same on every node
-export DFMSPEC_PLAN_ID=sha256:90804b194a76096ef65dce70bcfa09f3723d5ebc80e7fd45d0f614cb316b6bf1  # checkpoints say whose they are
+[ -n "${DFMSPEC_RUN_DIR:-}" ] || export DFMSPEC_RUN_DIR=/shared/runs/wan/5af5f2d3c3c7  # checkpoints and logs; the same on every node
+export DFMSPEC_PLAN_ID=sha256:5af5f2d3c3c75383f68fbf8013ab78c8a490cb8ead817aaa40d2bc18281b9fbd  # checkpoints say whose they are
 mkdir -p "$DFMSPEC_RUN_DIR"
 : "${MASTER_ADDR:?set MASTER_ADDR to that of node 0}"
 : "${MASTER_PORT:?set MASTER_PORT to that of node 0}"
-export PYTHONPATH="${DFM_ROOT:-/opt/DFM}${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+[ -n "${DFM_ROOT:-}" ] || export DFM_ROOT=/opt/DFM  # where NVIDIA DFM is
+export PYTHONPATH="$DFM_ROOT${PYTHONPATH:+:$PYTHONPATH}"  # for the packages of its checkout
+export DFMSPEC_HANDLER=megatron.bridge.training.utils.sig_utils:DistributedSignalHandler  # it is made, and rank.py installs it
+[ ! -e "$DFMSPEC_RUN_DIR"/preflight.sh ] || bash "$DFMSPEC_RUN_DIR"/preflight.sh 1  # of dfmspec run
 exec torchrun --nproc-per-node 8 \
     --nnodes 2 \
     --node-rank 1 \
     --master-addr "$MASTER_ADDR" \
     --master-port "$MASTER_PORT" \
-    "${DFM_ROOT:-/opt/DFM}"/examples/megatron/recipes/wan/pretrain_wan.py \
+    ${DFMSPEC_ATTEMPT_DIR:+"$DFMSPEC_BUNDLE"/rank.py} "$DFM_ROOT"/examples/megatron/recipes/wan/pretrain_wan.py \
     --training-mode pretrain \
     --config-file "$DFMSPEC_BUNDLE"/config.yaml
