@@ -128,7 +128,7 @@ def run(
     if code == OK and plan.run["num_samples"] and is_own and not detach:
         with suppress(KeyboardInterrupt):  # the run has succeeded
             _draw(RunDir(run_dir), plan.run["num_samples"])
-    _conclude(RunDir(run_dir))
+    _conclude(RunDir(run_dir), own=is_own)
     raise typer.Exit(code)
 
 
@@ -316,7 +316,7 @@ def _draw(run: RunDir, count: int) -> None:
     write_manifest(run, manifest)
 
 
-def _conclude(run: RunDir) -> None:
+def _conclude(run: RunDir, *, own: bool) -> None:
     """The verdict on stderr, the run directory on stdout."""
     from dfmspec.record.manifest import read_manifest
     from dfmspec.run.supervise import talk_to_stderr
@@ -326,7 +326,7 @@ def _conclude(run: RunDir) -> None:
     for line in _figures(manifest):
         talk_to_stderr(line)
     if manifest.verdict == "failed":
-        for line in _where_to_look(run, manifest):
+        for line in _where_to_look(run, manifest, own=own):
             talk_to_stderr(line)
     for artifact in manifest.artifacts:
         talk_to_stderr(f"drawn: {run}/{artifact}")
@@ -343,7 +343,7 @@ def _figures(manifest: Manifest) -> list[str]:
     return [f"{loss}; {metrics.tokens_per_second:,.0f} tokens/s"]
 
 
-def _where_to_look(run: RunDir, manifest: Manifest) -> list[str]:
+def _where_to_look(run: RunDir, manifest: Manifest, *, own: bool) -> list[str]:
     """After a failure: where its account is, and from where the run goes on."""
     lines = []
     if manifest.attempts:
@@ -353,6 +353,18 @@ def _where_to_look(run: RunDir, manifest: Manifest) -> list[str]:
             rank = run.attempt(attempt.number).node(failure.node).rank(failure.rank)
             lines.append(f"full traceback: {rank.error}")
     lines.append(f"logs: {run.attempts}")
-    if manifest.checkpoints:
-        lines.append(f"the same command continues from iteration {manifest.checkpoints[-1].iteration}")
+    lines += _goes_on(manifest, own=own)
     return lines
+
+
+def _goes_on(manifest: Manifest, *, own: bool) -> list[str]:
+    """From where a failed run goes on, and how: a script does not pass over what is damaged."""
+    from dfmspec.record.bridge_checkpoints import problem
+
+    if not manifest.checkpoints:
+        return []
+    newest = manifest.checkpoints[-1]
+    if own or problem(Path(newest.path)) is None:
+        return [f"the same command continues from iteration {newest.iteration}"]
+    whole = [found.iteration for found in manifest.checkpoints if problem(Path(found.path)) is None]
+    return [f"run.resume={whole[-1]} goes on from iteration {whole[-1]}"] if whole else []

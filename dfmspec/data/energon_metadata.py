@@ -46,7 +46,11 @@ def prepared(folder: Path) -> bool:
 def metadata_files(folder: Path) -> list[Path]:
     """Energon's files that say what a dataset is."""
     files = sorted(folder.glob(".nv-meta/*"))
-    return [file for file in files if file.suffix in (".yaml", ".json")]
+    found = [file for file in files if file.suffix in (".yaml", ".json")]
+
+    # The same in the older form says nothing of its own.
+    names = {file.name for file in found}
+    return [file for file in found if file.name != ".info.yaml" or ".info.json" not in names]
 
 
 def faults(folder: Path) -> Iterator[str]:
@@ -204,6 +208,13 @@ def _value(folder: Path, part: _Part) -> Any:
         return None
     found = data.get(part.key)
     return found if part.is_valid(found) else None
+
+
+def contents(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """What the first file of some names holds; empty where there is none, or it is damaged."""
+    file = _first(folder, names)
+    data = None if file is None else _contents(file)[0]
+    return data if isinstance(data, dict) else {}
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:

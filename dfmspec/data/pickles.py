@@ -88,6 +88,14 @@ METADATA_NAMES: frozenset[Name] = frozenset(
     }
 )
 """What torch's description of a distributed checkpoint needs: which tensor lies where, of which shape and format."""
+BRIDGE_METADATA_NAMES: frozenset[Name] = METADATA_NAMES | {
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),
+    (f"{_CHECKPOINT}.planner", "TensorWriteData"),
+    (f"{_CHECKPOINT}.planner", "WriteItem"),
+    (f"{_CHECKPOINT}.planner", "WriteItemType"),
+}
+"""The same as the megatron-core writes it that NVIDIA DFM pins."""
 TRAIN_STATE_NAMES: frozenset[Name] = frozenset(
     {
         ("collections", "OrderedDict"),

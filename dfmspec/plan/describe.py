@@ -44,7 +44,7 @@ def described(resolved: Resolved, made: Plan) -> str:
     kind = made.launcher["kind"]
     how = LAUNCHERS[kind].how_to_start
     if not target_module(made.target).OWN:
-        how = LAUNCHERS[kind].how_to_start_bundle
+        how = LAUNCHERS[kind].how_to_start_script
     if how:
         lines.append(f"\n# launcher {kind}: {how}")
     return "\n".join(lines)

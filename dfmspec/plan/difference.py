@@ -76,7 +76,9 @@ def differences(one: Plan, other: Plan) -> list[Difference]:
     for key in sorted(values.keys() | other_values.keys()):
         value = values.get(key, _ABSENT)
         other_value = other_values.get(key, _ABSENT)
-        if value != other_value:
+        # A key of a later version is left out.
+        is_newer = key.startswith("launcher.") and (value, other_value) in ((_ABSENT, None), (None, _ABSENT))
+        if value != other_value and not is_newer:
             found.append(Difference(_group(key, one.target), key, value, other_value))
     return sorted(found, key=lambda difference: (_GROUPS.index(difference.group), difference.key))
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from dfmspec.bounded import read_bytes
 from dfmspec.data.pickles import (
     ANY_NAME,
+    BRIDGE_METADATA_NAMES,
     LARGEST,
-    METADATA_NAMES,
     TRAIN_STATE_NAMES,
     Kept,
     contents,
@@ -172,7 +172,7 @@ def _check_shards(checkpoint: Path) -> None:
     Raises:
         CheckpointError: what describes them is missing or not trusted, or a file is missing or cut.
     """
-    metadata = _loaded(checkpoint / METADATA, METADATA_NAMES, is_zip=False)
+    metadata = _loaded(checkpoint / METADATA, BRIDGE_METADATA_NAMES, is_zip=False)
     state = metadata.state if isinstance(metadata, Kept) else None
     storage = state.get("storage_data") if isinstance(state, dict) else None
     if not isinstance(storage, dict) or not storage:

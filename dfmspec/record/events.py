@@ -88,7 +88,7 @@ def _is_event(event: Event) -> bool:
         return False
     present = {name: of_kind for name, of_kind in _OPTIONAL.items() if name in event}
     expected = {"time": _NUMBER, **present, **_NEEDED[kind]}
-    return all(_is_a(event.get(name), of_kind) for name, of_kind in expected.items())
+    return all(name in event and _is_a(event[name], of_kind) for name, of_kind in expected.items())
 
 
 def _is_a(value: Any, kind: Any) -> bool:

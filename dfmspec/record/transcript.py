@@ -83,7 +83,7 @@ class Transcript:
         told = [self._told(log, is_last=is_last) for log in reversed(self._logs)]
         events: list[Event] = []
         for each in merge(*told, key=lambda each: each.iteration or 0):
-            self._time = time.time() if is_live else each.time or self._time or self._logs[0].written_at()
+            self._time = time.time() if is_live else each.time or self._time or self._logs[0].begun_at()
             events += self._events(each)
         self._write(events)
         return events
@@ -233,9 +233,9 @@ class _Log:
         except OSError:  # it is not there yet
             return b""
 
-    def written_at(self) -> float:
-        """When the file was written last."""
+    def begun_at(self) -> float:
+        """When the rank began, by the file of its process id, which is written then; now, where there is none."""
         try:
-            return self.path.stat().st_mtime
+            return self.path.with_name("pid").stat().st_mtime
         except OSError:
             return time.time()

@@ -75,9 +75,9 @@ def conclude(
     if "finished" in kinds and fault is None:
         attempt.outcome = "finished"
         manifest.verdict = "succeeded"
-        if not own:
-            attempt.failure = None  # what ends after that is no training
-        manifest.reason = _succeeded(target, folder, own=own, remark=remark)
+        if remark:  # it was ended
+            attempt.failure = None
+        manifest.reason = _succeeded(target, folder, attempt.failure, own=own, remark=remark)
     elif "stopped" in kinds and fault is None:
         attempt.outcome = "stopped"
         manifest.verdict = "stopped"
@@ -106,13 +106,22 @@ class Checkpoints(Protocol):
         """sha256 of what describes it."""
 
 
-def _succeeded(target: int | None, folder: Path | None, *, own: bool, remark: str) -> str:
-    """Why an attempt succeeded, and what that does not say."""
+def _succeeded(
+    target: int | None,
+    folder: Path | None,
+    failure: Failure | None,
+    *,
+    own: bool,
+    remark: str,
+) -> str:
+    """Why an attempt succeeded, what that does not say, and what went wrong after it."""
     reason = f"iteration {target} was reached and its checkpoint is whole"
     if folder is None:
         reason = f"iteration {target} was reached, and no checkpoint is asked for"
     elif not own:
         reason = f"iteration {target} was reached and its checkpoint is {bridge_checkpoints.WHOLENESS}"
+    if failure is not None and not own:
+        return f"{reason}; after that, rank {failure.rank} failed: {failure.error_type}: {failure.message}"
     return f"{reason}; {remark}" if remark else reason
 
 

@@ -64,12 +64,17 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _is_found(module: str) -> bool:
+    """Whether a module could be imported, as far as can be told without."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, AttributeError, ValueError):
+        return False
+
+
 def _place_of(module: str) -> Path | None:
     """The folder of a package, or a module's file; nothing of it is imported, but for the package around it."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):
-        return None
+    spec = importlib.util.find_spec(module) if _is_found(module) else None
     if spec is None:
         return None
     if spec.submodule_search_locations:
@@ -80,7 +85,7 @@ def _place_of(module: str) -> Path | None:
 def _modules(question: Facts, answer: Facts) -> list[Facts]:
     faults = []
     for module, mends in question["modules"].items():
-        if _place_of(module) is None:
+        if not _is_found(module):
             faults.append(_fault("packages", sys.executable, f"it does not find {module}", module, mends))
     return faults
 
@@ -172,7 +177,7 @@ def _is_met(need: str) -> bool:
     """Whether a module is found, or a distribution is older than a version (or absent)."""
     name, below, bound = need.partition("<")
     if not below:
-        return _place_of(name) is not None
+        return _is_found(name)
     version = _version(name)
     return version is None or _numbers(version) < _numbers(bound)
 

@@ -111,6 +111,7 @@ class _Supervisor:
                 return OK
 
             # One attempt, and those that a scheduler starts after it.
+            goes_on = handle is not None
             handle = handle or self._launched(module, place)
             while True:
                 attempt = self._begin(handle)
@@ -118,6 +119,8 @@ class _Supervisor:
                     detached = True
                     return OK
                 seen = self._seen(attempt.number)
+                if goes_on:
+                    seen.forward(is_live=False)  # what was said while nobody listened
                 codes = self._watch(handle, seen)
                 if None in codes:
                     handle.kill()  # what is judged has ended

@@ -69,7 +69,7 @@ class OwnWatch:
         self._offset = 0
 
     def forward(self, *, is_live: bool = True, is_last: bool = False) -> None:
-        """Pass on the lines that were written since the last call."""
+        """Pass on the lines that were written since the last call; those of before are news as well."""
         if not self._path.exists():
             return
         with self._path.open("rb") as handle:

@@ -17,8 +17,8 @@ import jsonschema
 import psutil
 import pytest
 
+from dfmspec.record import checkpoints, verdict
 from dfmspec.record import manifest as manifests
-from dfmspec.record import verdict
 from dfmspec.record.events import read_events
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import owned
@@ -315,9 +315,9 @@ def test_a_run_is_judged_by_its_own_last_checkpoint(tmp_path: Path) -> None:
     checkpoint(tmp_path, 4)
     (checkpoint(tmp_path, 8) / "manifest.json").write_text("{")
 
-    assert verdict._fault_of(tmp_path, 4) is None
-    assert verdict._fault_of(tmp_path, 8)
-    assert verdict._fault_of(tmp_path, 6)
+    assert verdict._fault_of(tmp_path, 4, checkpoints) is None
+    assert verdict._fault_of(tmp_path, 8, checkpoints)
+    assert verdict._fault_of(tmp_path, 6, checkpoints)
 
 
 def test_what_the_machine_says_of_itself_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from dfmspec.data.energon_metadata import (
     streams_without_sample,
 )
 from dfmspec.data.metadataset import MOST, Gap, Leaf, addresses, everything, is_metadataset, leaves, names_itself, read
+from dfmspec.data.upgrade import lacking
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.paths import PATH_KEYS, REMOTE, local_path, scheme
 from dfmspec.targets.layout import nearest_multiples
@@ -246,11 +247,12 @@ def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
         )
 
     # Whether the Energon that reads it finds its counts and splits.
-    if view.trainer.ENERGON == 6 and not (metadata / ".info.yaml").exists():
+    lacks = lacking(folder, view.trainer.ENERGON)
+    if lacks and prepared(folder):
         yield Finding(
             path(DATASET),
-            f"{metadata} has no .info.yaml: it was not prepared by Energon 6, which DFM pins",
-            "prepare it again with megatron-energon 6.0.1",
+            f"{metadata} has no {lacks[0]}: it was not prepared by Energon 6, which DFM pins",
+            f"run: dfmspec data upgrade {folder}",
         )
     for fault in faults(folder):
         yield Finding(path(DATASET), fault, command)

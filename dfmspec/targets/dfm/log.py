@@ -59,7 +59,7 @@ def _iteration(found: re.Match[str], text: str) -> Told:
         if number is None:
             continue
         if name == "elapsed time per iteration (ms)":
-            seconds = number / 1000
+            seconds = round(number / 1000, 6)
         elif name == "global batch size":
             batch = int(number)
         elif name == _LOSS:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
+from dfmspec.data.upgrade import upgrade
 from dfmspec.errors import DataError
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.encoders import PictureEncoder, TextEncoder, picture_encoder, text_encoder
@@ -107,6 +108,8 @@ def _saved(tensor: torch.Tensor) -> bytes:
 def write_metadata(folder: Path, names: list[str]) -> None:
     """Write what `energon prepare --sample-type CrudeWebdataset` does: counts, index, split and dataset class.
 
+    The counts are also written as Energon 6 has them, which NVIDIA DFM reads.
+
     `names` are the shards in `folder`.
     """
     from megatron.energon.epathlib import EPath
@@ -123,6 +126,7 @@ def write_metadata(folder: Path, names: list[str]) -> None:
     assert found, "Energon found no samples in shards that were just written"
     dataset_class = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
     (folder / ".nv-meta" / "dataset.yaml").write_text(dataset_class)
+    upgrade(folder)
 
 
 def ensure_dataset(experiment: Experiment) -> None:

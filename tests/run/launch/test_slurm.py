@@ -126,7 +126,8 @@ def test_an_allocation_without_the_plans_gpus_is_refused(gpus: str, tmp_path: Pa
     [
         (("target=dfm", "launcher.time_limit=4:00:00"), 0, True, "saves and stops"),
         (("target=dfm", "launcher.time_limit=4:00:00"), 1, False, "saves and stops"),
-        (("target=dfm",), 0, True, "from its last checkpoint"),
+        (("target=dfm",), 0, True, "saves and stops"),
+        (("target=dfm", "train.exit_signal_handler=false"), 0, True, "from its last checkpoint"),
         (("target=megatron_core",), 1, False, "saves and stops"),
     ],
 )

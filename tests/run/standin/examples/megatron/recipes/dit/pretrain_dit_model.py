@@ -148,7 +148,9 @@ def main():
     if train["eval_iters"]:
         for split in ("validation", "test"):
             at = train["train_iters"]
-            print_rank_last(f" validation loss at iteration {at} on {split} set | lm loss value: 1.0E+00 | ")
+            print_rank_last(
+                f" validation loss at iteration {at} on {split} set | lm loss value: 1.0E+00 | lm loss PPL: 2.7E+00 | "
+            )
     while "hang" in FAULTS:
         time.sleep(1)
 
