@@ -86,7 +86,7 @@ ENTRY_OF_THE_TARGET = """    "standin": Entry(
 ENTRY_OF_THE_LAUNCHER = """    "echo": Entry(
         module="dfmspec.run.launch.echo",
         how_to_start=None,
-        how_to_start_bundle="write it with -o DIR, and bash DIR/node0.sh",
+        how_to_start_script="write it with -o DIR, and bash DIR/node0.sh",
     ),
 """
 

@@ -22,7 +22,8 @@ from dfmspec.errors import InvalidSpec
 from dfmspec.plan.environment import environment
 from dfmspec.read.document import write_scalar
 from dfmspec.read.resolve import Resolved
-from dfmspec.spec.digest import canonical, config_digest
+from dfmspec.spec.containers import is_file
+from dfmspec.spec.digest import canonical, config_digest, file_digest
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, SPEC_DIR_UPSTREAM, absolute, is_relative, local_path
 from dfmspec.targets import Reading, target_module
 
@@ -301,6 +302,7 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     """Digests of what a plan takes for granted: this version's code, and the dataset's metadata."""
     trainer = target_module(target)
     found = {"code": code_digest()} if trainer.OWN else {}
+    found |= _of_the_image(values.get("launcher.container"))
     path = values["dataset.path"]
     if not path:
         return found
@@ -318,6 +320,14 @@ def guards(values: Mapping[str, Any], target: str) -> dict[str, str]:
     if files:
         found["dataset"] = _digest(files)
     return found
+
+
+def _of_the_image(image: str | None) -> dict[str, str]:
+    """The digest of an image that is a file of this machine; one that is named has it in its name."""
+    if image is None or not is_file(image):
+        return {}
+    file = local_path(image)
+    return {"container": file_digest(file)} if file.is_file() else {}
 
 
 def code_digest() -> str:

@@ -6,9 +6,11 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 
+from dfmspec.plan.containers import entering, outside
 from dfmspec.plan.environment import patience, shell_line, unset_lines
 from dfmspec.plan.plan import RANK, Plan, Role, Word
-from dfmspec.spec.paths import PLAN_ID, SPEC_DIR, is_relative
+from dfmspec.plan.shell import shell_path
+from dfmspec.spec.paths import PLAN_ID, is_relative
 from dfmspec.targets import Upstream, target_module
 
 RANK_PROGRAM = "rank.py"
@@ -25,8 +27,6 @@ SCRIPT_A_NODE = 32
 """Up to so many nodes, each has its own script; beyond, they share one that takes the rank."""
 _BUNDLE = '"$DFMSPEC_BUNDLE"/'
 _BASE = '"$DFMSPEC_BASE"/'
-_STARTS = {f"{SPEC_DIR}/": '"$DFMSPEC_SPEC_DIR"/', "~/": '"$HOME"/'}
-"""How a path of a plan may begin -> how a script writes that."""
 
 
 def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = None) -> str:
@@ -70,14 +70,6 @@ def torchrun_words(plan: Plan, found: str = "torchrun") -> list[str]:
     """How torchrun is started: by the interpreter that a spec names, or as it is `found`."""
     python = plan.launcher.get("python")  # which earlier plans do not have
     return [found] if python is None else [python, "-m", "torch.distributed.run"]
-
-
-def shell_path(path: str) -> str:
-    """A path of a plan as a script writes it."""
-    for start, written in _STARTS.items():
-        if path.startswith(start):
-            return written + shlex.quote(path.removeprefix(start))
-    return shlex.quote(path)
 
 
 def where(plan: Plan, base: str) -> list[str]:
@@ -126,7 +118,7 @@ def node_script(plan: Plan, node: int | None) -> str:
         "# shellcheck disable=SC1091,SC2016  # files of the nodes; words of a spec stay as they are",
         strict,
         *unset_lines(plan.nnodes),
-        *plan.launcher["setup"],
+        *outside(plan, plan.launcher["setup"]),
         "set -u",
     ]
 
@@ -141,6 +133,7 @@ def node_script(plan: Plan, node: int | None) -> str:
     lines += where(plan, "$PWD")
     lines.append(f"export {PLAN_ID}={plan.recorded_id}  # checkpoints say whose they are")
     lines.append('mkdir -p "$DFMSPEC_RUN_DIR"')
+    lines += entering(plan, node, 'node.sh "$NODE_RANK"' if node is None else f"node{node}.sh")
     lines += _of_the_run(plan)
 
     # The packages of a checkout, what is looked at first, and the command.

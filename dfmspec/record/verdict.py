@@ -27,72 +27,6 @@ _LOSSES = 100
 """The most iterations whose losses make the final one."""
 
 
-def conclude(
-    manifest: Manifest,
-    attempt: Attempt,
-    run: RunDir,
-    folder: Path | None,
-    codes: Sequence[int | None],
-    *,
-    own: bool,
-    signals: Sequence[int],
-    word: str,
-    remark: str = "",
-) -> None:
-    """Fill in an attempt that is over, and the run's verdict.
-
-    Args:
-        manifest: the record of the run; `attempt` is one of its own.
-        run: the run directory.
-        folder: where the run's checkpoints are; None: none is asked for.
-        codes: what torchrun ended with on each node; None: whatever it left, and killed where it left nothing.
-        own: whether dfmspec's own trainer trained; otherwise a script, whose checkpoints carry no checksums.
-        signals: those that asked the supervisor to stop.
-        word: the last that a scheduler said.
-        remark: what was seen of why it ended; "": nothing.
-    """
-    # What it left.
-    attempt_dir = run.attempt(attempt.number)
-    _fill_nodes(attempt, attempt_dir, codes)
-    of_the_run = read_events(run.events)
-    events = events_of_attempt(of_the_run, attempt.number)
-    judge: Checkpoints = checkpoints if own else bridge_checkpoints
-    iterations = [event for event in events if event["type"] == "iteration"]
-    _fill_progress(attempt, events, iterations)
-    attempt.signal = _signal(signals, events)
-    attempt.failure = failure_of(attempt_dir) or _first_failure(attempt_dir)
-    manifest.checkpoints = [] if folder is None else _records(run, folder, judge)
-    record_answers(manifest, attempt_dir)
-    _fill_metrics(manifest, events, iterations)
-
-    # What came of it.
-    kinds = {event["type"] for event in events}
-    misbegun = _misbegun(manifest, of_the_run, events, iterations)
-    fault = misbegun if folder is None else _fault_of(folder, attempt.to_iteration, judge) or misbegun
-    target = _target(events)
-    if "finished" in kinds and fault is None:
-        fault = _worthless(of_the_run, attempt, events)
-    if "finished" in kinds and fault is None:
-        attempt.outcome = "finished"
-        manifest.verdict = "succeeded"
-        if remark:  # it was ended
-            attempt.failure = None
-        manifest.reason = _succeeded(target, folder, attempt.failure, own=own, remark=remark)
-    elif "stopped" in kinds and fault is None:
-        attempt.outcome = "stopped"
-        manifest.verdict = "stopped"
-        if not own:
-            attempt.failure = None
-        by = "by a signal " if attempt.signal or own else ""
-        manifest.reason = f"stopped {by}after iteration {attempt.to_iteration}; the same command continues it"
-    else:
-        attempt.outcome = "failed"
-        manifest.verdict = "failed"
-        if "finished" not in kinds:  # then a checkpoint of the last iteration was not to be expected
-            fault = misbegun
-        manifest.reason = _why(attempt, attempt_dir, fault, signals, word, remark)
-
-
 class Checkpoints(Protocol):
     """A module that judges checkpoints by their files."""
 
@@ -106,23 +40,100 @@ class Checkpoints(Protocol):
         """sha256 of what describes it."""
 
 
-def _succeeded(
-    target: int | None,
-    folder: Path | None,
-    failure: Failure | None,
-    *,
-    own: bool,
-    remark: str,
-) -> str:
+class Saved(NamedTuple):
+    """Where a run saves, and what judges that."""
+
+    folder: Path | None
+    """Where its checkpoints are; None: none is asked for."""
+    own: bool
+    """Whether dfmspec's own trainer wrote them; otherwise a script, whose checkpoints carry no checksums."""
+
+    @property
+    def judge(self) -> Checkpoints:
+        """What judges its checkpoints."""
+        return checkpoints if self.own else bridge_checkpoints
+
+
+class Ended(NamedTuple):
+    """How an attempt ended, as whoever watched it knows."""
+
+    codes: Sequence[int | None]
+    """What torchrun ended with on each node; None: whatever it left, and killed where it left nothing."""
+    signals: Sequence[int] = ()
+    """Those that asked the supervisor to stop."""
+    word: str = ""
+    """The last that a scheduler said."""
+    remark: str = ""
+    """What was seen of why it ended; "": nothing."""
+
+
+def conclude(manifest: Manifest, attempt: Attempt, run: RunDir, saved: Saved, ended: Ended) -> None:
+    """Fill in an attempt that is over, and the run's verdict.
+
+    Args:
+        manifest: the record of the run; `attempt` is one of its own.
+        attempt: the one that is over.
+        run: the run directory.
+        saved: where the run saves.
+        ended: how the attempt ended.
+    """
+    # What it left.
+    attempt_dir = run.attempt(attempt.number)
+    _fill_nodes(attempt, attempt_dir, ended.codes)
+    of_the_run = read_events(run.events)
+    events = events_of_attempt(of_the_run, attempt.number)
+    iterations = [event for event in events if event["type"] == "iteration"]
+    _fill_progress(attempt, events, iterations)
+    attempt.signal = _signal(ended.signals, events)
+    attempt.failure = failure_of(attempt_dir) or _first_failure(attempt_dir)
+    manifest.checkpoints = [] if saved.folder is None else _records(run, saved.folder, saved.judge)
+    record_answers(manifest, attempt_dir)
+    _fill_metrics(manifest, events, iterations)
+
+    # What came of it.
+    kinds = {event["type"] for event in events}
+    misbegun = _misbegun(manifest, of_the_run, events, iterations)
+    fault = misbegun if saved.folder is None else _fault_of(saved.folder, attempt.to_iteration, saved.judge) or misbegun
+    if "finished" in kinds and fault is None:
+        fault = _worthless(of_the_run, attempt, events)
+    if "finished" in kinds and fault is None:
+        attempt.outcome = "finished"
+        manifest.verdict = "succeeded"
+        manifest.reason = _succeeded(attempt, saved, ended.remark)
+    elif "stopped" in kinds and fault is None:
+        attempt.outcome = "stopped"
+        manifest.verdict = "stopped"
+        manifest.reason = _stopped(attempt, saved)
+    else:
+        attempt.outcome = "failed"
+        manifest.verdict = "failed"
+        if "finished" not in kinds:  # then a checkpoint of the last iteration was not to be expected
+            fault = misbegun
+        manifest.reason = _why(attempt, attempt_dir, fault, ended)
+
+
+def _succeeded(attempt: Attempt, saved: Saved, remark: str) -> str:
     """Why an attempt succeeded, what that does not say, and what went wrong after it."""
-    reason = f"iteration {target} was reached and its checkpoint is whole"
-    if folder is None:
-        reason = f"iteration {target} was reached, and no checkpoint is asked for"
-    elif not own:
-        reason = f"iteration {target} was reached and its checkpoint is {bridge_checkpoints.WHOLENESS}"
-    if failure is not None and not own:
+    reason = f"iteration {attempt.to_iteration} was reached and its checkpoint is whole"
+    if saved.folder is None:
+        reason = f"iteration {attempt.to_iteration} was reached, and no checkpoint is asked for"
+    elif not saved.own:
+        reason = f"iteration {attempt.to_iteration} was reached and its checkpoint is {bridge_checkpoints.WHOLENESS}"
+    if remark:  # it was ended
+        attempt.failure = None
+        return f"{reason}; {remark}"
+    failure = attempt.failure
+    if failure is not None and not saved.own:
         return f"{reason}; after that, rank {failure.rank} failed: {failure.error_type}: {failure.message}"
-    return f"{reason}; {remark}" if remark else reason
+    return reason
+
+
+def _stopped(attempt: Attempt, saved: Saved) -> str:
+    """Why an attempt was stopped."""
+    if not saved.own:
+        attempt.failure = None  # what follows a stop is none
+    by = "by a signal " if attempt.signal or saved.own else ""
+    return f"stopped {by}after iteration {attempt.to_iteration}; the same command continues it"
 
 
 def _fill_nodes(attempt: Attempt, attempt_dir: AttemptDir, codes: Sequence[int | None]) -> None:
@@ -203,29 +214,22 @@ def _start_seconds(started: Event, iterations: Events) -> dict[str, float] | Non
     return stages
 
 
-def _why(
-    attempt: Attempt,
-    attempt_dir: AttemptDir,
-    fault: str | None,
-    signals: Sequence[int],
-    word: str,
-    remark: str,
-) -> str:
+def _why(attempt: Attempt, attempt_dir: AttemptDir, fault: str | None, ended: Ended) -> str:
     """Why an attempt failed, the surest account first."""
     failure = attempt.failure
     if failure and failure.error_type == CONFIGURATION:
         return f"node {failure.node}: {failure.message}"
-    if remark:
-        return remark
+    if ended.remark:
+        return ended.remark
     if failure:
         return f"rank {failure.rank}: {failure.error_type}: {failure.message}"
-    if signals:
-        return f"ended by signal {signals[0]} before it could save"
+    if ended.signals:
+        return f"ended by signal {ended.signals[0]} before it could save"
     if fault:
         return fault
     codes = ", ".join(str(node.exit_code) for node in attempt.nodes)
     why = f"torchrun ended with {codes} before the last iteration"
-    said = "; ".join(words for words in (word, _last_line(attempt_dir)) if words)
+    said = "; ".join(words for words in (ended.word, _last_line(attempt_dir)) if words)
     return f"{why}: {said}" if said else why
 
 

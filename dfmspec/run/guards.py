@@ -9,7 +9,8 @@ from dfmspec.targets import target_module
 
 def guards_now(plan: Plan) -> dict[str, str]:
     """The guards that the plan would have, made at this moment."""
-    return guards({"dataset.path": _data_of(plan)}, plan.target)
+    image = plan.launcher.get("container")  # which earlier plans do not have
+    return guards({"dataset.path": _data_of(plan), "launcher.container": image}, plan.target)
 
 
 def check_guards(plan: Plan) -> None:
@@ -29,9 +30,10 @@ def check_guards(plan: Plan) -> None:
     for name, digest in plan.guards.items():
         if current.get(name) == digest:
             continue
-        what = "dfmspec's own code"
-        if name != "code":
-            what = f"the metadata of dataset {_data_of(plan)}"
+        what = {
+            "code": "dfmspec's own code",
+            "container": f"the image {plan.launcher.get('container')}",
+        }.get(name, f"the metadata of dataset {_data_of(plan)}")
         raise StalePlanError(f"the plan is stale: {what} has changed since it was made; make the plan again")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 from dfmspec.errors import PreflightError
 from dfmspec.files import write_aside
+from dfmspec.plan.containers import engine_of
 from dfmspec.plan.environment import inherited, shell_line
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import PREFLIGHT_SCRIPT, root_of
@@ -136,6 +138,10 @@ def look_here(plan: Plan, wanted: Preflight) -> dict[str, Any]:
     """
     if wanted.level == "off":
         return {}
+    engine = engine_of(plan)
+    if engine is not None:  # what is in the container is looked at there
+        _require_engine(plan, engine)
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / QUESTION
         answer = Path(folder) / "answer.json"
@@ -157,6 +163,19 @@ def look_here(plan: Plan, wanted: Preflight) -> dict[str, Any]:
     if found["faults"]:
         raise PreflightError("\n".join(told(fault) for fault in found["faults"]))
     return found
+
+
+def _require_engine(plan: Plan, engine: str) -> None:
+    """See that what runs a container is here, where launcher.setup does not bring it.
+
+    Raises:
+        PreflightError: it is not.
+    """
+    if shutil.which(engine) is None and not plan.launcher["setup"]:
+        raise PreflightError(
+            f"{engine} is not found on PATH, and runs launcher.container; install it, load it in launcher.setup, "
+            "or name another with launcher.container_engine"
+        )
 
 
 def _unprefixed(text: str) -> str:

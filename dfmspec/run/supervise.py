@@ -16,6 +16,7 @@ from typing import Any
 
 from dfmspec.errors import FINDINGS, OK, PREFLIGHT, RESUMABLE
 from dfmspec.files import write_aside
+from dfmspec.plan.containers import engine_of
 from dfmspec.plan.scripts import stops_by
 from dfmspec.record.answers import CONFIGURATION, record_answer
 from dfmspec.record.bridge_checkpoints import own_folder
@@ -30,7 +31,7 @@ from dfmspec.record.manifest import (
 from dfmspec.record.progress import Progress, plan_id_of
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import link_latest, owned
-from dfmspec.record.verdict import conclude, span
+from dfmspec.record.verdict import Ended, Saved, conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
 from dfmspec.run.opening import check_progress, earlier, has_finished, is_credible, new_run
@@ -161,7 +162,7 @@ class _Supervisor:
             own_folder(self.launch.checkpoints(self.run_dir), self.launch.plan_id)
         record_answer(self.manifest, self.launch.request.found)
         place.attempt_dir.path.mkdir(parents=True)
-        if module.RUNS_SCRIPTS:
+        if module.RUNS_SCRIPTS or engine_of(plan) is not None:
             write_files(programs(at(plan, self.run_dir.path)), self.run_dir.path)
             write_preflight(plan, self.launch.request.preflight, self.run_dir)
         return module.launch(plan, place)
@@ -254,17 +255,8 @@ class _Supervisor:
         ended: str | None = None,
     ) -> None:
         attempt.ended = ended or now()
-        conclude(
-            self.manifest,
-            attempt,
-            self.run_dir,
-            self.launch.checkpoints(self.run_dir) if self.launch.saves else None,
-            codes,
-            own=self.launch.own,
-            signals=self.signals,
-            word=word,
-            remark=seen.remark,
-        )
+        saved = Saved(self.launch.checkpoints(self.run_dir) if self.launch.saves else None, self.launch.own)
+        conclude(self.manifest, attempt, self.run_dir, saved, Ended(codes, self.signals, word, seen.remark))
         write_manifest(self.run_dir, self.manifest)
 
     def _watch(self, handle: Handle, seen: Watch) -> list[int | None]:

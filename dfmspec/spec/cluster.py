@@ -62,6 +62,10 @@ _Place = Annotated[
     str,
     _form(r"^/[^\n]*$", "an absolute path"),
 ]
+_Mount = Annotated[
+    str,
+    _form(r"^/[^:,\n]*(:/[^:,\n]*)?$", "an absolute path, or two with a colon between"),
+]
 _Environment = Annotated[
     dict[str, str],
     Field(json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}),
@@ -95,6 +99,17 @@ class Launcher(Section):
     )
     python: Annotated[str, Field(min_length=1)] | None = None
     """Interpreter that runs torchrun, such as /opt/venv/bin/python; null: that of the torchrun that is found."""
+    container: Annotated[str, Field(min_length=1)] | None = None
+    (
+        "Image in which every node runs: by digest (nvcr.io/nvidia/dfm@sha256:...), or an image's file (.sqsh, .sif); "
+        "null: none. The run directory and the paths of the spec are mounted where they are."
+    )
+    container_engine: Literal["docker", "podman", "apptainer", "pyxis"] | None = None
+    """What runs it; null: pyxis under launcher slurm, apptainer for a file, docker otherwise."""
+    container_mounts: list[_Mount] = Field(default=[])
+    """Further folders of the machine in it: /place, or /place:/place/inside."""
+    container_options: list[str] = Field(default=[])
+    """Further words for the engine (docker run, apptainer exec, srun), such as --device=/dev/infiniband."""
     hosts: list[_Host] = Field(default=[])
     """[ssh] The nodes, node 0 first, as ssh names them."""
     ssh_options: list[str] = Field(default=[])

@@ -12,6 +12,7 @@ from itertools import chain
 from dfmspec.check.rules import (
     batch,
     checkpoint,
+    containers,
     dataset,
     distributed,
     evaluation,
@@ -51,6 +52,7 @@ FAMILIES = (
     samples,
     launch,
     launchers,
+    containers,
 )
 RULES: tuple[Rule, ...] = tuple(chain.from_iterable(family.RULES for family in FAMILIES))
 LEVELS = ("spec", "paths", "data")

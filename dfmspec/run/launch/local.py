@@ -18,14 +18,17 @@ from string import Template
 from typing import IO, TYPE_CHECKING
 
 from dfmspec.errors import PreflightError
+from dfmspec.plan.containers import container_name, engine_of
 from dfmspec.plan.environment import inherited, patience
 from dfmspec.plan.plan import Plan, Role, Word
-from dfmspec.plan.scripts import handler, torchrun_words
+from dfmspec.plan.scripts import MASTER_PORT, handler, script_of, torchrun_words
 from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
 from dfmspec.run.launch import Place, tell_namesakes, tracker_id
+from dfmspec.run.launch.remote import ask_to_stop
 from dfmspec.run.preflight import RANK_FILE, environment_here, root_here
+from dfmspec.spec.containers import ENGINES
 from dfmspec.spec.paths import PLAN_ID
 from dfmspec.targets import CONFIG, target_module
 
@@ -58,18 +61,31 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     """
     tell_namesakes(place)
     env = _environment(plan, place)
+    engine = engine_of(plan)
+    run = LocalRun(place, inherited(os.environ, nnodes=plan.nnodes), engine)
+    for node in range(plan.nnodes):
+        argv = _entering(plan, place, node) if engine else _commanded(plan, place, node, env)
+        folder = place.attempt_dir.node(node)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        run.start(argv, env, folder)
+    return run
+
+
+def _entering(plan: Plan, place: Place, node: int) -> list[str]:
+    """The script of a node, which enters its container by itself."""
+    script, *words = script_of(plan, node)
+    return ["bash", f"{place.run.path}/{script}", *words]
+
+
+def _commanded(plan: Plan, place: Place, node: int, env: Mapping[str, str | None]) -> list[str]:
+    """The plan's command as this machine needs it, after launcher.setup."""
     places = {
         Role.PROGRAM: torchrun_words(plan, _torchrun(plan)),
         Role.SCRIPT: _script(plan),
         Role.CONFIG: [str(place.run.path / CONFIG)],
     }
-    run = LocalRun(place, inherited(os.environ, nnodes=plan.nnodes))
-    for node in range(plan.nnodes):
-        argv = [each for word in plan.words(node) for each in _arguments(word, plan, env, places)]
-        folder = place.attempt_dir.node(node)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        run.start(_after_setup(plan, argv), env, folder)
-    return run
+    argv = [each for word in plan.words(node) for each in _arguments(word, plan, env, places)]
+    return _after_setup(plan, argv)
 
 
 def _torchrun(plan: Plan) -> str:
@@ -111,6 +127,7 @@ def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
         # Torchrun's own is always 29500, which another run may have.
         env["PET_MASTER_ADDR"] = "127.0.0.1"
         env["PET_MASTER_PORT"] = port
+        env[MASTER_PORT] = port  # for a script, which takes no PET_*
     return env
 
 
@@ -149,8 +166,16 @@ def free_port() -> int:
 class LocalRun:
     """The torchrun processes of a run on this machine."""
 
-    def __init__(self, place: Place, around: Mapping[str, str]) -> None:
-        """`around`: the variables that each torchrun has beside those of its own."""
+    def __init__(self, place: Place, around: Mapping[str, str], engine: str | None = None) -> None:
+        """What is started.
+
+        Args:
+            place: where the run is.
+            around: the variables that each torchrun has beside those of its own.
+            engine: what runs it in containers; None: it is in none.
+        """
+        self._place = place
+        self._engine = engine
         self.attempt = place.attempt
         self._attempt_dir = str(place.attempt_dir.path)
         self._around = around
@@ -201,6 +226,9 @@ class LocalRun:
 
         Before any rank is there, torchrun is asked to end.
         """
+        if self._engine is not None:  # whose processes have numbers of their own
+            ask_to_stop(self._place.attempt_dir, number)
+            return
         ranks = self._ranks()
         for rank in ranks:
             with suppress(ProcessLookupError):
@@ -221,6 +249,8 @@ class LocalRun:
         """End every process of the run, and those that they started."""
         import psutil
 
+        self._kill_containers()
+
         # Again, until none is left: one may have been starting others.
         deadline = time.monotonic() + _SECONDS_TO_END
         while time.monotonic() < deadline:
@@ -233,6 +263,17 @@ class LocalRun:
             psutil.wait_procs(family, timeout=1)
         for log in self._logs:
             log.close()
+
+    def _kill_containers(self) -> None:
+        """End the containers that go on when the process that started them is gone."""
+        if self._engine is None or not ENGINES[self._engine].bears_a_name:
+            return
+        if all((process.poll() or 0) >= 0 and process.poll() is not None for process in self._processes):
+            return  # they have ended by themselves
+        for node in range(len(self._processes)):
+            name = container_name(self._place.run.path.name, node)
+            with suppress(OSError):
+                subprocess.run([self._engine, "kill", name], capture_output=True, check=False)
 
     def _family(self) -> list[psutil.Process]:
         """Every process of the run that is alive, whoever its parent is by now."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dfmspec.errors import PreflightError
 from dfmspec.files import write_aside
+from dfmspec.plan.containers import INSIDE, srun_words
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import MASTER_PORT, SCRIPT_A_NODE, stops_by, where
 from dfmspec.record.files import read_json
@@ -74,6 +75,8 @@ def job_script(plan: Plan) -> str:
         "RENDEZVOUS": _SEVERAL_NODES if plan.nnodes > 1 else _ONE_NODE,
         "SCRIPT": _SHARED_SCRIPT if plan.nnodes > SCRIPT_A_NODE else _OWN_SCRIPT,
         "ON_SIGNAL": _on_signal(plan),
+        "CONTAINER": _container(plan),
+        "INSIDE": f"export {INSIDE}=1  # pyxis enters the container" if srun_words(plan) else "",
         "AGAIN": _again(plan),
         "ATTEMPTS": ATTEMPTS,
         "EXIT_CODE": EXIT_CODE,
@@ -163,6 +166,14 @@ def _on_signal(plan: Plan) -> str:
     if stopping is not None:
         lines.append(f'    echo {stopping} > "$DFMSPEC_ATTEMPT_DIR/{STOP}"')
     return "\n".join(lines)
+
+
+def _container(plan: Plan) -> str:
+    """What stands between srun and its command, where pyxis enters a container."""
+    words = srun_words(plan)
+    if not words:
+        return ""
+    return " ".join(["", *words])
 
 
 def _again(plan: Plan) -> str:
