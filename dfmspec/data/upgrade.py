@@ -24,6 +24,12 @@ def lacking(folder: Path, energon: int) -> list[str]:
     return [name for name in names if not (folder / ".nv-meta" / name).is_file()]
 
 
+def disagrees(folder: Path) -> bool:
+    """Whether the counts of shards differ between the two forms, of which each Energon reads one."""
+    newer, older = (contents(folder, (name,)).get("shard_counts") for name in INFO)
+    return newer is not None and older is not None and newer != older
+
+
 def upgrade(folder: Path) -> list[Path]:
     """Write what is lacking; returns the files that were written.
 

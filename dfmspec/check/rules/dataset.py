@@ -21,7 +21,7 @@ from dfmspec.data.energon_metadata import (
     streams_without_sample,
 )
 from dfmspec.data.metadataset import MOST, Gap, Leaf, addresses, everything, is_metadataset, leaves, names_itself, read
-from dfmspec.data.upgrade import lacking
+from dfmspec.data.upgrade import disagrees, lacking
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.paths import PATH_KEYS, REMOTE, local_path, scheme
 from dfmspec.targets.layout import nearest_multiples
@@ -253,6 +253,12 @@ def _unprepared(folder: FilePath, view: View) -> Iterator[Finding]:
             path(DATASET),
             f"{metadata} has no {lacks[0]}: it was not prepared by Energon 6, which DFM pins",
             f"run: dfmspec data upgrade {folder}",
+        )
+    if disagrees(folder):
+        yield Finding(
+            path(DATASET),
+            f"{metadata} counts other samples in .info.json, which Energon 7 reads, than in .info.yaml, which 6 reads",
+            f"remove the one that is stale, and run: dfmspec data upgrade {folder}",
         )
     for fault in faults(folder):
         yield Finding(path(DATASET), fault, command)

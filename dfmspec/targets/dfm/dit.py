@@ -53,7 +53,12 @@ def parameters(values: Values) -> int:
 
 
 def work(values: Values) -> Work:
-    """What training on one pack is, with one sample in it."""
-    length = values["dataset.task_encoder_seq_length"]
-    flops = dit.flops_per_pack(_shape(values), length, length)
-    return Work(length, flops, "one sample a pack, the most it can be")
+    """What training on one pack is: of random data as they are made, of others with one sample in it."""
+    shape = _shape(values)
+    if values["data.source"] != "mock":
+        length = values["dataset.task_encoder_seq_length"]
+        return Work(length, dit.flops_per_pack(shape, length, length), "one sample a pack, the most it can be")
+
+    sample = script.random_sample_tokens(values)
+    length = sample * values["dataset.number_packed_samples"]
+    return Work(length, dit.flops_per_pack(shape, length, sample), f"samples of {sample:,} tokens")

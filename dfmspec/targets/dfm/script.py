@@ -341,6 +341,14 @@ def config(values: Values) -> dict[str, Any]:
     return nested
 
 
+def random_sample_tokens(values: Values) -> int:
+    """Tokens of a sample of the random data: patches of a latent of F x H x W."""
+    frames: int = values["dataset.F_latents"] // values["dataset.patch_temporal"]
+    height: int = values["dataset.H_latents"] // values["dataset.patch_spatial"]
+    width: int = values["dataset.W_latents"] // values["dataset.patch_spatial"]
+    return frames * height * width
+
+
 def _is_read(key: str, described: Mapping[str, Any]) -> bool:
     """Whether upstream reads a key, and keeps what it says."""
     section, dot, _ = key.rpartition(".")

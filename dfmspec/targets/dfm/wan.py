@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,11 +90,7 @@ def work(values: Values) -> Work:
         sample = values["dataset.seq_length"]
         return Work(sample, wan.flops(shape, sample), "one sample a pack, the most it can be")
 
-    # A random sample's tokens, then the pack's.
-    frames = values["dataset.F_latents"] // values["dataset.patch_temporal"]
-    height = values["dataset.H_latents"] // values["dataset.patch_spatial"]
-    width = values["dataset.W_latents"] // values["dataset.patch_spatial"]
-    sample = math.prod((frames, height, width))
+    sample = script.random_sample_tokens(values)
     samples = values["dataset.number_packed_samples"]
     flops = samples * wan.flops(shape, sample)
     return Work(samples * sample, flops, f"samples of {sample:,} tokens")
