@@ -113,7 +113,8 @@ def show(
 
 def _heading(run_dir: RunDir, manifest: Manifest) -> list[str]:
     """Which run it is, how it stands, and what it was made of."""
-    versions = manifest.environment.get("packages", {})
+    training = manifest.environment.get("training", {})
+    versions = training.get("versions") or manifest.environment.get("packages", {})
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     spec_file = manifest.spec_file or "-"
     overrides = " ".join(manifest.overrides)
@@ -125,7 +126,14 @@ def _heading(run_dir: RunDir, manifest: Manifest) -> list[str]:
         f"  plan        {manifest.plan_id}",
         f"  git         {_git(manifest.git)}",
         f"  packages    {packages}",
+        *_code_lines(training.get("sources", [])),
     ]
+
+
+def _code_lines(sources: list[dict[str, Any]]) -> list[str]:
+    """The revisions of a script's code, where it was looked at."""
+    told = [f"{source['name']} {source['revision'] or 'of another revision'}" for source in sources]
+    return [f"  code        {', '.join(told)}"] if told else []
 
 
 def _stands(run_dir: RunDir, manifest: Manifest) -> str:

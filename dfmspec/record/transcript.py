@@ -6,10 +6,12 @@ same lines give the same events whenever they are read: also after an attempt th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from heapq import merge
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +59,7 @@ class Transcript:
         self._last = 0
         self._evaluated: set[str] = set()
         self._time: float | None = None
+        self._waiting = ""
         self.remark = ""
         """What the script said of why it ends; "": nothing."""
         self.ended: str | None = None
@@ -159,14 +162,20 @@ class Transcript:
         return {"type": kind, "time": round(self._now, 3), **fields}
 
     def _write(self, events: Iterable[Event]) -> None:
-        """Append events to the run's, on the disk when this returns."""
-        lines = [json.dumps(event, allow_nan=False) + "\n" for event in events]
-        if not lines:
+        """Append events to the run's, on the disk when this returns; on a full disk they wait for the next time."""
+        self._waiting += "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
+        if not self._waiting:
             return
-        with self._run.events.open("a") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        with suppress(OSError), self._run.events.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                written = file.write(self._waiting.encode())
+                if written < len(self._waiting):
+                    raise OSError(errno.ENOSPC, "a part was written")
+                os.fsync(file.fileno())
+                self._waiting = ""
+            except OSError:
+                file.truncate(end)
 
     def _begin_anew(self) -> None:
         """Take back the events that an earlier reader made of this attempt's lines, where the lines are still there."""

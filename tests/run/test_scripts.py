@@ -393,3 +393,31 @@ def test_events_are_json_that_others_read(spec: Path, tmp_path: Path) -> None:
 
     assert json.loads(lines[0])["type"] == "started"
     assert "runs/dit" in dfmspec("show", "dit", cwd=tmp_path).stdout
+
+
+def test_ranks_whose_supervisor_was_killed_save_and_are_gone_on_from(spec: Path, tmp_path: Path) -> None:
+    process = begun(tmp_path, iterations=4, STANDIN_SECONDS="0.2", STANDIN_FAULT="slow_save")
+    process.kill()
+    process.wait()
+    on = run(tmp_path)
+    attempts = manifest_of(on.stdout)["attempts"]
+
+    assert on.returncode == 0, on.stderr
+    assert "processes of an earlier attempt still save and end" in on.stderr
+    assert attempts[1]["from_iteration"] == attempts[0]["to_iteration"] >= 4
+
+
+def test_a_full_disk_costs_events_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, log, _ = watched(tmp_path, monkeypatch, eval_iters=0)
+    text = (LOGS / "dit.log").read_text()
+    log.write_text(text[: len(text) // 2])
+    events = tmp_path / "run" / "events.jsonl"
+    events.symlink_to("/dev/full")
+    seen.forward()
+    events.unlink()
+    log.write_text(text)
+    seen.forward()
+    seen.forward(is_last=True)
+
+    assert [event["type"] for event in read_events(events)][:2] == ["started", "iteration"]
+    assert read_events(events)[-1]["type"] == "finished"

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _ATTEMPT = "DFMSPEC_ATTEMPT_DIR"
 _SECONDS_TO_END = 10.0
+_SECONDS_TO_SAVE = 180.0
+"""As long as torchrun waits for its ranks, and some."""
 
 OUTLIVES = False
 RUNS_SCRIPTS = False
@@ -49,8 +51,8 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def attach(plan: Plan, place: Place) -> None:
-    """None: the processes end with their supervisor, so there is nothing to go on watching."""
-    return
+    """None: the processes end with their supervisor. Those that still do are waited for, since they may save."""
+    _wait_for_earlier(place)
 
 
 def launch(plan: Plan, place: Place) -> LocalRun:
@@ -69,6 +71,34 @@ def launch(plan: Plan, place: Place) -> LocalRun:
         folder.path.mkdir(parents=True, exist_ok=True)
         run.start(argv, env, folder)
     return run
+
+
+def _wait_for_earlier(place: Place) -> None:
+    """Let processes of an earlier attempt, whose supervisor is gone, save and end; those that do not are ended."""
+    import psutil
+
+    earlier = _processes_of(place.run.attempts)
+    if not earlier:
+        return
+    place.talk(f"[INFO] {len(earlier)} processes of an earlier attempt still save and end; they are waited for")
+    _, alive = psutil.wait_procs(earlier, timeout=_SECONDS_TO_SAVE)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_SECONDS_TO_END)
+
+
+def _processes_of(attempts: Path) -> list[psutil.Process]:
+    """The processes that live and have an attempt of some folder in their environment."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            attempt = process.environ().get(_ATTEMPT, "")
+            if Path(attempt).is_relative_to(attempts) and _lives(process):
+                found.append(process)
+    return found
 
 
 def _entering(plan: Plan, place: Place, node: int) -> list[str]:
@@ -287,10 +317,7 @@ class LocalRun:
                 found |= {member.pid: member for member in (*parent.children(recursive=True), parent)}
 
         # Those of a torchrun that is gone have the attempt in their environment.
-        for other in psutil.process_iter():
-            with suppress(psutil.Error):
-                if other.environ().get(_ATTEMPT) == self._attempt_dir:
-                    found[other.pid] = other
+        found |= {other.pid: other for other in _processes_of(Path(self._attempt_dir))}
         return [member for member in found.values() if _lives(member)]
 
 
