@@ -74,7 +74,8 @@ def _unread_by(folder: Path, target: str) -> str | None:
 def upgrade(path: Annotated[Path, typer.Argument(help="Folder of a WebDataset.")]) -> None:
     """Add the metadata that NVIDIA DFM's Energon 6 reads to a set of Energon 7's; shards are left alone.
 
-    The files that were written go to stdout; none, where nothing is lacking. Unfinished runs on the set go on.
+    The files that were written go to stdout; none, where nothing is lacking. Unfinished runs on the set go on, unless
+    its splits stood in split.json alone.
     """
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.shell import shell_path
@@ -24,8 +24,12 @@ _PASSED = (
     *("WANDB_RUN_ID", "WANDB_API_KEY", "WANDB_MODE", "HF_TOKEN", "HF_HUB_OFFLINE"),
 )
 """Variables that a script has in the container as around it, where they are set."""
+START = "DFMSPEC_START"
+"""The variable that names a folder of checkpoints to start from, which the plan does not know."""
 _OF_THE_MACHINE = "DFM_ROOT PYTHONPATH"
 """Variables that say where something is on the machine, and not in the container."""
+_READ = frozenset({"dataset.path", "checkpoint.load", "checkpoint.pretrained_checkpoint", "run.output_dir"})
+"""Paths that a run does not write to, or that is made anyway."""
 _BUNDLE = '"$DFMSPEC_BUNDLE"'
 _RUN_DIR = '"$DFMSPEC_RUN_DIR"'
 
@@ -78,9 +82,10 @@ def srun_words(plan: Plan) -> list[str]:
         return []
     mounts = [f"{place}:{place}" for place in _places(plan)]
     mounts += [f"{source}:{target}" for source, target in _asked(plan)]
+    started = f'"${{{START}:+,${START}:${START}}}"'
     return [
-        "--container-image=" + shlex.quote(_enroot_name(plan.launcher["container"])),
-        "--container-mounts=" + ",".join(mounts),
+        "--container-image=" + _image(plan, _enroot_name),
+        "--container-mounts=" + ",".join(mounts) + started,
         "--no-container-mount-home",
         *map(shlex.quote, plan.launcher["container_options"]),
     ]
@@ -102,7 +107,7 @@ def _by_docker(plan: Plan, program: str, node: str, command: str) -> list[str]:
     if program == "docker":  # whose containers are root's, with limits of their own
         options.append('--ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp')
     options += map(shlex.quote, plan.launcher["container_options"])
-    image = shlex.quote(plan.launcher["container"])
+    image = _image(plan, str)
     passed = " ".join(_PASSED)
     return [
         f'name="{name}"',
@@ -123,10 +128,9 @@ def _by_docker(plan: Plan, program: str, node: str, command: str) -> list[str]:
 
 def _by_apptainer(plan: Plan, command: str) -> list[str]:
     """How apptainer enters: as a process like any other, with the variables that are around it."""
-    image = plan.launcher["container"]
     options = ["--nv"] if plan.gpus_per_node else []
     options += map(shlex.quote, plan.launcher["container_options"])
-    named = shlex.quote(image if is_file(image) else f"docker://{image}")
+    named = _image(plan, "docker://{}".format)
     return [
         f"export {INSIDE}=1",
         "words=()",
@@ -138,7 +142,7 @@ def _by_apptainer(plan: Plan, command: str) -> list[str]:
 
 def _mounted(plan: Plan, option: str) -> list[str]:
     """Lines that put what is mounted into `words`, each place once."""
-    places = " ".join(_places(plan))
+    places = " ".join([*_places(plan), f'${{{START}:+"${START}"}}'])
     return [
         f"for place in {places}; do",
         f'    case "${{words[*]}} " in *" $place:$place "*) ;; *) words+=({option} "$place:$place") ;; esac',
@@ -161,17 +165,21 @@ def _asked(plan: Plan) -> Iterator[tuple[str, str]]:
         yield shlex.quote(source), shlex.quote(target or source)
 
 
+def _image(plan: Plan, name_of: Callable[[str], str]) -> str:
+    """The image as the shell has it: a file, or a name as the engine has it."""
+    image: str = plan.launcher["container"]
+    return shell_path(image) if is_file(image) else shlex.quote(name_of(image))
+
+
 def _made(plan: Plan) -> list[str]:
-    """Folders that must be there to be mounted."""
-    save = plan.config.get("checkpoint", {}).get("save")
-    if not isinstance(save, str) or in_run_dir(save):
-        return []
-    return [f"mkdir -p {_on_the_machine(save)}"]
+    """Folders that a run writes to, and that must be there to be mounted."""
+    written = sorted(set(_paths(plan, PATH_KEYS - _READ)))
+    return ["mkdir -p " + " ".join(_on_the_machine(path) for path in written)] if written else []
 
 
-def _paths(plan: Plan) -> Iterator[str]:
+def _paths(plan: Plan, keys: frozenset[str] = PATH_KEYS) -> Iterator[str]:
     """The paths of the configuration that lie outside of the run directory."""
-    for key in PATH_KEYS:
+    for key in keys:
         section, _, name = key.partition(".")
         value = plan.config.get(section, {}).get(name)
         if isinstance(value, str) and value and not in_run_dir(value) and scheme(value) is None:
@@ -179,6 +187,6 @@ def _paths(plan: Plan) -> Iterator[str]:
 
 
 def _on_the_machine(path: str) -> str:
-    """A path of the configuration as a script finds it, whichever way leads there."""
+    """A path of the configuration as a script finds it, by the name that the configuration has."""
     written = shell_path(path.replace(SPEC_DIR_UPSTREAM, SPEC_DIR))
-    return f'"$(realpath -m -- {written})"'
+    return f'"$(realpath -ms -- {written})"'

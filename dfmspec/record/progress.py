@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import TRACKER, iteration_of, read_manifest
-from dfmspec.record.events import read_events
+from dfmspec.record.events import Event, read_events
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.digest import canonical, config_digest
@@ -180,16 +180,43 @@ def check_start(
         _check_own(found, progress, identity, report)
 
 
-def fault_of_start(*, committed: int, started: int, first: int | None) -> str | None:
+def committed_before(of_the_run: Sequence[Event], attempt: int) -> int:
+    """The highest iteration that a run had committed when an attempt began, by its events; 0: none."""
+    committed = 0
+    for event in of_the_run:
+        if event["type"] == "started" and event.get("attempt") == attempt:
+            break
+        if event["type"] == "checkpoint":
+            committed = max(committed, event["iteration"])
+    return committed
+
+
+class Start(NamedTuple):
+    """Where an attempt was to begin."""
+
+    committed: int
+    """The highest iteration that was committed before it; 0: none was."""
+    named: str = ""
+    """The place of a checkpoint that it was told to go on from; "": none."""
+    is_exact: bool = False
+    """It goes on from the newest, or not at all; otherwise damaged ones are passed over."""
+
+
+def fault_of_start(start: Start, *, started: int, first: int | None) -> str | None:
     """What is wrong with where an attempt has begun, by what it has told; None: nothing.
 
     Args:
-        committed: the highest iteration that was committed before it; 0: none was.
+        start: where it was to begin.
         started: the iteration that it set out from.
         first: the first that it trained; None: none yet.
     """
+    committed = start.committed
     if committed > 0 and started == 0:
         return f"it began anew, although iteration {committed} was committed before"
+    if start.is_exact and started < committed:
+        return f"it set out from iteration {started}, although {committed} was committed before"
+    if start.named and committed == 0 and started == 0:
+        return f"it started from random weights, and {start.named} was to be gone on from"
     if first is not None and first <= started:  # a later one: lines were lost
         return f"its first iteration was {first}, and {started + 1} was to be"
     return None

@@ -35,7 +35,6 @@ class Facts(NamedTuple):
 
     told: Callable[[str], Told | None]
     train_iters: int
-    log_interval: int
     tokens: int
     """Of one sample of the global batch, padding included."""
     saves: bool
@@ -53,6 +52,7 @@ class Transcript:
         folder = run.attempt(attempt)
         self._logs = [_Log(path) for path in _sources(folder, ranks, nodes)]
         self._has_started = False
+        self._held: list[Told] = []
         self._is_trained = False
         self._open_saves: dict[int, float] = {}
         self._saved_at_the_end = False
@@ -86,10 +86,25 @@ class Transcript:
         told = [self._told(log, is_last=is_last) for log in reversed(self._logs)]
         events: list[Event] = []
         for each in merge(*told, key=lambda each: each.iteration or 0):
-            self._time = time.time() if is_live else each.time or self._time or self._logs[0].begun_at()
-            events += self._events(each)
+            self._held.append(each)
+            if self._has_started or each.kind == "started":
+                events += self._released(is_live=is_live)
+        if is_last:
+            events += self._released(is_live=is_live)
         self._write(events)
+        if is_last and self._waiting:
+            self.remark = self.remark or f"its events could not be written to {self._run.events}"
         return events
+
+    def _released(self, *, is_live: bool) -> Iterator[Event]:
+        """The events of what was held back until somebody told of a start, or until nobody can any more."""
+        held = sorted(self._held, key=lambda each: each.kind != "started")
+        self._held = []
+        for each in held:
+            self._time = time.time() if is_live else each.time or self._time or self._logs[0].begun_at()
+            if each.kind == "iteration":  # where the line of the start is lost
+                yield from self._start((each.iteration or 1) - 1)
+            yield from self._events(each)
 
     def _told(self, log: _Log, *, is_last: bool) -> Iterator[Told]:
         """What the new lines of a log say."""
@@ -129,17 +144,13 @@ class Transcript:
             yield self._event("finished", iteration=self._facts.train_iters, signal=None)
 
     def _start(self, iteration: int) -> Iterator[Event]:
-        if not self._has_started:
-            self._has_started = True
-            self._last = iteration
-            yield self._event(
-                "started", iteration=iteration, train_iters=self._facts.train_iters, attempt=self._attempt
-            )
+        if self._has_started:
+            return
+        self._has_started = True
+        self._last = iteration
+        yield self._event("started", iteration=iteration, train_iters=self._facts.train_iters, attempt=self._attempt)
 
     def _iterate(self, told: Told, iteration: int) -> Iterator[Event]:
-        # Its line may be lost, or not yet there.
-        interval = self._facts.log_interval
-        yield from self._start((iteration - 1) // interval * interval)
         self._last = max(self._last, iteration)
         fields = dict(told.fields)
         seconds = fields["seconds"]

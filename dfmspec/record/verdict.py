@@ -16,7 +16,7 @@ from dfmspec.record.answers import CONFIGURATION, failure_of, record_answers
 from dfmspec.record.events import Event, evaluation_losses, events_of_attempt, read_events
 from dfmspec.record.files import read_json
 from dfmspec.record.manifest import Attempt, CheckpointRecord, Failure, Manifest, finite, moment
-from dfmspec.record.progress import Progress, fault_of_start
+from dfmspec.record.progress import Progress, Start, committed_before, fault_of_start
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.iterations import folder_of
 
@@ -47,6 +47,8 @@ class Saved(NamedTuple):
     """Where its checkpoints are; None: none is asked for."""
     own: bool
     """Whether dfmspec's own trainer wrote them; otherwise a script, whose checkpoints carry no checksums."""
+    named: str = ""
+    """The place of a checkpoint that the run was told to go on from; "": none."""
 
     @property
     def judge(self) -> Checkpoints:
@@ -92,7 +94,7 @@ def conclude(manifest: Manifest, attempt: Attempt, run: RunDir, saved: Saved, en
 
     # What came of it.
     kinds = {event["type"] for event in events}
-    misbegun = _misbegun(manifest, of_the_run, events, iterations)
+    misbegun = _misbegun(of_the_run, attempt, saved, iterations)
     fault = misbegun if saved.folder is None else _fault_of(saved.folder, attempt.to_iteration, saved.judge) or misbegun
     if "finished" in kinds and fault is None:
         fault = _worthless(of_the_run, attempt, events)
@@ -259,19 +261,18 @@ def _fault_of(folder: Path, iteration: int | None, judge: Checkpoints) -> str | 
     return f"the last checkpoint cannot be used: {fault}" if fault else None
 
 
-def _misbegun(manifest: Manifest, of_the_run: Events, events: Events, iterations: Events) -> str | None:
+def _misbegun(of_the_run: Events, attempt: Attempt, saved: Saved, iterations: Events) -> str | None:
     """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
+    events = events_of_attempt(of_the_run, attempt.number)
     if not events:
         return None
-    started = events[0]["iteration"]
-    before = of_the_run[: of_the_run.index(events[0])]
-    committed = max((event["iteration"] for event in before if event["type"] == "checkpoint"), default=0)
+    start = Start(
+        committed=committed_before(of_the_run, attempt.number),
+        named=saved.named,
+        is_exact=not saved.own,
+    )
     first = iterations[0]["iteration"] if iterations else None
-    asked = manifest.starts_from.get("ckpt_step")
-    if committed == 0 and started == 0 and manifest.starts_from:
-        at = "" if asked is None else f"iteration {asked} of "
-        return f"it began anew, and {at}{manifest.starts_from['load']} was to be gone on from"
-    return fault_of_start(committed=committed, started=started, first=first)
+    return fault_of_start(start, started=events[0]["iteration"], first=first)
 
 
 def _worthless(of_the_run: Events, attempt: Attempt, events: Events) -> str | None:

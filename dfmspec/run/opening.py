@@ -93,9 +93,7 @@ def check_progress(launch: Launch, run: RunDir, starts_from: Mapping[str, Any] |
         CheckpointError: it is gone, or another plan's.
     """
     folder = launch.checkpoints(run)
-    module = launcher(launch.request.plan.launcher["kind"])
-    is_of_the_nodes = launch.checkpoints_elsewhere is not None and module.RUNS_SCRIPTS
-    if is_of_the_nodes or launch.resume.kind == "never":  # a disk that this machine need not see; or nothing to lose
+    if not is_seen_here(launch) or launch.resume.kind == "never":  # or nothing to lose
         return
     progress = Progress.of(run, folder, starts_from)
     if launch.own:
@@ -104,6 +102,17 @@ def check_progress(launch: Launch, run: RunDir, starts_from: Mapping[str, Any] |
         return
     if launch.saves or starts_from:
         bridge_checkpoints.check_start(progress, launch.plan_id, starts_from or {})
+
+
+def is_seen_here(launch: Launch) -> bool:
+    """Whether this machine can be asked what a run has saved: its nodes may have a disk of their own.
+
+    The ranks of dfmspec's own trainer look for themselves. Those of a script do not, so a folder that is here too is
+    looked at.
+    """
+    elsewhere = launch.checkpoints_elsewhere
+    is_here = not launcher(launch.request.plan.launcher["kind"]).RUNS_SCRIPTS
+    return elsewhere is None or is_here or (not launch.own and elsewhere.is_dir())
 
 
 def _unheard(line: str) -> None:

@@ -35,6 +35,12 @@ _PROBE_FILE = Path(__file__).with_name("probe.py")
 RANK_FILE = Path(__file__).with_name("rank.py")
 """What stands between torchrun and a script that knows nothing of a supervisor."""
 PROBE = "probe.py"
+_TIMED_OUT = 124
+"""What `timeout` ends with."""
+_TOO_LONG = (
+    f"looking at the packages of the ranks took more than {_SECONDS} s, as on a cold shared disk; try again, "
+    "or leave it out with --preflight off"
+)
 QUESTION = ANSWER
 _DISTRIBUTIONS = (
     *("torch", "megatron-core", "megatron-bridge", "megatron-energon", "multi-storage-client"),
@@ -96,9 +102,10 @@ def interpreter_lines(plan: Plan) -> list[str]:
         'if [ -z "$torchrun" ]; then echo "error: torchrun is not found on PATH ($PATH); set launcher.python to the '
         'interpreter that has torch, or PATH in launcher.setup" >&2; exit 4; fi',
         """python="$(sed -n '1s/^#! *//p' "$torchrun")" """.rstrip(),
+        'python="${python#/usr/bin/env }"',
+        'python="${python%% *}"  # without options',
         f'case "$python" in */sh) python="$(sed -n {_SECOND_LINE} "$torchrun")" ;; esac',
         'case "$python" in *python*) ;; *) python=python3 ;; esac',
-        'python="${python#/usr/bin/env }"',
     ]
 
 
@@ -126,7 +133,14 @@ def _script(plan: Plan) -> str:
         *interpreter_lines(plan),
     ]
     root = "" if upstream is None else f' "${upstream.variable}"'
-    lines.append(f'exec timeout {_SECONDS} "$python" "$DFMSPEC_RUN_DIR/{PROBE}" {asked} {answer}{root}')
+    fault = {"check": "time", "place": "this node", "is": _TOO_LONG, "needed": f"{_SECONDS} s", "way_out": "try again"}
+    late = shlex.quote(json.dumps({"faults": [fault]}))
+    lines += [
+        "code=0",
+        f'timeout {_SECONDS} "$python" "$DFMSPEC_RUN_DIR/{PROBE}" {asked} {answer}{root} || code=$?',
+        f'if [ "$code" = {_TIMED_OUT} ]; then echo {late} > {answer}; exit 4; fi',
+        'exit "$code"',
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -151,7 +165,7 @@ def look_here(plan: Plan, wanted: Preflight) -> dict[str, Any]:
             *plan.launcher["setup"],
             *(shell_line(name, value) for name, value in environment_here(plan).items()),
             *interpreter_lines(plan),
-            shlex.join(["exec", "timeout", str(_SECONDS)]) + f' "$python" {_PROBE_FILE} {asked} {answer}',
+            f'exec timeout {_SECONDS} "$python" ' + shlex.join([str(_PROBE_FILE), str(asked), str(answer)]),
         ]
         around = {**inherited(os.environ, nnodes=plan.nnodes), "PATH": path_here()}
         done = subprocess.run(["bash", "-c", "\n".join(lines)], env=around, capture_output=True, text=True, check=False)
@@ -159,7 +173,7 @@ def look_here(plan: Plan, wanted: Preflight) -> dict[str, Any]:
             found = read_json(answer)
         except (OSError, ValueError):
             said = done.stderr.strip() or f"the interpreter ended with {done.returncode}"
-            raise PreflightError(_unprefixed(said)) from None
+            raise PreflightError(_TOO_LONG if done.returncode == _TIMED_OUT else _unprefixed(said)) from None
     if found["faults"]:
         raise PreflightError("\n".join(told(fault) for fault in found["faults"]))
     return found

@@ -83,16 +83,22 @@ class Launch:
 
     @property
     def saves(self) -> bool:
-        """Whether there are to be checkpoints."""
-        return self.config["checkpoint"].get("save") is not None
+        """Whether there are to be checkpoints, the last one among them."""
+        checkpoint = self.config["checkpoint"]
+        return checkpoint.get("save") is not None and checkpoint.get("save_interval") != 0
 
-    @property
-    def names_a_start(self) -> str:
-        """The place of a checkpoint that a script is told to go on from, beside where it saves; "": none."""
+    def place_of_start(self, starts_from: Mapping[str, Any]) -> str:
+        """The place of a checkpoint that a run is told to go on from, beside where it saves; "": none.
+
+        Args:
+            starts_from: the keys of section `checkpoint` by which the run starts elsewhere.
+        """
+        if "load" in starts_from:
+            return str(starts_from["load"])
         checkpoint = self.config["checkpoint"]
         load = checkpoint.get("load")
         is_elsewhere = load is not None and load != checkpoint.get("save") and not checkpoint.get("finetune")
-        return f"checkpoint.load {load}" if is_elsewhere else ""
+        return str(load) if is_elsewhere and not self.own else ""
 
     @property
     def plan_id(self) -> str:

@@ -5,6 +5,7 @@ Success is progress, not an exit code: the target iteration was reached and the 
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -19,7 +20,8 @@ from dfmspec.files import write_aside
 from dfmspec.plan.containers import engine_of
 from dfmspec.plan.scripts import stops_by
 from dfmspec.record.answers import CONFIGURATION, record_answer
-from dfmspec.record.bridge_checkpoints import own_folder
+from dfmspec.record.bridge_checkpoints import LATEST_TRAIN_STATE, own_folder
+from dfmspec.record.events import read_events
 from dfmspec.record.manifest import (
     Attempt,
     Manifest,
@@ -28,14 +30,15 @@ from dfmspec.record.manifest import (
     read_manifest,
     write_manifest,
 )
-from dfmspec.record.progress import Progress, plan_id_of
+from dfmspec.record.progress import Progress, Start, committed_before, plan_id_of
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import link_latest, owned
 from dfmspec.record.verdict import Ended, Saved, conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
-from dfmspec.run.opening import check_progress, earlier, has_finished, is_credible, new_run
+from dfmspec.run.opening import check_progress, earlier, has_finished, is_credible, is_seen_here, new_run
 from dfmspec.run.preflight import write_preflight
+from dfmspec.run.rank import GOES_ON
 from dfmspec.run.request import Launch, Request
 from dfmspec.run.watch import Watch, watch
 from dfmspec.targets import CONFIG
@@ -46,6 +49,10 @@ _GRACE_SECONDS = 180.0
 _SECONDS_TO_OPEN = 60.0
 _SECONDS_FOR_THE_OTHERS = 10
 """Once one node has failed, the others wait for it in vain."""
+_STOPPING = "Stopping: the iteration is finished and saved first (a second signal ends it at once)"
+_HEEDLESS = (
+    "Stopping: the script has no handler (train.exit_signal_handler), so what follows its last checkpoint is lost"
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -94,11 +101,14 @@ class _Supervisor:
     run_dir: RunDir
     manifest: Manifest
     signals: list[int] = field(default_factory=list)
+    _committed: dict[int, int] = field(default_factory=dict)
+    """Attempt that was started here -> the iteration that had been committed by then."""
 
     def run(self) -> int:
         request = self.launch.request
         module = launcher(request.plan.launcher["kind"])
-        place = Place(self.run_dir, self._next_attempt(), request.talk)
+        start = self.launch.place_of_start(self.manifest.starts_from)
+        place = Place(self.run_dir, self._next_attempt(), request.talk, start)
         previous = self._catch_signals()
         handle: Handle | None = None
         detached = False
@@ -137,9 +147,10 @@ class _Supervisor:
 
     def _seen(self, attempt: int) -> Watch:
         """What looks at an attempt."""
-        folder = self.launch.checkpoints(self.run_dir)
-        committed = Progress.of(self.run_dir, folder).iteration
-        return watch(self.launch, self.run_dir, attempt, committed, self.manifest.starts_from)
+        committed = committed_before(read_events(self.run_dir.events), attempt)
+        named = self.launch.place_of_start(self.manifest.starts_from)
+        start = Start(max(committed, self._committed.get(attempt, 0)), named, is_exact=not self.launch.own)
+        return watch(self.launch, self.run_dir, attempt, start)
 
     def _next_attempt(self) -> int:
         return self.run_dir.next_attempt(attempt.number for attempt in self.manifest.attempts)
@@ -158,8 +169,10 @@ class _Supervisor:
         plan = self.launch.request.plan
         self._renew_plan()
         check_progress(self.launch, self.run_dir, self.manifest.starts_from)
-        if not self.launch.own and self.launch.saves:
-            own_folder(self.launch.checkpoints(self.run_dir), self.launch.plan_id)
+        folder = self.launch.checkpoints(self.run_dir)
+        self._committed[place.attempt] = Progress.of(self.run_dir, folder).iteration
+        if not self.launch.own and self.launch.saves and is_seen_here(self.launch):
+            own_folder(folder, self.launch.plan_id)
         record_answer(self.manifest, self.launch.request.found)
         place.attempt_dir.path.mkdir(parents=True)
         if module.RUNS_SCRIPTS or engine_of(plan) is not None:
@@ -175,6 +188,17 @@ class _Supervisor:
             return self.manifest.starts_from
         return self.launch.goes_on()
 
+    def _write_what_goes_on(self) -> None:
+        """Leave what a rank reads in place of config.yaml once the run has saved: a scheduler may start it again."""
+        elsewhere = self.launch.place_of_start(self.manifest.starts_from)
+        if self.launch.own or not self.launch.saves or not elsewhere:
+            return
+        folder = self.launch.checkpoints(self.run_dir)
+        file = self.run_dir.path / f"goes_on.{CONFIG}"
+        write_aside(file, self.launch.config_text(self.launch.goes_on()))
+        known = {"tracker": str(folder / LATEST_TRAIN_STATE), "config": str(file)}
+        write_aside(self.run_dir.path / GOES_ON, json.dumps(known))
+
     def _renew_plan(self) -> None:
         """Write plan.json and config.yaml anew where they are lost or changed; a changed configuration is told."""
         if plan_id_of(self.run_dir) != self.launch.plan_id:
@@ -183,6 +207,7 @@ class _Supervisor:
             return  # an earlier version wrote it, and nothing else says where the run starts
         text = self.launch.config_text(self._start())
         file = self.run_dir.path / CONFIG
+        self._write_what_goes_on()
         try:
             found = file.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
@@ -231,20 +256,24 @@ class _Supervisor:
 
     def _add_unrecorded(self, before: int) -> None:
         """Add to the manifest the attempts, up to a number, that a scheduler began after the last one in it."""
-        if not self.manifest.attempts:
-            return
-        last = self.manifest.attempts[-1]
+        recorded = self.manifest.attempts
+        last = recorded[-1].number if recorded else 0
+        like = recorded[-1].nodes if recorded else self._unknown_nodes()
         for begun in self.run_dir.begun_attempts():
-            if not last.number < begun < before:
+            if not last < begun < before:
                 continue
             # A scheduler refused one that is empty, or ended it before it began.
             if not any(self.run_dir.attempt(begun).path.glob("*")):
                 continue
             nodes = []
-            for node in last.nodes:
+            for node in like:
                 nodes.append(NodeProcess(node=node.node, host=node.host, argv=node.argv, env=node.env))
             began, _ = span(self.run_dir, begun)
             self.manifest.attempts.append(Attempt(number=begun, started=began, nodes=nodes))
+
+    def _unknown_nodes(self) -> list[NodeProcess]:
+        """The nodes of an attempt whose supervisor did not live to write them down."""
+        return [NodeProcess(node=node, host="?", argv=[], env=[]) for node in range(self.launch.request.plan.nnodes)]
 
     def _conclude(
         self,
@@ -255,7 +284,8 @@ class _Supervisor:
         ended: str | None = None,
     ) -> None:
         attempt.ended = ended or now()
-        saved = Saved(self.launch.checkpoints(self.run_dir) if self.launch.saves else None, self.launch.own)
+        folder = self.launch.checkpoints(self.run_dir) if self.launch.saves else None
+        saved = Saved(folder, self.launch.own, self.launch.place_of_start(self.manifest.starts_from))
         conclude(self.manifest, attempt, self.run_dir, saved, Ended(codes, self.signals, word, seen.remark))
         write_manifest(self.run_dir, self.manifest)
 
@@ -285,9 +315,9 @@ class _Supervisor:
                 asked = len(self.signals)
                 if is_second:
                     return codes
-                talk("Stopping: the iteration is finished and saved first (a second signal ends it at once)")
                 # A script knows one signal alone.
                 number = self.signals[0] if self.launch.own else stops_by(self.launch.request.plan)
+                talk(_HEEDLESS if number is None else _STOPPING)
                 handle.stop(number or signal.SIGTERM)
                 deadline = time.monotonic() + _GRACE_SECONDS
             if time.monotonic() > deadline:

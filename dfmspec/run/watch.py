@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from dfmspec.record.events import Event
-from dfmspec.record.progress import fault_of_start
+from dfmspec.record.progress import Start, fault_of_start
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.transcript import Facts, Transcript
 from dfmspec.run.request import Launch
@@ -41,22 +41,21 @@ class Watch(Protocol):
         """Why what still runs is to be ended; None: it is not."""
 
 
-def watch(launch: Launch, run: RunDir, attempt: int, committed: int, starts_from: Mapping[str, Any]) -> Watch:
+def watch(launch: Launch, run: RunDir, attempt: int, start: Start) -> Watch:
     """What looks at an attempt.
 
     Args:
         launch: what was launched.
         run: its directory.
         attempt: its number.
-        committed: the iteration that the run had committed when it began.
-        starts_from: the keys of section `checkpoint` by which the run starts elsewhere.
+        start: where it was to begin.
     """
     plan = launch.request.plan
     upstream = target_module(plan.target).UPSTREAM
     if upstream is None:
         node = run.attempt(attempt).node(0)
         return OwnWatch(node.rank(0).stdout, launch.request.talk)
-    return ScriptWatch(launch, run, attempt, committed, starts_from)
+    return ScriptWatch(launch, run, attempt, start)
 
 
 class OwnWatch:
@@ -88,13 +87,10 @@ class OwnWatch:
 class ScriptWatch:
     """A script that knows nothing of dfmspec: its lines as events, and an end where it does not find its own."""
 
-    def __init__(
-        self, launch: Launch, run: RunDir, attempt: int, committed: int, starts_from: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, launch: Launch, run: RunDir, attempt: int, start: Start) -> None:
         plan = launch.request.plan
-        self._named = starts_from.get("load") or launch.names_a_start
+        self._start = start
         self._talk = launch.request.talk
-        self._committed = committed
         self._folder = launch.checkpoints(run)
         self._facts = _facts(launch)
         self._transcript = Transcript(run, attempt, len_of_world(launch), plan.nnodes, self._facts)
@@ -160,11 +156,7 @@ class ScriptWatch:
         """Why what is trained is not the run's."""
         if self._started is None:
             return None
-        if self._named and self._started == 0 and self._committed == 0:
-            return f"it started from random weights, and {self._named} was to be gone on from"
-        if self._started < self._committed:
-            return f"it set out from iteration {self._started}, although {self._committed} was committed before"
-        return fault_of_start(committed=self._committed, started=self._started, first=self._first)
+        return fault_of_start(self._start, started=self._started, first=self._first)
 
 
 def len_of_world(launch: Launch) -> int:
@@ -180,13 +172,11 @@ def _facts(launch: Launch) -> Facts:
     plan = launch.request.plan
     module = target_module(plan.target)
     assert module.UPSTREAM is not None
-    config = launch.config
     return Facts(
         told=module.UPSTREAM.told,
         train_iters=launch.train_iters,
-        log_interval=config["logger"]["log_interval"],
         tokens=module.work(_values(launch)).tokens,
-        saves=launch.saves and config["checkpoint"].get("save_interval") != 0,
+        saves=launch.saves,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,13 @@ def test_a_shard_outside_of_the_checkpoint_is_refused(saved: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"__0_0.distcp", b"../../../etc"))
 
     assert judge.problem(saved / "iter_0000040") == "its .metadata names ../../../etc, which is outside of it"
+
+
+def test_no_damage_of_a_trainings_state_is_anything_but_told(saved: Path) -> None:
+    file = saved / "latest_train_state.pt"
+    data = file.read_bytes()
+    for place in range(0, len(data), 7):
+        for bit in (0, 3, 7):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            with suppress(CheckpointError):
+                judge.tracked(saved)

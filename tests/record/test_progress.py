@@ -11,7 +11,7 @@ import pytest
 
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import TRACKER, manifest_digest, problem
-from dfmspec.record.progress import Identity, Progress, check_start, fault_of_start
+from dfmspec.record.progress import Identity, Progress, Start, check_start, fault_of_start
 from dfmspec.record.run_dir import RunDir
 from tests.record.made import CONFIG, checkpoint, event
 
@@ -170,4 +170,18 @@ def test_a_damaged_record_is_no_witness_and_no_exception(junk: str, run: RunDir)
 def test_the_first_iteration_is_the_one_that_was_to_be(
     committed: int, started: int, first: int | None, fault: str | None
 ) -> None:
-    assert fault_of_start(committed=committed, started=started, first=first) == fault
+    assert fault_of_start(Start(committed), started=started, first=first) == fault
+
+
+@pytest.mark.parametrize(
+    ("start", "started", "fault"),
+    [
+        (Start(6, is_exact=True), 4, "it set out from iteration 4, although 6 was committed before"),
+        (Start(6, is_exact=True), 6, None),
+        (Start(6, "/elsewhere", is_exact=True), 8, None),
+        (Start(0, "/elsewhere"), 0, "it started from random weights, and /elsewhere was to be gone on from"),
+        (Start(0, "/elsewhere"), 20, None),
+    ],
+)
+def test_a_start_elsewhere_and_one_that_must_be_exact(start: Start, started: int, fault: str | None) -> None:
+    assert fault_of_start(start, started=started, first=None) == fault

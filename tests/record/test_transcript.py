@@ -19,7 +19,7 @@ LOGS = Path(__file__).parents[1] / "targets" / "dfm" / "logs"
 
 
 def facts(**other: Any) -> Facts:
-    return Facts(told=told, train_iters=40, log_interval=5, tokens=1024, saves=True)._replace(**other)
+    return Facts(told=told, train_iters=40, tokens=1024, saves=True)._replace(**other)
 
 
 def run_with(folder: Path, *logs: str, attempt: int = 1) -> RunDir:
@@ -56,7 +56,7 @@ def test_a_recorded_run_becomes_the_events_of_a_training(tmp_path: Path) -> None
 
 def test_the_ranks_of_two_logs_are_put_in_order(tmp_path: Path) -> None:
     run = run_with(tmp_path, "tp2_rank0", "tp2_rank1")
-    events = Transcript(run, 1, 2, 1, facts(train_iters=20, log_interval=2)).forward(is_live=False, is_last=True)
+    events = Transcript(run, 1, 2, 1, facts(train_iters=20)).forward(is_live=False, is_last=True)
 
     assert [(event["type"], event["iteration"]) for event in events][-5:] == [
         ("iteration", 18), ("iteration", 20), ("checkpoint", 20), ("checkpoint", 20), ("finished", 20),
@@ -116,7 +116,23 @@ def test_a_start_whose_line_is_lost_is_told_by_the_first_iteration(tmp_path: Pat
     log.write_text(log.read_text().replace("Starting training loop", "Start"))
     events = Transcript(run, 1, 1, 1, facts()).forward(is_live=False, is_last=True)
 
-    assert (events[0]["type"], events[0]["iteration"]) == ("started", 0)
+    assert (events[0]["type"], events[0]["iteration"]) == ("started", 4)
+    assert events[1]["iteration"] == 5
+
+
+def test_a_start_that_is_seen_late_comes_first_all_the_same(tmp_path: Path) -> None:
+    run = run_with(tmp_path, "tp2_rank0", "tp2_rank1")
+    first = run.attempt(1).node(0).rank(0).stdout
+    text = first.read_text()
+    first.unlink()
+    transcript = Transcript(run, 1, 2, 1, facts(train_iters=20))
+    assert transcript.forward(is_live=False) == []
+    first.write_text(text.replace("Starting training loop at iteration 0", "Starting training loop at iteration 1"))
+    events = transcript.forward(is_live=False, is_last=True)
+
+    assert [(event["type"], event["iteration"]) for event in events][:3] == [
+        ("started", 1), ("iteration", 2), ("iteration", 4),
+    ]  # fmt: skip
 
 
 def test_an_end_without_its_last_save_is_none(tmp_path: Path) -> None:

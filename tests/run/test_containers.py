@@ -158,3 +158,38 @@ def test_pyxis_has_enroots_names(image: str, named: str) -> None:
     words = srun_words(plan_of("launcher.kind=slurm", "launcher.time_limit=1:00:00", f"launcher.container={image}"))
 
     assert words[0].replace("'", "") == f"--container-image={named}"
+
+
+def test_what_a_run_starts_from_and_writes_to_is_mounted_by_its_name(spec: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    words = [f"launcher.container={IMAGE}", *SHORT]
+    save = tmp_path / "link" / "checkpoints"
+    first = dfmspec(
+        "run", "dit.yaml", "--allow-revision", *words, f"checkpoint.save={save}",
+        f"logger.tensorboard_dir={tmp_path / 'board'}", cwd=tmp_path, **fakes(tmp_path),
+    )  # fmt: skip
+    said = words_of(tmp_path)
+    on = dfmspec(
+        "run", "dit.yaml", "--allow-revision", *words, "train.train_iters=5", f"run.resume={save}",
+        cwd=tmp_path, **fakes(tmp_path),
+    )  # fmt: skip
+
+    assert first.returncode == 0, first.stderr
+    assert f"{save}:{save}" in said
+    assert (tmp_path / "board").is_dir()
+    assert on.returncode == 0, on.stderr
+    assert f"{os.path.realpath(save)}:{os.path.realpath(save)}" in words_of(tmp_path)
+
+
+def test_setup_runs_around_the_container_under_pyxis_too(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("spec_version: 1\ndata: {source: mock}\n")
+    words = [
+        "launcher.kind=slurm", "launcher.time_limit=1:00:00", "launcher.container=~/x.sqsh",
+        'launcher.setup=["module load enroot"]',
+    ]  # fmt: skip
+    dfmspec("plan", "spec.yaml", *words, "-o", "bundle", cwd=tmp_path)
+    job = (tmp_path / "bundle" / "job.sbatch").read_text()
+
+    assert job.index("module load enroot") < job.index("export DFMSPEC_INSIDE=1") < job.index("\nsrun ")
+    assert '--container-image="$HOME"/x.sqsh' in job

@@ -160,6 +160,7 @@ def test_a_machine_without_a_driver_or_with_a_torch_for_the_cpu_is_told(tmp_path
         ("#!/bin/sh\n'''exec' \"/a long/venv/bin/python\" \"$0\" \"$@\"\n' '''\n", "/a long/venv/bin/python"),
         ("#!/bin/sh\n'''exec' /venv/bin/python \"$0\" \"$@\"\n' '''\n", "/venv/bin/python"),
         ("#!/usr/bin/env bash\nexec python\n", "python3"),
+        ("#!/opt/venv/bin/python -s\nimport re\n", "/opt/venv/bin/python"),
     ],
 )
 def test_the_interpreter_is_the_one_that_torchrun_has(text: str, expected: str, tmp_path: Path) -> None:
@@ -204,3 +205,38 @@ def test_levels_are_those_that_are_known(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert "--preflight all: one of off, quick" in done.stderr
+
+
+def test_a_temporary_folder_may_have_a_name_with_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    here = plan_of(f"launcher.python={sys.executable}", "cluster.device=cpu", f"launcher.root={STAND_IN}")
+
+    assert look_here(here, Preflight(any_revision=True))["interpreter"] == sys.executable
+
+
+def test_a_look_that_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nsleep 5\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr("dfmspec.run.preflight._SECONDS", 1)
+
+    with pytest.raises(PreflightError, match="took more than 60 s"):
+        look_here(plan_of(f"launcher.python={slow}"), Preflight())
+
+
+def test_the_interpreter_that_is_looked_at_is_the_one_that_trains(tmp_path: Path) -> None:
+    """Also where launcher.setup puts another torchrun first."""
+    other = tmp_path / "bin"
+    other.mkdir()
+    torchrun = other / "torchrun"
+    torchrun.write_text(f"#!{sys.executable}\nimport sys; sys.exit('the other torchrun')\n")
+    torchrun.chmod(0o755)
+    (tmp_path / "spec.yaml").write_text("spec_version: 1\n")
+    words = ["target=dfm", "data.source=mock", "cluster.device=cpu", f"launcher.root={STAND_IN}"]
+    words += [f'launcher.setup=["export PATH={other}:$PATH"]', "--allow-revision"]
+    done = dfmspec("run", "spec.yaml", *words, cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert "the other torchrun" in done.stderr

@@ -421,3 +421,59 @@ def test_a_full_disk_costs_events_and_not_the_run(tmp_path: Path, monkeypatch: p
 
     assert [event["type"] for event in read_events(events)][:2] == ["started", "iteration"]
     assert read_events(events)[-1]["type"] == "finished"
+
+
+def test_a_wrong_start_is_no_success_although_nobody_saw_it_begin(spec: Path, tmp_path: Path) -> None:
+    """The run is over before anybody looks."""
+    words = ["dit.yaml", f"checkpoint.load={tmp_path / 'nowhere'}", *SHORT]
+    done = run(tmp_path, *words)
+
+    assert done.returncode == 1
+    assert f"it started from random weights, and {tmp_path / 'nowhere'} was to be gone on from" in done.stderr
+
+
+def test_no_interval_means_no_checkpoint_at_the_end_either(tmp_path: Path) -> None:
+    from dfmspec.plan.plan import make_plan
+    from dfmspec.read.load import load_spec
+    from dfmspec.read.resolve import resolve_spec
+    from dfmspec.run.request import Launch, Request
+
+    def saves(*words: str) -> bool:
+        plan = make_plan(resolve_spec(load_spec(None, ["target=dfm", "data.source=mock", *words])))
+        return Launch.of(Request(plan, None, None, (), talk=print)).saves
+
+    assert saves()
+    assert saves("checkpoint.save_interval=null")
+    assert not saves("checkpoint.save_interval=0")
+    assert not saves("checkpoint.save=null", "train.eval_iters=0")
+
+
+@pytest.mark.long
+def test_a_script_without_a_handler_is_not_promised_a_save(spec: Path, tmp_path: Path) -> None:
+    process = begun(tmp_path, "train.exit_signal_handler=false", STANDIN_SECONDS="0.3")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+
+    assert "what follows its last checkpoint is lost" in err
+    assert "saved first" not in err
+
+
+def test_a_rank_reads_another_configuration_once_the_run_has_saved(tmp_path: Path) -> None:
+    from dfmspec.run.rank import GOES_ON, _going_on
+
+    words = ["script.py", "--config-file", str(tmp_path / "config.yaml"), "--mock"]
+    assert _going_on(words) == words
+    known = {"tracker": str(tmp_path / "latest"), "config": str(tmp_path / "on.yaml")}
+    (tmp_path / GOES_ON).write_text(json.dumps(known))
+    assert _going_on(words) == words
+    (tmp_path / "latest").touch()
+    assert _going_on(words) == ["script.py", "--config-file", str(tmp_path / "on.yaml"), "--mock"]
+
+
+@pytest.mark.parametrize(("text", "number"), [("15", 15), ("10\n", 10), ("", 0), ("x", 0)])
+def test_a_stop_counts_once_its_number_is_written(text: str, number: int, tmp_path: Path) -> None:
+    from dfmspec.run.rank import _number_in
+
+    (tmp_path / "stop").write_text(text)
+    assert _number_in(tmp_path / "stop") == number
+    assert _number_in(tmp_path / "nowhere") == 0

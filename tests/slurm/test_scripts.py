@@ -99,3 +99,56 @@ def test_a_job_that_nobody_watched_is_judged_by_its_logs(spec: Path) -> None:
     assert "has finished while nobody watched it" in again.stderr
     events = read_events(Path(again.stdout.strip()) / "events.jsonl", kinds=["iteration"])
     assert [event["iteration"] for event in events] == [*range(1, 21)]
+
+
+def started_job(folder: Path, *words: str, until: int) -> str:
+    """A job that nobody watches, once it has told of an iteration; its run directory."""
+    left = dfmspec("run", "dit.yaml", *words, "--allow-revision", "--detach", cwd=folder, STANDIN_SECONDS="0.5")
+    assert left.returncode == 0, left.stderr
+    log = Path(left.stdout.strip()) / "attempts" / "1" / "node1" / "rank1" / "stdout"
+    deadline = time.monotonic() + 90
+    while not log.exists() or f"iteration {until:8d}/" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return left.stdout.strip()
+
+
+def test_a_job_that_has_saved_is_watched_again_and_left_alone(spec: Path) -> None:
+    words = ["checkpoint.save_interval=4", "train.train_iters=24"]
+    run_dir = started_job(spec.parent, *words, until=6)
+    again = dfmspec("run", "dit.yaml", *words, "--allow-revision", cwd=spec.parent)
+    (attempt,) = manifest_of(run_dir)["attempts"]
+
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == run_dir
+    assert (attempt["from_iteration"], attempt["to_iteration"]) == (0, 24)
+
+
+def test_a_run_that_began_elsewhere_is_requeued_where_it_was(spec: Path) -> None:
+    shared = spec.parent / "shared"
+    first = dfmspec(
+        "run", "dit.yaml", "train.train_iters=5", f"checkpoint.save={shared}", "--allow-revision",
+        cwd=spec.parent, STANDIN_SECONDS="0.01",
+    )  # fmt: skip
+    words = [f"run.resume={shared}", "train.train_iters=30", "checkpoint.save_interval=4"]
+    run_dir = started_job(spec.parent, *words, until=10)
+    job = json.loads((Path(run_dir) / "attempts" / "1" / "slurm.json").read_text())["job"]
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    again = dfmspec("run", "dit.yaml", *words, "--allow-revision", cwd=spec.parent)
+    attempts = manifest_of(run_dir)["attempts"]
+
+    assert first.returncode == 0, first.stderr
+    assert again.returncode == 0, again.stderr
+    assert attempts[0]["from_iteration"] == 5
+    assert attempts[1]["from_iteration"] >= 8
+    assert attempts[-1]["to_iteration"] == 30
+
+
+def test_another_plans_checkpoints_are_refused_under_slurm_too(spec: Path) -> None:
+    words = [f"checkpoint.save={spec.parent / 'shared'}", "--allow-revision"]
+    first = dfmspec("run", "dit.yaml", "train.train_iters=5", *words, cwd=spec.parent, STANDIN_SECONDS="0.01")
+    other = dfmspec("run", "dit.yaml", "train.train_iters=6", *words, cwd=spec.parent)
+
+    assert first.returncode == 0, first.stderr
+    assert other.returncode == 1
+    assert "are of another plan" in other.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dfmspec.namesakes import told
+from dfmspec.plan.containers import START
 from dfmspec.plan.plan import Plan
 from dfmspec.record.run_dir import AttemptDir, RunDir
 from dfmspec.spec.launchers import LAUNCHERS
@@ -22,6 +23,8 @@ class Place(NamedTuple):
     attempt: int
     talk: Callable[[str], None]
     """Where news of a scheduler go."""
+    start: str = ""
+    """The folder of a checkpoint that the run goes on from, beside its own; "": none."""
 
     @property
     def attempt_dir(self) -> AttemptDir:
@@ -36,11 +39,14 @@ def tell_namesakes(place: Place) -> None:
         place.talk(f"[WARNING] {line}")
 
 
-def tracker_id(plan: Plan, place: Place) -> dict[str, str]:
-    """The variable by which all attempts of a run are one at Weights & Biases, where it is logged there."""
-    if "WANDB_RESUME" not in plan.env or "WANDB_RUN_ID" in plan.env:
-        return {}
-    return {"WANDB_RUN_ID": f"{plan.name}-{place.run.path.name}"}
+def of_the_run(plan: Plan, place: Place) -> dict[str, str]:
+    """Variables of a run: its id at Weights & Biases, where it is logged there, and what is mounted to start from."""
+    found = {}
+    if "WANDB_RESUME" in plan.env and "WANDB_RUN_ID" not in plan.env:
+        found["WANDB_RUN_ID"] = f"{plan.name}-{place.run.path.name}"
+    if place.start:
+        found[START] = place.start
+    return found
 
 
 class Handle(Protocol):

@@ -25,9 +25,9 @@ from dfmspec.plan.scripts import MASTER_PORT, handler, script_of, torchrun_words
 from dfmspec.processes import die_with_parent
 from dfmspec.record.run_dir import NodeDir
 from dfmspec.resources import resource
-from dfmspec.run.launch import Place, tell_namesakes, tracker_id
+from dfmspec.run.launch import Place, of_the_run, tell_namesakes
 from dfmspec.run.launch.remote import ask_to_stop
-from dfmspec.run.preflight import RANK_FILE, environment_here, root_here
+from dfmspec.run.preflight import RANK_FILE, environment_here, path_here, root_here
 from dfmspec.spec.containers import ENGINES
 from dfmspec.spec.paths import PLAN_ID
 from dfmspec.targets import CONFIG, target_module
@@ -124,11 +124,13 @@ def _torchrun(plan: Plan) -> str:
     Raises:
         PreflightError: there is none.
     """
+    if plan.launcher["setup"]:
+        return "torchrun"
     beside = Path(sys.executable).with_name("torchrun")
     if beside.exists():
         return str(beside)
     found = shutil.which("torchrun")
-    if found is None and not plan.launcher["setup"] and plan.launcher.get("python") is None:
+    if found is None and plan.launcher.get("python") is None:
         raise PreflightError("torchrun is not installed; run: pip install 'dfmspec[train]', or set launcher.python")
     return found or "torchrun"
 
@@ -147,8 +149,9 @@ def _environment(plan: Plan, place: Place) -> dict[str, str | None]:
     env["DFMSPEC_RUN_DIR"] = str(place.run.path)
     env[PLAN_ID] = plan.recorded_id
     env[_ATTEMPT] = str(place.attempt_dir.path)
-    env |= handler(plan) | tracker_id(plan, place)
+    env |= handler(plan) | of_the_run(plan, place)
     env["TQDM_DISABLE"] = "1"
+    env["PATH"] = path_here()
     if plan.nnodes > 1:
         env["MASTER_ADDR"] = "127.0.0.1"
         env["MASTER_PORT"] = port
@@ -256,10 +259,10 @@ class LocalRun:
 
         Before any rank is there, torchrun is asked to end.
         """
-        if self._engine is not None:  # whose processes have numbers of their own
+        ranks = self._ranks()
+        if ranks and self._engine is not None:  # whose processes have numbers of their own
             ask_to_stop(self._place.attempt_dir, number)
             return
-        ranks = self._ranks()
         for rank in ranks:
             with suppress(ProcessLookupError):
                 os.kill(rank, number)

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from zlib import crc32
 
+from dfmspec.files import write_aside
 from dfmspec.plan.environment import shell_line
 from dfmspec.plan.plan import Plan
 from dfmspec.plan.scripts import script_of
 from dfmspec.record.run_dir import AttemptDir
-from dfmspec.run.launch import Place, tracker_id
+from dfmspec.run.launch import Place, of_the_run
 
 
 def ask_to_stop(attempt_dir: AttemptDir, number: int) -> None:
     """Leave the file that rank 0 looks for after each iteration, with the number of a signal in it."""
-    attempt_dir.stop.write_text(str(number))
+    write_aside(attempt_dir.stop, str(number))
 
 
 def variables(plan: Plan, place: Place) -> dict[str, str]:
@@ -27,7 +28,7 @@ def variables(plan: Plan, place: Place) -> dict[str, str]:
         "DFMSPEC_RUN_DIR": str(place.run.path),
         "DFMSPEC_ATTEMPT_DIR": str(place.attempt_dir.path),
         "TQDM_DISABLE": "1",
-        **tracker_id(plan, place),
+        **of_the_run(plan, place),
     }
     if plan.nnodes > 1:
         env["DFMSPEC_RDZV_ID"] = f"{place.run.path.name}.{place.attempt}"

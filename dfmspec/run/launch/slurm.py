@@ -25,7 +25,7 @@ from dfmspec.plan.scripts import MASTER_PORT, SCRIPT_A_NODE, stops_by, where
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import ATTEMPTS, EVENTS, EXIT_CODE, HOST, SLURM_JOB, STOP, TORCHRUN_LOG
 from dfmspec.record.verdict import exit_code_left
-from dfmspec.run.launch import Place, tell_namesakes, tracker_id
+from dfmspec.run.launch import Place, of_the_run, tell_namesakes
 from dfmspec.run.launch.remote import ask_to_stop, programs_path
 from dfmspec.targets import target_module
 
@@ -76,7 +76,7 @@ def job_script(plan: Plan) -> str:
         "SCRIPT": _SHARED_SCRIPT if plan.nnodes > SCRIPT_A_NODE else _OWN_SCRIPT,
         "ON_SIGNAL": _on_signal(plan),
         "CONTAINER": _container(plan),
-        "INSIDE": f"export {INSIDE}=1  # pyxis enters the container" if srun_words(plan) else "",
+        "INSIDE": _around_the_container(plan),
         "AGAIN": _again(plan),
         "ATTEMPTS": ATTEMPTS,
         "EXIT_CODE": EXIT_CODE,
@@ -168,6 +168,14 @@ def _on_signal(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _around_the_container(plan: Plan) -> str:
+    """What a job does before pyxis enters a container: the scripts of the nodes find themselves in it already."""
+    if not srun_words(plan):
+        return ""
+    setup = ["set +u", *plan.launcher["setup"], "set -u"] if plan.launcher["setup"] else []
+    return "\n".join([*setup, f"export {INSIDE}=1  # pyxis enters the container"])
+
+
 def _container(plan: Plan) -> str:
     """What stands between srun and its command, where pyxis enters a container."""
     words = srun_words(plan)
@@ -196,7 +204,7 @@ def launch(plan: Plan, place: Place) -> SlurmJob:
         "DFMSPEC_BUNDLE": run_dir,
         "DFMSPEC_RUN_DIR": run_dir,
         "DFMSPEC_ATTEMPT": str(place.attempt),
-        **tracker_id(plan, place),
+        **of_the_run(plan, place),
     }
     output = _literal(run_dir) + "/slurm-%j.log"
     answer = _sbatch(["--parsable", f"--output={output}", f"{run_dir}/{JOB}"], env)

@@ -89,7 +89,12 @@ def _number(text: str) -> float | None:
 def _moment(text: str) -> float | None:
     """Seconds since the epoch, by the clock and the zone of this machine; None: the line does not say."""
     found = _MOMENT.search(text)
-    return None if found is None else datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").timestamp()
+    if found is None:
+        return None
+    try:
+        return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").timestamp()
+    except ValueError:  # garbled
+        return None
 
 
 def _at(kind: str) -> Callable[[re.Match[str], str], Told]:

@@ -20,7 +20,7 @@ if [ -z "${DFMSPEC_INSIDE:-}" ]; then  # enter the container, and go on there
     trap 'exit 143' HUP INT TERM
     words=(--env DFMSPEC_INSIDE=1)
     for name_of in DFMSPEC_BASE DFMSPEC_SPEC_DIR DFMSPEC_RUN_DIR DFMSPEC_ATTEMPT_DIR DFMSPEC_RDZV_ID DFMSPEC_MASTER_PORT MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES TQDM_DISABLE WANDB_RUN_ID WANDB_API_KEY WANDB_MODE HF_TOKEN HF_HUB_OFFLINE; do words+=(--env "$name_of"); done
-    for place in "$DFMSPEC_BUNDLE" "$DFMSPEC_RUN_DIR" "$(realpath -m -- /data/butterflies)"; do
+    for place in "$DFMSPEC_BUNDLE" "$DFMSPEC_RUN_DIR" "$(realpath -ms -- /data/butterflies)" ${DFMSPEC_START:+"$DFMSPEC_START"}; do
         case "${words[*]} " in *" $place:$place "*) ;; *) words+=(--volume "$place:$place") ;; esac
     done
     podman run --rm --init --name "$name" --network host --ipc host --device nvidia.com/gpu=all \

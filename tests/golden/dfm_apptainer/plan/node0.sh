@@ -19,7 +19,7 @@ if [ -z "${DFMSPEC_INSIDE:-}" ]; then  # enter the container, and go on there
     unset DFM_ROOT PYTHONPATH  # of this machine, not of the container
     export DFMSPEC_INSIDE=1
     words=()
-    for place in "$DFMSPEC_BUNDLE" "$DFMSPEC_RUN_DIR" "$(realpath -m -- /data/butterflies)"; do
+    for place in "$DFMSPEC_BUNDLE" "$DFMSPEC_RUN_DIR" "$(realpath -ms -- /data/butterflies)" ${DFMSPEC_START:+"$DFMSPEC_START"}; do
         case "${words[*]} " in *" $place:$place "*) ;; *) words+=(--bind "$place:$place") ;; esac
     done
     exec apptainer exec --nv --writable-tmpfs --pwd "$DFMSPEC_RUN_DIR" "${words[@]}" /images/dfm.sif \

@@ -15,13 +15,13 @@ export DFMSPEC_PLAN_ID=sha256:812d9e2c124e1558df1db08ec166a14192619d8849cc1d0f79
 mkdir -p "$DFMSPEC_RUN_DIR"
 if [ -z "${DFMSPEC_INSIDE:-}" ]; then  # enter the container, and go on there
     unset DFM_ROOT PYTHONPATH  # of this machine, not of the container
-    mkdir -p "$(realpath -m -- /checkpoints/dfm)"
+    mkdir -p "$(realpath -ms -- /checkpoints/dfm)"
     name="dfmspec-$(basename "$DFMSPEC_RUN_DIR")-node1"
     trap 'docker kill "$name" > /dev/null 2>&1 || true' EXIT
     trap 'exit 143' HUP INT TERM
     words=(--env DFMSPEC_INSIDE=1)
     for name_of in DFMSPEC_BASE DFMSPEC_SPEC_DIR DFMSPEC_RUN_DIR DFMSPEC_ATTEMPT_DIR DFMSPEC_RDZV_ID DFMSPEC_MASTER_PORT MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES TQDM_DISABLE WANDB_RUN_ID WANDB_API_KEY WANDB_MODE HF_TOKEN HF_HUB_OFFLINE; do words+=(--env "$name_of"); done
-    for place in "$DFMSPEC_BUNDLE" "$DFMSPEC_RUN_DIR" "$(realpath -m -- "$DFMSPEC_SPEC_DIR"/'../the data')" "$(realpath -m -- /checkpoints/dfm)"; do
+    for place in "$DFMSPEC_BUNDLE" "$DFMSPEC_RUN_DIR" "$(realpath -ms -- "$DFMSPEC_SPEC_DIR"/'../the data')" "$(realpath -ms -- /checkpoints/dfm)" ${DFMSPEC_START:+"$DFMSPEC_START"}; do
         case "${words[*]} " in *" $place:$place "*) ;; *) words+=(--volume "$place:$place") ;; esac
     done
     words+=(--volume /scratch:/scratch)

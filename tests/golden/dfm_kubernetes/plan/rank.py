@@ -24,6 +24,8 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 """From Linux's <sys/prctl.h>."""
 _SECONDS_BETWEEN_LOOKS = 1.0
+GOES_ON = "goes_on.json"
+"""In a run directory: what a run that began elsewhere reads once it has saved."""
 
 
 def main(words: list[str]) -> None:
@@ -45,6 +47,7 @@ def main(words: list[str]) -> None:
         handler = os.environ.get("DFMSPEC_HANDLER")
         if handler:
             _install(handler)
+        words = _going_on(words)
         sys.argv = words
         sys.path[0] = str(Path(words[0]).parent)
         runpy.run_path(words[0], run_name="__main__")
@@ -52,6 +55,20 @@ def main(words: list[str]) -> None:
         if not isinstance(error, SystemExit) or error.code not in (None, 0):
             _write_error(folder / "error.json", rank, error)
         raise
+
+
+def _going_on(words: list[str]) -> list[str]:
+    """The words with another configuration, where the run has saved since it was told to start elsewhere."""
+    if "--config-file" not in words:
+        return words
+    place = words.index("--config-file") + 1
+    file = Path(words[place]).with_name(GOES_ON)
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):  # it began where it saves
+        return words
+    has_saved = Path(known["tracker"]).exists()
+    return [*words[:place], known["config"], *words[place + 1 :]] if has_saved else words
 
 
 def _install(name: str) -> None:
@@ -100,18 +117,20 @@ def _pass_on(stop: Path) -> None:
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
     while os.getppid() == asked:
-        if stop.exists():
-            os.kill(asked, _number_in(stop))
+        number = _number_in(stop)
+        if number:
+            os.kill(asked, number)
             break
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     os._exit(0)
 
 
 def _number_in(stop: Path) -> int:
+    """The number of a signal; 0: nobody has asked, or it is not written yet."""
     try:
         return int(stop.read_text())
-    except (OSError, ValueError):  # not written yet
-        return signal.SIGTERM
+    except (OSError, ValueError):
+        return 0
 
 
 if __name__ == "__main__":
