@@ -77,10 +77,15 @@ def differences(one: Plan, other: Plan) -> list[Difference]:
         value = values.get(key, _ABSENT)
         other_value = other_values.get(key, _ABSENT)
         # A key of a later version is left out.
-        is_newer = key.startswith("launcher.") and (value, other_value) in ((_ABSENT, None), (None, _ABSENT))
+        is_newer = key.startswith("launcher.") and _is_newer(value, other_value)
         if value != other_value and not is_newer:
             found.append(Difference(_group(key, one.target), key, value, other_value))
     return sorted(found, key=lambda difference: (_GROUPS.index(difference.group), difference.key))
+
+
+def _is_newer(value: Any, other: Any) -> bool:
+    """Whether one plan has a key, and nothing in it, that the other one's version did not know."""
+    return _ABSENT in (value, other) and any(each in (None, [], {}) for each in (value, other))
 
 
 def _group(key: str, target: str) -> str:

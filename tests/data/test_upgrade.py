@@ -84,3 +84,15 @@ def test_what_has_no_metadata_is_told(harm: str, older: Path, tmp_path: Path) ->
     if harm != "no folder":
         with pytest.raises(DataError):
             upgrade(older)
+
+
+def test_metadata_that_an_energon_left_behind_is_told_where_it_is_read(dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(dataset, folder)
+    (folder / ".nv-meta" / ".info.yaml").write_text("shard_counts: {other.tar: 3}\n")
+    (tmp_path / "spec.yaml").write_text(f"dataset: {{path: {folder}}}\n")
+    theirs = dfmspec("validate", "spec.yaml", "target=dfm", cwd=tmp_path).stdout
+    ours = dfmspec("validate", "spec.yaml", "target=megatron_core", cwd=tmp_path).stdout
+
+    assert "counts other samples in .info.json, which Energon 7 reads, than in .info.yaml, which 6 reads" in theirs
+    assert "DAT103" not in ours

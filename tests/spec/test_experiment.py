@@ -37,6 +37,11 @@ ELSEWHERE = {
     # What the start of another's script asks for: tests/run/test_scripts.py.
     "launcher.root",
     "launcher.python",
+    # What the entering of a container asks for: tests/run/test_containers.py.
+    "launcher.container",
+    "launcher.container_engine",
+    "launcher.container_mounts",
+    "launcher.container_options",
     # What a GPU can do is for rules to know.
     "cluster.gpu",
     # Copies of the train section's that are checked, as upstream has them.

@@ -208,7 +208,6 @@ def _put(folder: Path, name: str, text: str) -> None:
         ("DAT103", lambda folder: _put(folder, ".nv-meta/split.yaml", "]]: garbage")),
         ("DAT103", lambda folder: _put(folder, ".nv-meta/split.yaml", "split_parts: [a, b]")),
         ("DAT103", lambda folder: _lose(folder, ".nv-meta/.info.json") or _lose(folder, ".nv-meta/.info.yaml")),
-        ("DAT103", lambda folder: _put(folder, ".nv-meta/.info.yaml", "shard_counts: {other.tar: 3}")),
         ("DAT103", lambda folder: _put(folder, ".nv-meta/.info.json", "")),
         (
             "DAT103",
