@@ -20,7 +20,7 @@ from dfmspec.processes import unwind_on_sigterm
 from dfmspec.record.locate import locate
 from dfmspec.trainer.ending import ended, say
 from dfmspec.trainer.inference import load_model, one_process
-from dfmspec.trainer.network.weights import to_dfm
+from dfmspec.trainer.network.weights import DFMS_ORDER, POSITIONS, to_dfm
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,13 +38,14 @@ def _export(args: argparse.Namespace) -> int:
     experiment = one_process(manifest["config"])
     model = load_model(checkpoint, experiment, raw=args.raw)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
-    if args.names == "dfm":
-        weights = to_dfm(weights)
     facts = {
         "iteration": str(manifest["iteration"]),
         "weights": "trained" if args.raw else "averaged",
         "config_digest": manifest["config_digest"],
     }
+    if args.names == "dfm":
+        weights = to_dfm(weights)
+        facts[POSITIONS] = DFMS_ORDER
     _write(weights, args.out, facts)
     print(args.out)
     return 0

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 
 def sinusoid(positions: Tensor, width: int) -> Tensor:
-    """[n] positions -> [n, width]: sines, then cosines, of frequencies 1 down to 1/10000; fp32."""
+    """[n] positions -> [n, width]: sines, then cosines, of frequencies 1 down to 1/10000; fp32, or fp64 of such."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float64, device=positions.device)
     frequencies = 10000.0 ** (-steps / half)
     angles = positions.double()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+    precision = torch.promote_types(positions.dtype, torch.float32)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(precision)
 
 
 class PositionEmbedding(nn.Module):

@@ -1,9 +1,10 @@
 """Consolidated weights: the whole network in one safetensors file, under our names or those of NVIDIA DFM's DiT.
 
 DFM's names and shapes are those of its state dict at 7cb7634 (`dfm/src/megatron/model/`, there
-`dit/{dit_model,dit_layer_spec}.py` and `common/dit_embeddings.py`). It is the same network but for two things: an
-unused `affline_norm`, and an embedding of the frame rate, which is the constant 30 there and so adds a constant vector
-to the embedding of the noise level.
+`dit/{dit_model,dit_layer_spec}.py` and `common/dit_embeddings.py`). It is the same network but for four things: an
+unused `affline_norm`; an embedding of the frame rate, which is the constant 30 there and so adds a constant vector to
+the embedding of the noise level; the place of a position's width, which stands before its height there (diffusers'
+table), so that two blocks of the hidden size change places; and GELU, which is exact there and by tanh here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +29,27 @@ _NAMES = (
     (".adaln.up.", ".adaLN.adaLN_modulation.2."),
 )
 """Parts of a name, here and there; the rest is megatron-core's in both."""
+_READS_HIDDEN = (
+    "self_attention.linear_qkv.weight",
+    "cross_attention.linear_q.weight",
+    "mlp.linear_fc1.weight",
+    "final_linear.weight",
+)
+"""Weights whose columns are channels of the residual stream."""
+_WRITES_HIDDEN = (
+    "x_embedder.weight",
+    "x_embedder.bias",
+    "self_attention.linear_proj.weight",
+    "cross_attention.linear_proj.weight",
+    "mlp.linear_fc2.weight",
+)
+"""Weights whose rows are."""
+_MODULATES_HIDDEN = "adaln.up.weight"
+"""Weights whose rows are nine times the channels."""
+_MODULATIONS = 9
+POSITIONS = "positions"
+"""In the metadata of a file under DFM's names: in which order the positions stand; files of before have none."""
+DFMS_ORDER = "time, width, height"
 _FRAME_RATE = 30.0
 _RATE_WIDTH = 256
 
@@ -37,7 +59,7 @@ def to_dfm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Its embedding of the frame rate is zero.
     """
-    found = {_dfm_name(name): weight for name, weight in weights.items()}
+    found = {_dfm_name(name): _other_order(name, weight) for name, weight in weights.items()}
     like = found["t_embedder.1.linear_1.weight"]
     for layer in ("linear_1", "linear_2"):
         found[f"fps_embedder.1.{layer}.weight"] = like.new_zeros(_RATE_WIDTH, _RATE_WIDTH)
@@ -52,10 +74,37 @@ def _dfm_name(name: str) -> str:
     return name
 
 
-def from_dfm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DFM's state dict in our names, of a DiT that computes the same.
+def _other_order(name: str, weight: Tensor) -> Tensor:
+    """A weight of ours with height and width of the positions in the other order, whichever it has.
+
+    A position is added to the residual stream, a quarter of its channels for time and three eighths for each of the
+    others: who reads or writes the stream has its channels in the same order.
+    """
+    if name.endswith(_READS_HIDDEN):
+        return weight.index_select(1, _swapped(weight.size(1)))
+    if name.endswith(_WRITES_HIDDEN):
+        return weight.index_select(0, _swapped(weight.size(0)))
+    if name.endswith(_MODULATES_HIDDEN):
+        by_part = weight.unflatten(0, (_MODULATIONS, -1))
+        return by_part.index_select(1, _swapped(by_part.size(1))).flatten(0, 1)
+    return weight
+
+
+def _swapped(hidden_size: int) -> Tensor:
+    """The channels with those of height and width in each other's place."""
+    quarter = hidden_size // 4
+    time, height, width = torch.arange(hidden_size).split([quarter, 3 * hidden_size // 8, 3 * hidden_size // 8])
+    return torch.cat([time, width, height])
+
+
+def from_dfm(weights: dict[str, Tensor], *, our_order: bool = False) -> dict[str, Tensor]:
+    """DFM's state dict in our names, of a DiT that computes the same, but for GELU.
 
     DFM's constant frame rate goes into the bias of the noise embedding.
+
+    Args:
+        weights: under DFM's names.
+        our_order: the positions are in our order: an earlier version of dfmspec wrote them under DFM's names.
     """
     # Our names.
     found = {}
@@ -67,7 +116,8 @@ def from_dfm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith("fps_embedder."):
             rate[name] = weight.double()
         else:
-            found[_our_name(name)] = weight
+            ours = _our_name(name)
+            found[ours] = weight if our_order else _other_order(ours, weight)
 
     # The constant vector that the frame rate adds.
     if rate:
@@ -101,9 +151,7 @@ def load_pretrained(chunks: list[DiT], path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be read, or is of another network.
     """
-    stored = _read(path)
-    if any("t_embedder." in name for name in stored):
-        stored = from_dfm(stored)
+    stored = _read_ours(path)
     for chunk in chunks:
         for local_name, weight in chunk.named_parameters():
             name = global_name(chunk, local_name)
@@ -121,9 +169,21 @@ def load_pretrained(chunks: list[DiT], path: Path) -> None:
             weight.copy_(own_slice(weight, stored[name]))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_ours(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of either naming, under our names."""
+    stored, facts = _read(path)
+    if not any("t_embedder." in name for name in stored):
+        return stored
+    is_ours = "config_digest" in facts and POSITIONS not in facts
+    return from_dfm(stored, our_order=is_ours)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and what it says of them."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+        return load_file(path), facts
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

@@ -145,3 +145,35 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     assert dfmspec("export", tmp_path, "--out", tmp_path / "mine").returncode == 2
     assert (tmp_path / "mine").read_text() == "x"
+
+
+def test_the_positions_change_places_on_the_way_to_dfm_and_back() -> None:
+    """A quarter of the channels is of the time; height's and width's are in the other order there."""
+    theirs = dfms()
+    ours = from_dfm(theirs)
+    quarter, rest = HIDDEN // 4, 3 * HIDDEN // 8
+    there = theirs["x_embedder.bias"].split([quarter, rest, rest])
+    here = ours["x_embedder.bias"].split([quarter, rest, rest])
+
+    assert torch.equal(here[0], there[0])
+    assert torch.equal(here[1], there[2])
+    assert torch.equal(here[2], there[1])
+    assert torch.equal(
+        ours["final_linear.weight"][:, quarter : quarter + rest], theirs["final_layer_linear.weight"][:, -rest:]
+    )
+
+
+def test_a_file_that_an_earlier_version_wrote_under_dfms_names_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    """It has no word of the order of its positions, which is ours; DFM's own has no word of dfmspec at all."""
+    from dfmspec.trainer.network.weights import DFMS_ORDER, POSITIONS, _read_ours
+
+    theirs = dfms()
+    before = {"iteration": "4", "weights": "averaged", "config_digest": "sha256:1"}
+    cases = {"earlier": before, "today": before | {POSITIONS: DFMS_ORDER}, "dfm": None}
+    for name, facts in cases.items():
+        save_file(theirs, tmp_path / f"{name}.safetensors", metadata=facts)
+    read = {name: _read_ours(tmp_path / f"{name}.safetensors") for name in cases}
+
+    assert torch.equal(read["earlier"]["x_embedder.bias"], theirs["x_embedder.bias"])
+    assert torch.equal(read["today"]["x_embedder.bias"], from_dfm(theirs)["x_embedder.bias"])
+    assert torch.equal(read["dfm"]["x_embedder.bias"], from_dfm(theirs)["x_embedder.bias"])
