@@ -17,6 +17,7 @@ import pytest
 
 from dfmspec.run.launch import ssh
 from tests.conftest import ROOT, TINY, dfmspec
+from tests.run.test_scripts import STAND_IN
 
 FAKE = """#!{python}
 # Like ssh: options, then a host, then words that a login shell of another environment reads. Keeps what it was given.
@@ -238,3 +239,35 @@ def test_the_scripts_of_a_bundle_do_the_same_by_hand(spec: Path, tmp_path: Path,
 def _losses(run_dir: str) -> list[float]:
     events = [json.loads(line) for line in (Path(run_dir.strip()) / "events.jsonl").read_text().splitlines()]
     return [event["loss"] for event in events if event["type"] == "iteration"]
+
+
+SCRIPT = f"""
+name: two
+target: dfm
+cluster: {{nnodes: 2, nproc_per_node: 1, device: cpu}}
+launcher: {{kind: ssh, hosts: [localhost, b], root: {STAND_IN}}}
+data: {{source: mock}}
+train: {{global_batch_size: 2, train_iters: 3, eval_iters: 0}}
+logger: {{log_interval: 1}}
+run: {{output_dir: 'run dirs; ls'}}
+"""
+
+
+def test_a_script_is_looked_at_and_run_on_each_node(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s $(touch broken) "here" ü'
+    folder.mkdir()
+    (folder / "spec.yaml").write_text(SCRIPT)
+    path = _fake(tmp_path / "bin")
+    refused = dfmspec("run", "spec.yaml", cwd=folder, PATH=path)
+    done = dfmspec("run", "spec.yaml", "--allow-revision", cwd=folder, PATH=path)
+    assert done.stdout, (refused.stderr, done.stderr)
+    run_dir = Path(done.stdout.strip())
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+
+    assert refused.returncode == 4, refused.stderr
+    assert "another revision than 7cb7634" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert [attempt["outcome"] for attempt in manifest["attempts"]] == ["failed", "finished"]
+    assert manifest["attempts"][0]["failure"]["error_type"] == "configuration"
+    assert {place.name for place in run_dir.glob("attempts/2/node*/preflight.json")} == {"preflight.json"}
+    assert not (folder / "broken").exists()
