@@ -93,7 +93,7 @@ class ScriptWatch:
         self._talk = launch.request.talk
         self._folder = launch.checkpoints(run)
         self._facts = _facts(launch)
-        self._transcript = Transcript(run, attempt, len_of_world(launch), plan.nnodes, self._facts)
+        self._transcript = Transcript(run, attempt, _world_size(launch), plan.nnodes, self._facts)
         self._started: int | None = None
         self._first: int | None = None
         self._saved: int | None = None
@@ -159,7 +159,7 @@ class ScriptWatch:
         return fault_of_start(self._start, started=self._started, first=self._first)
 
 
-def len_of_world(launch: Launch) -> int:
+def _world_size(launch: Launch) -> int:
     """The number of ranks of a launch."""
     plan = launch.request.plan
     flags = list(plan.command)

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from dfmspec.record.events import read_events
+from dfmspec.record.progress import Start
 from dfmspec.run import watch
 from dfmspec.targets.dfm.log import told
 from tests.conftest import dfmspec, environment
@@ -203,7 +204,7 @@ def test_a_script_that_begins_anew_in_silence_is_ended_before_it_saves(spec: Pat
     manifest = manifest_of(again.stdout)
 
     assert again.returncode == 1
-    assert re.search(r"failed: it set out from iteration 0, although \d+ was committed before", again.stderr)
+    assert re.search(r"failed: it began anew, although iteration \d+ was committed before", again.stderr)
     assert manifest["attempts"][-1]["outcome"] == "failed"
     assert sorted(path.name for path in (Path(out.strip()) / "checkpoints").glob("iter_*")) == saved
     assert run(tmp_path).returncode == 0
@@ -337,7 +338,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **train: Any) -> tu
     directory = RunDir(tmp_path / "run")
     log = directory.attempt(1).node(0).rank(0).stdout
     log.parent.mkdir(parents=True)
-    seen = watch.watch(Launch.of(request), directory, 1, 0, {})
+    seen = watch.watch(Launch.of(request), directory, 1, Start(0))
     assert isinstance(seen, watch.ScriptWatch)
     return seen, log, clock
 
@@ -425,11 +426,14 @@ def test_a_full_disk_costs_events_and_not_the_run(tmp_path: Path, monkeypatch: p
 
 def test_a_wrong_start_is_no_success_although_nobody_saw_it_begin(spec: Path, tmp_path: Path) -> None:
     """The run is over before anybody looks."""
-    words = ["dit.yaml", f"checkpoint.load={tmp_path / 'nowhere'}", *SHORT]
-    done = run(tmp_path, *words)
+    first = tmp_path / "first"
+    assert run(tmp_path, "dit.yaml", f"checkpoint.save={first}", *SHORT).returncode == 0
+    done = run(
+        tmp_path, "dit.yaml", f"checkpoint.load={first}", "train.train_iters=6", "train.eval_iters=0", fault="fresh"
+    )
 
     assert done.returncode == 1
-    assert f"it started from random weights, and {tmp_path / 'nowhere'} was to be gone on from" in done.stderr
+    assert f"it started from random weights, and {first} was to be gone on from" in done.stderr
 
 
 def test_no_interval_means_no_checkpoint_at_the_end_either(tmp_path: Path) -> None:
