@@ -17,7 +17,10 @@ class Checkpoint(Section):
     load: str = derived()
     """Folder to resume from; derived: checkpoint.save."""
     pretrained_checkpoint: str | None = None
-    """safetensors file (dfmspec export) whose weights a new run starts from; a run that resumes has its own."""
+    (
+        "safetensors file (dfmspec export), or folder of NVIDIA DFM's checkpoints, "
+        "whose weights a new run starts from; a run that resumes has its own."
+    )
     ckpt_step: Count | None = None
     """Iteration to resume from; null: the newest whole checkpoint."""
     save_interval: Count = 1000

@@ -14,6 +14,7 @@ from dfmspec.check.rules.base import (
     ERROR,
     HINT,
     ITERS,
+    OURS,
     PP,
     TP,
     WARNING,
@@ -492,6 +493,31 @@ def _pretrained_missing(view: View) -> bool:
     return folder is not None and not folder.exists()
 
 
+def _pretrained_of_no_use(view: View) -> Iterator[Finding]:
+    folder = _folder(view, _PRETRAINED)
+    if folder is None or not folder.is_dir():
+        return
+    named = view[_PRETRAINED]
+    chosen = folder
+    if iteration_in(folder.name) is None:
+        have = committed_iterations(folder, own=False)
+        if not have:
+            yield Finding(
+                path(_PRETRAINED),
+                f"{named} holds no finished checkpoint",
+                "name a safetensors file, or a folder of Megatron-Bridge's checkpoints",
+            )
+            return
+        chosen = folder / folder_of(have[-1])
+    whose = of_another(chosen, own=False)
+    if whose is not None:
+        yield Finding(
+            path(_PRETRAINED),
+            f"the checkpoint in {named} is {whose}, and a run starts from a file of its weights",
+            f"dfmspec export {named} -o weights.safetensors, and name that file",
+        )
+
+
 _CONFIG = "Megatron-Bridge training/config.py, CheckpointConfig.finalize"
 _CK = "Megatron-Bridge training/checkpointing.py"
 
@@ -759,6 +785,16 @@ RULES = (
         ),
         "The run fails after the model is built.",
         _CK,
+        level="paths",
+    ),
+    Rule(
+        "CKP124",
+        "pretrained-checkpoint-of-no-use",
+        ERROR,
+        _pretrained_of_no_use,
+        "The run ends after the model is built.",
+        "dfmspec's trainer",
+        targets=OURS,
         level="paths",
     ),
 )

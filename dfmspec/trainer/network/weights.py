@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfmspec.errors import CheckpointError
+from dfmspec.trainer.network.bridge_weights import read_bridge_weights
 from dfmspec.trainer.network.model import DiT, global_name, own_slice, whole_shape
 
 _NAMES = (
@@ -123,7 +124,8 @@ def from_dfm(weights: dict[str, Tensor], *, our_order: bool = False) -> dict[str
     if rate:
         bias = found["noise_embedding.linear_2.bias"]
         constant = F.pad(_frame_rate(rate), (0, len(bias) - _RATE_WIDTH))
-        found["noise_embedding.linear_2.bias"] = (bias.double() + constant).to(bias.dtype)
+        at_least_fp32 = torch.promote_types(bias.dtype, torch.float32)
+        found["noise_embedding.linear_2.bias"] = (bias.double() + constant).to(at_least_fp32)
     return found
 
 
@@ -146,10 +148,10 @@ def _frame_rate(weights: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def load_pretrained(chunks: list[DiT], path: Path) -> None:
-    """Give this rank's chunks their slices of a file of either naming.
+    """Give this rank's chunks their slices of a file of either naming, or of a checkpoint of NVIDIA DFM's DiT.
 
     Raises:
-        CheckpointError: the file cannot be read, or is of another network.
+        CheckpointError: it cannot be read, or is of another network.
     """
     stored = _read_ours(path)
     for chunk in chunks:
@@ -170,7 +172,9 @@ def load_pretrained(chunks: list[DiT], path: Path) -> None:
 
 
 def _read_ours(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of either naming, under our names."""
+    """The tensors of a file of either naming, or of a checkpoint of NVIDIA DFM's, under our names."""
+    if path.is_dir():
+        return from_dfm(read_bridge_weights(path))
     stored, facts = _read(path)
     if not any("t_embedder." in name for name in stored):
         return stored
@@ -187,5 +191,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"checkpoint.pretrained_checkpoint {path} cannot be read: {reason}; it must be a safetensors file"
+            f"checkpoint.pretrained_checkpoint {path} cannot be read: {reason}; "
+            "it must be a safetensors file, or a folder of Megatron-Bridge's checkpoints"
         ) from error

@@ -1,0 +1,84 @@
+"""The weights of NVIDIA DFM's DiT out of a checkpoint as Megatron-Bridge writes it, whole, whatever layout wrote it.
+
+megatron-core puts the layers of a homogeneous decoder into one tensor of each kind, [layers, ...], in a format of
+torch's (`torch_dist`), which knows where each rank's part of it lies.
+
+Source: megatron/bridge/training/checkpointing.py and megatron/core/transformer/transformer_block.py at the revisions
+that NVIDIA DFM pins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from dfmspec.errors import CheckpointError
+from dfmspec.record.bridge_checkpoints import problem, tracked
+from dfmspec.spec.checkpoints import MANIFEST
+from dfmspec.spec.iterations import folder_of, iteration_in
+
+_MODEL = "module."
+_LAYERS = "decoder.layers."
+_NOT_WEIGHTS = "pos_embedder."
+"""The table of positions, which is computed and not trained."""
+
+
+def read_bridge_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, under the names of DFM's state dict, on the CPU, in the format that they have there.
+
+    Args:
+        path: a folder `iter_N`, or a folder of checkpoints, whose latest is meant.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, not trusted, or another program's.
+    """
+    checkpoint = _checkpoint_in(path)
+    if (checkpoint / MANIFEST).exists():
+        raise CheckpointError(f"{checkpoint} is dfmspec's own; dfmspec export makes a safetensors file of its weights")
+    fault = problem(checkpoint)
+    if fault is not None:
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be used: {fault}")
+    reader = FileSystemReader(checkpoint)
+    weights = {}
+    for name, kind in reader.read_metadata().state_dict_metadata.items():
+        is_weight = name.startswith(_MODEL) and not name.startswith(_MODEL + _NOT_WEIGHTS)
+        if is_weight and isinstance(kind, TensorStorageMetadata):
+            weights[name] = torch.empty(kind.size, dtype=kind.properties.dtype)
+    try:
+        load(weights, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        reason = str(cause).strip().splitlines()[0]
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {reason}") from error
+    return dict(_by_layer(weights))
+
+
+def _checkpoint_in(path: Path) -> Path:
+    """The checkpoint that a path names.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if iteration_in(path.name) is not None:
+        return path
+    iteration = tracked(path)
+    if iteration == 0:
+        raise CheckpointError(f"{path} is neither a safetensors file nor a folder of Megatron-Bridge's checkpoints")
+    return path / folder_of(iteration)
+
+
+def _by_layer(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each layer's weights by themselves, under DFM's names."""
+    for whole_name, weight in weights.items():
+        name = whole_name.removeprefix(_MODEL)
+        kind = name.removeprefix(_LAYERS)
+        if kind == name or kind[0].isdigit():
+            yield name, weight
+            continue
+        for layer, part in enumerate(weight):
+            yield f"{_LAYERS}{layer}.{kind}", part
