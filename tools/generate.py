@@ -20,6 +20,7 @@ from dfmspec.check.rules import RULES  # noqa: E402
 from dfmspec.check.rules.base import Rule  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
 from dfmspec.plan.plan import make_plan  # noqa: E402
+from dfmspec.plan.scripts import RANK_PROGRAM  # noqa: E402
 from dfmspec.read.load import load_spec  # noqa: E402
 from dfmspec.read.resolve import Resolved, resolve_spec  # noqa: E402
 from dfmspec.record.manifest import manifest_schema  # noqa: E402
@@ -100,8 +101,8 @@ def goldens() -> Files:
         # Without the guards, which change with every line of code.
         bundle = bundle_files(at(replace(plan, guards={}), folder))
         for name, text in bundle.items():
-            # The entry script is the package's own.
-            if not name.startswith("examples/"):
+            # Programs travel as they are in the package.
+            if not name.startswith("examples/") and name != RANK_PROGRAM:
                 files[folder / name] = text
     return files
 

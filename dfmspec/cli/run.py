@@ -361,10 +361,10 @@ def _goes_on(manifest: Manifest, *, own: bool) -> list[str]:
     """From where a failed run goes on, and how: a script does not pass over what is damaged."""
     from dfmspec.record.bridge_checkpoints import problem
 
-    if not manifest.checkpoints:
-        return []
-    newest = manifest.checkpoints[-1]
-    if own or problem(Path(newest.path)) is None:
-        return [f"the same command continues from iteration {newest.iteration}"]
-    whole = [found.iteration for found in manifest.checkpoints if problem(Path(found.path)) is None]
-    return [f"run.resume={whole[-1]} goes on from iteration {whole[-1]}"] if whole else []
+    for found in reversed(manifest.checkpoints):
+        if not own and problem(Path(found.path)) is not None:
+            continue
+        if found is manifest.checkpoints[-1]:
+            return [f"the same command continues from iteration {found.iteration}"]
+        return [f"run.resume={found.iteration} goes on from iteration {found.iteration}"]
+    return []

@@ -262,8 +262,8 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, with_dat
     Paths are of a machine; that of the data counts `with_data`.
     """
     ignored = PATH_KEYS - {"dataset.path"} if with_data else PATH_KEYS
-    here = _flat(json.loads(canonical(ours)))
-    there = _flat(theirs)
+    here = flat(json.loads(canonical(ours)))
+    there = flat(theirs)
     found = []
     for key in sorted(here.keys() & there.keys() - ignored):
         # A relative path was relative to a folder that nobody knows any more.
@@ -275,7 +275,7 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, with_dat
     return found
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """`section.field` -> value."""
     found: dict[str, Any] = {}
     for section, fields in config.items():

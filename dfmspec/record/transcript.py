@@ -19,13 +19,11 @@ from typing import NamedTuple
 from dfmspec.files import write_aside
 from dfmspec.record.events import Event
 from dfmspec.record.files import json_object
+from dfmspec.record.growing import GrowingLog
 from dfmspec.record.run_dir import AttemptDir, RunDir
+from dfmspec.spec.iterations import folder_of
 from dfmspec.targets import Told
 
-_BLOCK = 1 << 24
-"""Bytes of a log that are read at a time."""
-_LONGEST_LINE = 1 << 20
-"""Bytes after which what has no end is no line."""
 _AFTER_THE_END = ("validation", "test")
 """The splits that are evaluated once training is done, where the script evaluates at all."""
 
@@ -162,7 +160,7 @@ class Transcript:
         began = self._open_saves.pop(iteration, self._now)
         self._last = max(self._last, iteration)
         self._saved_at_the_end = self._is_trained
-        folder = Path(path) / f"iter_{iteration:07d}"
+        folder = Path(path) / folder_of(iteration)
         yield self._event("checkpoint", iteration=iteration, path=str(folder), seconds=round(self._now - began, 3))
 
     @property
@@ -224,34 +222,11 @@ def _sources(folder: AttemptDir, ranks: int, nodes: int) -> list[Path]:
     return [first] if ranks == 1 else [first, last]
 
 
-class _Log:
-    """Whole new lines of a growing file."""
+class _Log(GrowingLog):
+    """What a rank prints."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = 0
-        """Bytes of whole lines that were read."""
-        self.iteration: int | None = None
-        """The last that a line named."""
-
-    def lines(self, *, is_last: bool) -> Iterator[str]:
-        """The lines since the last call."""
-        while block := self._block():
-            end = block.rfind(b"\n") + 1
-            if end == 0 and (is_last or len(block) > _LONGEST_LINE):
-                end = len(block)
-            if end == 0:
-                return
-            self.offset += end
-            yield from block[:end].decode(errors="replace").splitlines()
-
-    def _block(self) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                return file.read(_BLOCK)
-        except OSError:  # it is not there yet
-            return b""
+    iteration: int | None = None
+    """The last that a line named."""
 
     def begun_at(self) -> float:
         """When the rank began, by the file of its process id, which is written then; now, where there is none."""

@@ -40,6 +40,11 @@ class Checkpoints(Protocol):
         """sha256 of what describes it."""
 
 
+def judge_of(*, own: bool) -> Checkpoints:
+    """What judges the checkpoints of dfmspec's own trainer, or of a script."""
+    return checkpoints if own else bridge_checkpoints
+
+
 class Saved(NamedTuple):
     """Where a run saves, and what judges that."""
 
@@ -53,7 +58,7 @@ class Saved(NamedTuple):
     @property
     def judge(self) -> Checkpoints:
         """What judges its checkpoints."""
-        return checkpoints if self.own else bridge_checkpoints
+        return judge_of(own=self.own)
 
 
 class Ended(NamedTuple):
@@ -94,7 +99,7 @@ def conclude(manifest: Manifest, attempt: Attempt, run: RunDir, saved: Saved, en
 
     # What came of it.
     kinds = {event["type"] for event in events}
-    misbegun = _misbegun(of_the_run, attempt, saved, iterations)
+    misbegun = _misbegun(of_the_run, attempt, events, saved)
     fault = misbegun if saved.folder is None else _fault_of(saved.folder, attempt.to_iteration, saved.judge) or misbegun
     if "finished" in kinds and fault is None:
         fault = _worthless(of_the_run, attempt, events)
@@ -261,9 +266,8 @@ def _fault_of(folder: Path, iteration: int | None, judge: Checkpoints) -> str | 
     return f"the last checkpoint cannot be used: {fault}" if fault else None
 
 
-def _misbegun(of_the_run: Events, attempt: Attempt, saved: Saved, iterations: Events) -> str | None:
+def _misbegun(of_the_run: Events, attempt: Attempt, events: Events, saved: Saved) -> str | None:
     """Why what an attempt reached is not the run's: it did not go on from what was committed before it."""
-    events = events_of_attempt(of_the_run, attempt.number)
     if not events:
         return None
     start = Start(
@@ -271,8 +275,9 @@ def _misbegun(of_the_run: Events, attempt: Attempt, saved: Saved, iterations: Ev
         named=saved.named,
         is_exact=not saved.own,
     )
-    first = iterations[0]["iteration"] if iterations else None
-    return fault_of_start(start, started=events[0]["iteration"], first=first)
+    first = _first(events, "iteration")
+    trained = None if first is None else first["iteration"]
+    return fault_of_start(start, started=events[0]["iteration"], first=trained)
 
 
 def _worthless(of_the_run: Events, attempt: Attempt, events: Events) -> str | None:

@@ -223,9 +223,10 @@ def _check_something_to_train(launch: Launch, starts_from: Mapping[str, Any]) ->
     iteration = starts_from.get("ckpt_step")
     if iteration is None:
         folder = Path(starts_from["load"])
-        newest = newest_described(folder) if launch.own else None
-        iteration = 0 if newest is None else iteration_of(newest)
-        if not launch.own:
+        if launch.own:
+            newest = newest_described(folder)
+            iteration = 0 if newest is None else iteration_of(newest)
+        else:
             iteration = bridge_checkpoints.tracked(folder)
     last = launch.train_iters
     if iteration >= last:

@@ -37,11 +37,16 @@ RANK_FILE = Path(__file__).with_name("rank.py")
 PROBE = "probe.py"
 _TIMED_OUT = 124
 """What `timeout` ends with."""
-_TOO_LONG = (
-    f"looking at the packages of the ranks took more than {_SECONDS} s, as on a cold shared disk; try again, "
-    "or leave it out with --preflight off"
-)
+_TOO_LONG = {
+    "check": "time",
+    "place": "this node",
+    "is": f"looking at the packages of the ranks took more than {_SECONDS} s, as on a cold shared disk",
+    "needed": f"{_SECONDS} s at most",
+    "way_out": "try again, or leave it out with --preflight off",
+}
+"""The fault of a look that does not end."""
 QUESTION = ANSWER
+"""In a run directory, what a node is asked; its answer has the same name in the node's own folder."""
 _DISTRIBUTIONS = (
     *("torch", "megatron-core", "megatron-bridge", "megatron-energon", "multi-storage-client"),
     *("transformer-engine", "transformers", "diffusers", "nvidia-resiliency-ext", "numpy"),
@@ -133,8 +138,7 @@ def _script(plan: Plan) -> str:
         *interpreter_lines(plan),
     ]
     root = "" if upstream is None else f' "${upstream.variable}"'
-    fault = {"check": "time", "place": "this node", "is": _TOO_LONG, "needed": f"{_SECONDS} s", "way_out": "try again"}
-    late = shlex.quote(json.dumps({"faults": [fault]}))
+    late = shlex.quote(json.dumps({"faults": [_TOO_LONG]}))
     lines += [
         "code=0",
         f'timeout {_SECONDS} "$python" "$DFMSPEC_RUN_DIR/{PROBE}" {asked} {answer}{root} || code=$?',
@@ -173,7 +177,7 @@ def look_here(plan: Plan, wanted: Preflight) -> dict[str, Any]:
             found = read_json(answer)
         except (OSError, ValueError):
             said = done.stderr.strip() or f"the interpreter ended with {done.returncode}"
-            raise PreflightError(_TOO_LONG if done.returncode == _TIMED_OUT else _unprefixed(said)) from None
+            raise PreflightError(told(_TOO_LONG) if done.returncode == _TIMED_OUT else _unprefixed(said)) from None
     if found["faults"]:
         raise PreflightError("\n".join(told(fault) for fault in found["faults"]))
     return found

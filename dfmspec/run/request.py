@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dfmspec.plan.plan import Plan, config_text
-from dfmspec.record import bridge_checkpoints, checkpoints
 from dfmspec.record.run_dir import RunDir
-from dfmspec.record.verdict import Checkpoints
+from dfmspec.record.verdict import Checkpoints, judge_of
 from dfmspec.run.bundle import at
 from dfmspec.run.preflight import Preflight
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, RUN_DIR_UPSTREAM, in_run_dir, local_path
@@ -72,7 +71,7 @@ class Launch:
     @property
     def judge(self) -> Checkpoints:
         """What judges its checkpoints."""
-        return checkpoints if self.own else bridge_checkpoints
+        return judge_of(own=self.own)
 
     @property
     def train_iters(self) -> int:

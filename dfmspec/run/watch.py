@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dfmspec.record.events import Event
-from dfmspec.record.progress import Start, fault_of_start
+from dfmspec.record.growing import GrowingLog
+from dfmspec.record.progress import Start, fault_of_start, flat
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.transcript import Facts, Transcript
 from dfmspec.run.request import Launch
@@ -63,20 +64,12 @@ class OwnWatch:
 
     def __init__(self, path: Path, talk: Callable[[str], None]) -> None:
         self.remark = ""
-        self._path = path
+        self._log = GrowingLog(path)
         self._talk = talk
-        self._offset = 0
 
     def forward(self, *, is_live: bool = True, is_last: bool = False) -> None:
         """Pass on the lines that were written since the last call; those of before are news as well."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as handle:
-            handle.seek(self._offset)
-            data = handle.read()
-        end = data.rfind(b"\n") + 1
-        self._offset += end
-        for line in data[:end].decode(errors="replace").splitlines():
+        for line in self._log.lines():
             self._talk(line)
 
     def over(self) -> str | None:
@@ -183,9 +176,7 @@ def _facts(launch: Launch) -> Facts:
 def _values(launch: Launch) -> dict[str, Any]:
     """The configuration by dotted keys; what it leaves out is None."""
     plan = launch.request.plan
-    values: dict[str, Any] = defaultdict(lambda: None)
-    for section, fields in launch.config.items():
-        values.update({f"{section}.{name}": value for name, value in fields.items()})
+    values: dict[str, Any] = defaultdict(lambda: None, flat(launch.config))
     values["data.source"] = "mock" if "--mock" in plan.command else "webdataset"
     return values
 

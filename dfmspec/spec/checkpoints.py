@@ -36,6 +36,13 @@ def committed_iterations(folder: Path, *, own: bool) -> list[int]:
     return sorted(iteration for iteration in found if iteration is not None)
 
 
+def named_checkpoint(path: Path) -> Path | None:
+    """The checkpoint of upstream's that a path names: itself, or the newest finished one in it; None: there is none."""
+    if iteration_in(path.name) is not None:
+        return path
+    return next((found for found in iteration_folders(path) if is_committed(found, own=False)), None)
+
+
 def of_another(checkpoint: Path, *, own: bool) -> str | None:
     """`Megatron-Bridge's (it has run_config.yaml)`: whose a checkpoint is that a trainer cannot read; None: nobody's.
 

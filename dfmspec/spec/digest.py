@@ -11,6 +11,9 @@ from typing import Any
 
 from dfmspec.files import write_aside
 
+_MOST_REMEMBERED = 100
+"""Files whose digests are kept."""
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces."""
@@ -53,9 +56,6 @@ def file_digest(file: Path) -> str:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_aside(memory, json.dumps(kept))
     return found
-
-
-_MOST_REMEMBERED = 100
 
 
 def _remembered(memory: Path) -> dict[str, str]:

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from dfmspec.plan.describe import described
 from dfmspec.plan.plan import VARIABLES, Plan, make_plan
-from dfmspec.plan.scripts import shell_command
+from dfmspec.plan.scripts import RANK_PROGRAM, shell_command
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.run.bundle import at, bundle_files
+from dfmspec.run.preflight import RANK_FILE
 from tests.conftest import ROOT, dfmspec
 
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*/spec.yaml"))
@@ -47,8 +48,10 @@ def test_the_goldens_cover_every_target_and_launcher() -> None:
 
 @pytest.mark.parametrize("file", GOLDEN, ids=NAMES)
 def test_a_plan_compiles_to_its_golden_bundle(file: Path) -> None:
-    made = bundle_files(at(replace(plan_of(file), guards={}), file.parent / "plan"))
-    made = {name: text.encode() for name, text in made.items() if not name.startswith("examples/")}
+    plan = replace(plan_of(file), guards={})
+    bundle = bundle_files(at(plan, file.parent / "plan"))
+    programs = {name for name in bundle if name.startswith("examples/") or name == RANK_PROGRAM}
+    made = {name: text.encode() for name, text in bundle.items() if name not in programs}
     golden = {
         str(path.relative_to(file.parent / "plan")): path.read_bytes()
         for path in (file.parent / "plan").rglob("*")
@@ -56,6 +59,8 @@ def test_a_plan_compiles_to_its_golden_bundle(file: Path) -> None:
     }
 
     assert made == golden
+    assert (RANK_PROGRAM in programs) == (plan.target != "megatron_core")
+    assert bundle.get(RANK_PROGRAM) in (None, RANK_FILE.read_text())
 
 
 def _shuffled(node: Any, seed: int) -> Any:

@@ -30,7 +30,7 @@ from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
-from dfmspec.spec.checkpoints import MANIFEST, committed_iterations, of_another
+from dfmspec.spec.checkpoints import MANIFEST, committed_iterations, named_checkpoint, of_another
 from dfmspec.spec.iterations import folder_of, iteration_in, iterations
 from dfmspec.spec.paths import RUN_DIR, is_relative, local_path
 from dfmspec.spec.resume import Resume
@@ -498,19 +498,15 @@ def _pretrained_of_no_use(view: View) -> Iterator[Finding]:
     if folder is None or not folder.is_dir():
         return
     named = view[_PRETRAINED]
-    chosen = folder
-    if iteration_in(folder.name) is None:
-        have = committed_iterations(folder, own=False)
-        if not have:
-            yield Finding(
-                path(_PRETRAINED),
-                f"{named} holds no finished checkpoint",
-                "name a safetensors file, or a folder of Megatron-Bridge's checkpoints",
-            )
-            return
-        chosen = folder / folder_of(have[-1])
-    whose = of_another(chosen, own=False)
-    if whose is not None:
+    chosen = named_checkpoint(folder)
+    whose = None if chosen is None else of_another(chosen, own=False)
+    if chosen is None:
+        yield Finding(
+            path(_PRETRAINED),
+            f"{named} holds no finished checkpoint",
+            "name a safetensors file, or a folder of Megatron-Bridge's checkpoints",
+        )
+    elif whose is not None:
         yield Finding(
             path(_PRETRAINED),
             f"the checkpoint in {named} is {whose}, and a run starts from a file of its weights",

@@ -1,4 +1,4 @@
-"""The weights of NVIDIA DFM's DiT out of a checkpoint as Megatron-Bridge writes it, whole, whatever layout wrote it.
+"""The weights of NVIDIA DFM's DiT, whole, out of a checkpoint as Megatron-Bridge writes it.
 
 megatron-core puts the layers of a homogeneous decoder into one tensor of each kind, [layers, ...], in a format of
 torch's (`torch_dist`), which knows where each rank's part of it lies.
@@ -18,31 +18,31 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dfmspec.errors import CheckpointError
-from dfmspec.record.bridge_checkpoints import problem, tracked
-from dfmspec.spec.checkpoints import MANIFEST
-from dfmspec.spec.iterations import folder_of, iteration_in
+from dfmspec.record.bridge_checkpoints import problem
+from dfmspec.spec.checkpoints import named_checkpoint
 
 _MODEL = "module."
 _LAYERS = "decoder.layers."
 _NOT_WEIGHTS = "pos_embedder."
 """The table of positions, which is computed and not trained."""
+_WAY_OUT = "name another, or a safetensors file, which dfmspec export makes of its own checkpoints"
 
 
 def read_bridge_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, under the names of DFM's state dict, on the CPU, in the format that they have there.
 
     Args:
-        path: a folder `iter_N`, or a folder of checkpoints, whose latest is meant.
+        path: a folder `iter_N`, or a folder of checkpoints, of which the newest finished one is meant.
 
     Raises:
         CheckpointError: there is none, or it is damaged, not trusted, or another program's.
     """
-    checkpoint = _checkpoint_in(path)
-    if (checkpoint / MANIFEST).exists():
-        raise CheckpointError(f"{checkpoint} is dfmspec's own; dfmspec export makes a safetensors file of its weights")
+    checkpoint = named_checkpoint(path)
+    if checkpoint is None:
+        raise CheckpointError(f"{path} is neither a safetensors file nor a folder of Megatron-Bridge's checkpoints")
     fault = problem(checkpoint)
     if fault is not None:
-        raise CheckpointError(f"checkpoint {checkpoint} cannot be used: {fault}")
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be used: {fault}; {_WAY_OUT}")
     reader = FileSystemReader(checkpoint)
     weights = {}
     for name, kind in reader.read_metadata().state_dict_metadata.items():
@@ -54,22 +54,8 @@ def read_bridge_weights(path: Path) -> dict[str, Tensor]:
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         reason = str(cause).strip().splitlines()[0]
-        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {reason}") from error
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {reason}; {_WAY_OUT}") from error
     return dict(_by_layer(weights))
-
-
-def _checkpoint_in(path: Path) -> Path:
-    """The checkpoint that a path names.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if iteration_in(path.name) is not None:
-        return path
-    iteration = tracked(path)
-    if iteration == 0:
-        raise CheckpointError(f"{path} is neither a safetensors file nor a folder of Megatron-Bridge's checkpoints")
-    return path / folder_of(iteration)
 
 
 def _by_layer(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
