@@ -1,4 +1,4 @@
-"""Writes what is generated: the schemas, the pages of the rules and of the keys with their indexes, the golden plans.
+"""Writes what is generated: the schemas, the pages of rules, keys and deviations, the golden plans.
 
 `python tools/generate.py [--check]`; --check writes nothing and fails when something is stale.
 """
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from dfmspec.check.rules import RULES  # noqa: E402
 from dfmspec.check.rules.base import Rule  # noqa: E402
 from dfmspec.diagnostics import Diagnostic, dotted  # noqa: E402
+from dfmspec.plan.deviations import DEVIATIONS  # noqa: E402
 from dfmspec.plan.plan import make_plan  # noqa: E402
 from dfmspec.plan.scripts import RANK_PROGRAM  # noqa: E402
 from dfmspec.read.load import load_spec  # noqa: E402
@@ -92,6 +93,14 @@ def _run(rule: Rule, valid: list[Resolved]) -> tuple[dict[str, list[Diagnostic]]
     return found, keys
 
 
+def deviations() -> Files:
+    """The table of what the trainer does otherwise than NVIDIA DFM's, under what the page says above it."""
+    page = ROOT / "docs" / "deviations.md"
+    above, line, _ = page.read_text().partition("|---|---|---|---|\n")
+    rows = [f"| {each.subject} | {each.there} | {each.here} | {each.reason} |\n" for each in DEVIATIONS]
+    return {page: "".join([above, line, *rows])}
+
+
 def goldens() -> Files:
     """What plans compile to, byte for byte: tests/golden/NAME/plan of each tests/golden/NAME/spec.yaml."""
     files: Files = {}
@@ -121,6 +130,7 @@ class Step(NamedTuple):
 STEPS = (
     Step(schemas),
     Step(pages, places=("docs/rules/*.md", "docs/keys/*.md")),
+    Step(deviations),
     Step(goldens, places=("tests/golden/*/plan/*",)),
 )
 """In this order: each reads what those before it wrote."""

@@ -60,7 +60,10 @@ _Why = Annotated[
 ]
 _Diff = Annotated[
     Path | None,
-    typer.Option(help="Print what differs from another plan, run or spec.", metavar="OTHER"),
+    typer.Option(
+        help="Print what differs from another plan, run or spec; or from this spec with KEY=VALUE, such as target=dfm.",
+        metavar="OTHER",
+    ),
 ]
 _Check = Annotated[
     str | None,
@@ -112,7 +115,7 @@ def plan(
     # Answers about the plan, each in place of the plan itself.
     made = make_plan(resolved)
     if diff is not None:
-        _print_difference(_other_plan(diff), made)
+        _print_difference(_other_plan(diff, file, overrides), made)
     elif check == "scheduler":
         _check_scheduler(made)
     elif check is not None:
@@ -176,6 +179,9 @@ def _print_difference(other: Plan, made: Plan) -> None:
     """--diff: what differs from another plan."""
     from dfmspec.plan import difference
 
+    if other.target != made.target:
+        typer.echo(difference.across_targets(other, made))
+        return
     found = difference.differences(other, made)
     typer.echo(difference.described(found))
 
@@ -222,8 +228,8 @@ def _print_description(resolved: Resolved, made: Plan) -> None:
     typer.echo(describe.described(resolved, made))
 
 
-def _other_plan(place: Path) -> Plan:
-    """A saved plan, the plan of a run, or what another spec compiles to."""
+def _other_plan(place: Path, spec: str, overrides: list[str]) -> Plan:
+    """A saved plan, the plan of a run, or what another spec compiles to; or this one, with one more override."""
     from dfmspec.plan.plan import make_plan
     from dfmspec.run.bundle import read_bundle, read_plan
 
@@ -231,7 +237,11 @@ def _other_plan(place: Path) -> Plan:
         return read_bundle(place)
     if place.suffix == ".json":
         return read_plan(place)
-    resolved, findings = load_checked(str(place), [], None, ("spec",))
+    is_override = "=" in place.name and not place.exists()
+    if is_override:
+        resolved, findings = load_checked(spec, [*overrides, str(place)], None, ("spec",))
+    else:
+        resolved, findings = load_checked(str(place), [], None, ("spec",))
     require_valid(resolved, findings)
     return make_plan(resolved)
 

@@ -1,14 +1,18 @@
-"""What differs between two plans: key by key, grouped by what a difference changes."""
+"""What differs between two plans: key by key, grouped by what a difference changes; or what two targets make of one."""
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
+from dfmspec.plan.deviations import met
 from dfmspec.plan.plan import Plan
-from dfmspec.targets import target_module
+from dfmspec.spec.paths import RUN_DIR, RUN_DIR_UPSTREAM
+from dfmspec.targets import TARGETS, target_module
 
 NUMBERS = "changes the numbers"
 PLACES = "changes where it runs (the same numbers, up to rounding)"
@@ -54,6 +58,8 @@ _LAYOUT = {
 }
 """Keys that say how the ranks are arranged."""
 _ABSENT = "(absent)"
+_NOT_TRAINED_BY = ("cluster", "launcher", "run")
+"""Sections that say where and how, and not what is trained."""
 
 
 class Difference(NamedTuple):
@@ -151,3 +157,75 @@ def _line(difference: Difference) -> str:
     one = json.dumps(difference.one)
     other = json.dumps(difference.other)
     return f"  {difference.key}: {one} -> {other}"
+
+
+# Of two targets, nearly every key differs: told by what each has.
+
+
+def across_targets(one: Plan, other: Plan) -> str:
+    """What a spec means to two targets, for a reader: keys that only one has, other values, and what they do otherwise.
+
+    The weightiest comes last, after lists of keys that are longer than a terminal. Keys of the machine, of the launcher
+    and of the environment are left out.
+    """
+    sections = []
+    values, other_values = (_trained_by(plan) for plan in (one, other))
+    for plan, mine, others in ((one, values, other_values), (other, other_values, values)):
+        alone = sorted(mine.keys() - others.keys())
+        if alone:
+            sections.append([f"only {plan.target} has ({len(alone)} keys):", *_by_section(alone)])
+    both = sorted(values.keys() & other_values.keys())
+    differing = [key for key in both if values[key] != other_values[key]]
+    if differing:
+        lines = [_line(Difference(NUMBERS, key, values[key], other_values[key])) for key in differing]
+        sections.append(["both have, with other values:", *lines])
+    deviations = _deviations(one, other, values, other_values)
+    if deviations:
+        sections.append(deviations)
+    head = f"target: {one.target} -> {other.target}"
+    return "\n\n".join([head, *("\n".join(lines) for lines in sections)])
+
+
+def _trained_by(plan: Plan) -> dict[str, Any]:
+    """What a target is given, by key; the run directory under one name."""
+    found = {}
+    for section, node in plan.config.items():
+        if section in _NOT_TRAINED_BY or not isinstance(node, Mapping):
+            continue
+        for key, value in node.items():
+            shown = plan.seen(value)
+            found[f"{section}.{key}"] = shown.replace(RUN_DIR_UPSTREAM, RUN_DIR) if isinstance(shown, str) else shown
+    return found
+
+
+def _by_section(keys: list[str]) -> list[str]:
+    """`section: key, key`, in lines of a terminal's width."""
+    lines = []
+    for section, inside in groupby(keys, key=lambda key: key.partition(".")[0]):
+        names = ", ".join(key.partition(".")[2] for key in inside)
+        lines += textwrap.wrap(
+            f"{section}: {names}", 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
+    return lines
+
+
+def _deviations(one: Plan, other: Plan, values: Mapping[str, Any], other_values: Mapping[str, Any]) -> list[str]:
+    """What the two programs do otherwise with what they are given, where that is known: of the same network."""
+    networks = {TARGETS[plan.target].network for plan in (one, other)}
+    owners = [target_module(plan.target).OWN for plan in (one, other)]
+    if networks != {"dit"} or owners[0] == owners[1]:
+        return []
+    lines = ["what they do differently (docs/deviations.md says why):"]
+    for deviation in met(values if owners[0] else other_values):
+        there, here = _plain(deviation.there), _plain(deviation.here)
+        before, after = (here, there) if owners[0] else (there, here)
+        text = (
+            f"{deviation.subject}: {before} -> {after}" if before and after else f"{deviation.subject}: {before}{after}"
+        )
+        lines += textwrap.wrap(text, 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return lines
+
+
+def _plain(markdown: str) -> str:
+    """A text without its links."""
+    return re.sub(r"\s*\(\[[^]]*\]\([^)]*\)\)", "", markdown)

@@ -331,7 +331,9 @@ class _Loader:
                     origins[key] = default_origins[key]
                     continue
                 place = _place(path, layer.document)
-                values[key] = self._located(key, value, layer)
+                adds = layer.kind == "override" and _is_inside(key, layer.document)
+                laid = _merged(values[key], value) if adds else value
+                values[key] = self._located(key, laid, layer)
                 origins[key] = Origin(layer.kind, place)
         for key, value in self.fixed.items():
             values[key] = value
@@ -539,6 +541,22 @@ class _OverrideText(NamedTuple):
     text: str
 
 
+def _is_inside(key: str, override: Document) -> bool:
+    """Whether an override is of an entry of a key's mapping, as of launcher.env.NAME, and not of all of it."""
+    depth = key.count(".") + 1
+    return any(len(path) > depth for path in override.values)
+
+
+def _merged(under: Any, value: Any) -> Any:
+    """A mapping over another: its own entries, and those that only the other has."""
+    if not isinstance(under, dict) or not isinstance(value, dict):
+        return value
+    merged = dict(under)
+    for key, entry in value.items():
+        merged[key] = _merged(under.get(key), entry)
+    return merged
+
+
 def _plain(value: Any) -> Any:
     """A value of a layer; of an override that has no type yet, its text."""
     if isinstance(value, _OverrideText):
@@ -549,8 +567,10 @@ def _plain(value: Any) -> Any:
 def _typed_overrides(node: Any, legal: Catalogue, path: tuple[str, ...] = ()) -> Any:
     """The data of a layer, with the text of overrides read by the types of their fields."""
     if isinstance(node, _OverrideText):
-        field = legal.field(".".join(path)) or {}
-        return _typed(node.text, types(field))
+        field = legal.field(".".join(path))
+        if field is None:  # an entry of a mapping
+            field = (legal.field(".".join(path[:-1])) or {}).get("additionalProperties")
+        return _typed(node.text, types(field or {}))
     if not isinstance(node, dict):
         return node
     typed = {}

@@ -8,10 +8,12 @@ from dfmspec.spec.iterations import iteration_folders, iteration_in
 
 MANIFEST = "manifest.json"
 """The file that commits a checkpoint of dfmspec's: the last one of it."""
+RUN_CONFIG = "run_config.yaml"
+"""The file in which Megatron-Bridge says, in each checkpoint, what it trains with."""
 _LAST_UPSTREAM = ("metadata.json", ".metadata")
 """What upstream writes last: megatron-core's file, or torch's where the format is not torch_dist."""
 _MARKS = {
-    "run_config.yaml": "Megatron-Bridge",
+    RUN_CONFIG: "Megatron-Bridge",
     "train_state.pt": "Megatron-Bridge",
     "mp_rank_00": "Megatron-LM",
     "mp_rank_00_000": "Megatron-LM",

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from dfmspec.errors import CheckpointError
+from dfmspec.record.locate import Located
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer import edm
 from dfmspec.trainer.checkpoint.state import load_tensors
 from dfmspec.trainer.data.microbatch import DrawnSample, microbatches
 from dfmspec.trainer.data.patches import patchify, unpatchify
 from dfmspec.trainer.network.model import DiT
+from dfmspec.trainer.network.weights import load_pretrained
 from dfmspec.trainer.noise import Draw, counter_seed
 from dfmspec.trainer.optim.ema import Ema
 from dfmspec.trainer.setup import build_model, initialize_distributed
@@ -66,14 +68,19 @@ def _one_process(config: dict[str, Any]) -> Experiment:
     return Experiment.model_validate(config | changed)
 
 
-def load_model(checkpoint: Path, experiment: Experiment, *, raw: bool) -> DiT:
-    """The model with the averaged (or, `raw`, the trained) weights of a checkpoint; joins a process group of one."""
+def load_model(checkpoint: Located, experiment: Experiment, *, raw: bool) -> DiT:
+    """The model with the averaged (or, `raw`, the trained) weights of a checkpoint; joins a process group of one.
+
+    Of NVIDIA DFM's checkpoints they are the trained ones: there are no others.
+    """
     initialize_distributed(experiment)
     chunk = build_model(experiment)[0]
-    if raw:
-        _load_trained(chunk, checkpoint)
+    if not checkpoint.is_own:
+        load_pretrained([chunk], checkpoint.path)
+    elif raw:
+        _load_trained(chunk, checkpoint.path)
     else:
-        _load_averages(chunk, checkpoint, experiment.diffusion.ema_decay)
+        _load_averages(chunk, checkpoint.path, experiment.diffusion.ema_decay)
     return chunk.eval()
 
 

@@ -141,3 +141,54 @@ def test_a_golden_plan_is_checked_and_a_stale_one_is_shown(spec: Path, tmp_path:
     assert "train.train_iters: 1000 -> 2000" in stale.stdout
     assert "is stale: config.yaml, node0.sh, plan.json" in stale.stderr
     assert dfmspec("plan", spec, "--check", tmp_path / "nowhere").returncode == 2
+
+
+def between(spec: Path, *words: str, other: str = "target=dfm") -> dict[str, str]:
+    """The parts of what two targets make of a spec, by their first lines."""
+    done = dfmspec("plan", spec, "target=megatron_core", *words, "--diff", other)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    parts = done.stdout.strip().split("\n\n")
+    return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
+
+
+def test_two_targets_of_a_spec_are_told_by_what_each_has_and_does(spec: Path) -> None:
+    parts = between(spec)
+    names = list(parts)
+
+    assert names[0] == "target: dfm -> megatron_core"
+    assert [name.split(" (")[0] for name in names[1:]] == [
+        "only dfm has",
+        "only megatron_core has",
+        "both have, with other values:",
+        "what they do differently",
+    ]
+    assert "diffusion: condition_dropout, ema_decay" in parts[names[2]]
+    assert "  model.layernorm_epsilon: 1e-05 -> 1e-06" in parts[names[3]].splitlines()
+    assert "checkpoint.save" not in parts[names[3]]  # the run directory, in the words of each
+    assert "noise level in a pack: one sigma for all packed samples -> one for each" in parts[names[4]]
+    assert "](" not in parts[names[4]]
+
+
+def test_a_deviation_is_told_where_a_spec_meets_it(spec: Path) -> None:
+    alone = list(between(spec).values())[-1]
+    cut = list(between(spec, "model.tensor_model_parallel_size=2", "model.sequence_parallel=true").values())[-1]
+
+    for subject in ("q/k norms, adaLN, embedders under TP", "final gather under sequence parallelism"):
+        assert (subject in alone, subject in cut) == (False, True)
+    assert "learning-rate schedule" not in cut
+
+
+def test_the_same_is_told_from_the_other_side_and_of_another_network(spec: Path) -> None:
+    turned = dfmspec("plan", spec, "target=dfm", "--diff", "target=megatron_core").stdout
+    assert turned.startswith("target: megatron_core -> dfm\n")
+    assert "averaged weights: EMA, saved, resumed, sampled from -> none" in turned
+
+    wan = spec.with_name("wan.yaml")
+    wan.write_text("target: dfm_wan\ncluster: {nproc_per_node: 8}\ndata: {source: mock}\n")
+    assert "what they do differently" not in between(spec, other=str(wan))
+
+
+def test_one_more_override_is_compared_with(spec: Path) -> None:
+    done = dfmspec("plan", spec, "optimizer.lr=2.0e-4", "--diff", "optimizer.lr=1.0e-4")
+    assert "  optimizer.lr: 0.0001 -> 0.0002" in done.stdout.splitlines()

@@ -107,6 +107,17 @@ def test_quotes_of_an_override_are_hydras_and_not_part_of_the_text(override: str
     assert load_spec(None, [override]).values[key] == value
 
 
+def test_overrides_of_one_mapping_add_up(tmp_path: Path) -> None:
+    """Each sets its own entry, and no other is lost; a whole mapping takes the place of what was there."""
+    file = tmp_path / "spec.yaml"
+    file.write_text("spec_version: 1\nlauncher: {env: {OWN: a, BOTH: a}}\n")
+    entries = ["launcher.env.BOTH=b", "launcher.env.DEBUG=1"]
+
+    assert load_spec(file, entries).values["launcher.env"] == {"OWN": "a", "BOTH": "b", "DEBUG": "1"}
+    assert load_spec(file, [*entries, "launcher.env={ONLY: c}"]).values["launcher.env"] == {"ONLY": "c"}
+    assert not load_spec(file, entries).problems
+
+
 def test_a_quoted_number_is_text_as_it_is_upstream() -> None:
     assert list(problems(None, "train.train_iters='10'")) == ["SPC202"]
     assert (

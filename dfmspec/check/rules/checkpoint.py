@@ -30,7 +30,7 @@ from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
-from dfmspec.spec.checkpoints import MANIFEST, committed_iterations, named_checkpoint, of_another
+from dfmspec.spec.checkpoints import MANIFEST, RUN_CONFIG, committed_iterations, named_checkpoint, of_another
 from dfmspec.spec.iterations import folder_of, iteration_in, iterations
 from dfmspec.spec.paths import RUN_DIR, is_relative, local_path
 from dfmspec.spec.resume import Resume
@@ -371,7 +371,7 @@ def _run_config(view: View) -> dict[str, Any] | None:
 
     # Without a step upstream loads the newest.
     chosen = _chosen(view, folder)
-    file = None if chosen is None else chosen / "run_config.yaml"
+    file = None if chosen is None else chosen / RUN_CONFIG
     if file is None or not file.is_file():
         return None
 

@@ -25,7 +25,7 @@ from dfmspec.data.encoders import EMBEDDED_PICTURES, EMBEDDED_TEXTS
 from dfmspec.errors import CheckpointError
 from dfmspec.record.checkpoints import unused
 from dfmspec.record.events import read_events
-from dfmspec.record.locate import locate
+from dfmspec.record.locate import Located, locate
 from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.encoders import picture_encoder, text_encoder
@@ -53,13 +53,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    checkpoint, manifest = locate(args.checkpoint, say)
-    experiment = one_process(manifest["config"])
+    checkpoint = locate(args.checkpoint, say)
+    experiment = one_process(checkpoint.config)
+    if not checkpoint.is_own and args.resolution is None:
+        raise CheckpointError(f"{checkpoint.path} does not say the size of its pictures; name it with --resolution")
     shape = _latent_shape(experiment, args.resolution)
     numbers = range(args.num_samples)
     captions = args.caption or [butterfly(_UNSEEN_SEED, i).caption for i in numbers]
     latents = _latents(checkpoint, experiment, captions, shape, args)
-    out = args.out or unused(checkpoint.parent.parent / "samples")
+    out = args.out or unused(checkpoint.path.parent.parent / "samples")
     written = _write_pictures(latents, captions, out)
     events = RunDir(args.checkpoint).events
     if args.curve and events.exists():
@@ -110,7 +112,7 @@ def _latent_shape(experiment: Experiment, resolution: int | None) -> LatentShape
 
 
 def _latents(
-    checkpoint: Path,
+    checkpoint: Located,
     experiment: Experiment,
     captions: Sequence[str],
     shape: LatentShape,

@@ -9,7 +9,9 @@ that NVIDIA DFM pins.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,12 +52,21 @@ def read_bridge_weights(path: Path) -> dict[str, Tensor]:
         if is_weight and isinstance(kind, TensorStorageMetadata):
             weights[name] = torch.empty(kind.size, dtype=kind.properties.dtype)
     try:
-        load(weights, storage_reader=reader, no_dist=True)
+        with of_one_process():
+            load(weights, storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         reason = str(cause).strip().splitlines()[0]
         raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {reason}; {_WAY_OUT}") from error
     return dict(_by_layer(weights))
+
+
+@contextmanager
+def of_one_process() -> Iterator[None]:
+    """Without torch's remark, at every call, that a checkpoint is read or written by one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _by_layer(weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -158,16 +158,11 @@ def load_pretrained(chunks: list[DiT], path: Path) -> None:
         for local_name, weight in chunk.named_parameters():
             name = global_name(chunk, local_name)
             if name not in stored:
-                raise CheckpointError(
-                    f"checkpoint.pretrained_checkpoint {path} has no {name}, which this model needs; "
-                    f"it holds {len(stored)} other tensors"
-                )
+                raise CheckpointError(f"{path} has no {name}, which this model needs; it has {len(stored)} others")
             theirs = list(stored[name].shape)
             ours = whole_shape(weight)
             if theirs != ours:
-                raise CheckpointError(
-                    f"checkpoint.pretrained_checkpoint {path}: {name} is {theirs} there and {ours} in this model"
-                )
+                raise CheckpointError(f"the weights in {path}: {name} is {theirs} there and {ours} in this model")
             weight.copy_(own_slice(weight, stored[name]))
 
 

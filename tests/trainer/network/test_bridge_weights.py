@@ -1,20 +1,27 @@
-"""The weights of a checkpoint of NVIDIA DFM's: as its files are, damaged, and into a run."""
+"""The weights of a checkpoint of NVIDIA DFM's: as its files are, damaged, into a run; and one written for it."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfmspec.errors import CheckpointError
+from dfmspec.spec.model import Model
 from dfmspec.trainer.network.bridge_weights import _by_layer, read_bridge_weights
+from dfmspec.trainer.network.bridge_writer import position_table
+from tests.conftest import ROOT, dfmspec
 from tests.trainer.network.test_weights import LAYERS, dfms
 from tests.trainer.training import losses, train
 
@@ -120,3 +127,122 @@ def test_what_is_no_checkpoint_of_theirs_is_told_with_a_way_out(tmp_path: Path) 
         CheckpointError, match=r"it is dfmspec's .*; name another, or a safetensors file, which dfmspec export makes"
     ):
         read_bridge_weights(path)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    words = ["model.num_layers=4", "model.hidden_size=64", "model.adaln_lora_rank=256"]
+    train(run_dir, "train.train_iters=2", f"dataset.path={dataset}", *words)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    """A folder of checkpoints for DFM."""
+    folder = trained.parent / "for dfm"
+    done = dfmspec("export", trained, "-o", folder, "--for", "dfm", "--raw")
+    assert (done.returncode, done.stdout.strip()) == (0, str(folder)), done.stderr
+    assert "UserWarning" not in done.stderr
+    assert "from iteration 0 and with a new optimizer, by checkpoint.pretrained_checkpoint=" in done.stderr
+    return folder
+
+
+def test_what_is_written_for_dfm_has_the_files_names_and_kinds_of_a_real_checkpoint(exported: Path) -> None:
+    """All that an H200's has of the model, and nothing else, layer by layer."""
+    (checkpoint,) = exported.glob("iter_*")
+    theirs = pickle.loads(RECORDED.read_bytes()).state_dict_metadata
+    mine = pickle.loads((checkpoint / ".metadata").read_bytes()).state_dict_metadata
+    model = {name: kind for name, kind in theirs.items() if name.startswith("module.")}
+
+    assert mine.keys() == model.keys()  # both have four layers
+    for name, kind in model.items():
+        assert type(mine[name]) is type(kind), name
+        if hasattr(kind, "size"):
+            assert mine[name].properties.dtype == kind.properties.dtype == torch.bfloat16
+            assert len(mine[name].size) == len(kind.size), name
+    real = {path.name for path in RECORDED.parent.iterdir()} | {"run_config.yaml", "__0_0.distcp"}
+    assert {path.name for path in checkpoint.iterdir()} == real
+    assert (checkpoint.parent / "latest_train_state.pt").read_bytes() == (checkpoint / "train_state.pt").read_bytes()
+    for name in ("train_state.pt", "common.pt"):
+        recorded = torch.load(RECORDED.parent / name, weights_only=True)
+        written = torch.load(checkpoint / name, weights_only=True)
+        assert recorded.keys() >= written.keys() >= recorded.keys() - {"optimizer", "opt_param_scheduler"}
+
+
+def test_megatron_cores_own_reader_takes_what_is_written_for_dfm(exported: Path) -> None:
+    (checkpoint,) = exported.glob("iter_*")
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "import torch.distributed as dist\n"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+        "from megatron.core import dist_checkpointing as dc\n"
+        "from dfmspec.trainer.network.bridge_weights import read_bridge_weights\n"
+        "path = sys.argv[1]\n"
+        "theirs = dc.load_plain_tensors(path)\n"
+        "mine = read_bridge_weights(Path(path))\n"
+        "key = 'module.decoder.layers.mlp.linear_fc1.weight'\n"
+        "parts = [mine[f'decoder.layers.{i}.mlp.linear_fc1.weight'] for i in range(4)]\n"
+        "assert torch.equal(theirs[key], torch.stack(parts))\n"
+        "print(dc.load_common_state_dict(path)['iteration'], sum(map(torch.is_tensor, theirs.values())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, checkpoint], capture_output=True, text=True, check=False, cwd=ROOT, timeout=100
+    )
+    assert done.stdout.split() == ["2", "27"], done.stderr[-1500:]
+
+
+def test_both_programs_checkpoints_are_exported_and_sampled_alike(
+    trained: Path, exported: Path, tmp_path: Path
+) -> None:
+    """From the checkpoint for DFM come the weights that went into it, rounded to bf16, and much the same pictures."""
+    files = {}
+    for name, source in {"own": trained, "dfms": exported}.items():
+        files[name] = tmp_path / f"{name}.safetensors"
+        assert dfmspec("export", source, "-o", files[name], "--raw").returncode == 0
+        words = ["--num-samples", "1", "--num-steps", "2", "--resolution", "64", "--raw"]
+        drawn = dfmspec("sample", source, "-o", tmp_path / name, *words)
+        assert drawn.returncode == 0, drawn.stderr
+    own, dfms_own = (load_file(file) for file in files.values())
+    pictures = [np.asarray(Image.open(tmp_path / name / "sample_000.png"), float) for name in files]
+
+    assert own.keys() == dfms_own.keys()
+    assert all(torch.equal(dfms_own[name], weight.bfloat16().float()) for name, weight in own.items())
+    assert np.abs(pictures[0] - pictures[1]).mean() < 4
+    asked = dfmspec("sample", exported, "-o", tmp_path / "none")
+    assert asked.returncode != 0
+    assert "does not say the size of its pictures; name it with --resolution" in asked.stderr
+
+
+def test_a_network_that_dfm_has_not_is_no_checkpoint_of_its(dataset: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", "train.train_iters=1", f"dataset.path={dataset}", "model.hidden_size=64")
+    done = dfmspec("export", tmp_path / "run", "-o", tmp_path / "out", "--for", "dfm")
+
+    assert done.returncode != 0
+    assert "NVIDIA DFM's DiT has 256; --names dfm writes a file of any rank" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_names_are_of_a_file_alone(trained: Path, tmp_path: Path) -> None:
+    done = dfmspec("export", trained, "-o", tmp_path / "out", "--for", "dfm", "--names", "dfm")
+    assert (done.returncode, "leave one out" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width"),
+    [(2, 8, 8), (1, 4, 12)],
+)
+def test_the_table_of_positions_is_diffusers(frames: int, height: int, width: int) -> None:
+    """Row r of a frame holds width r // H before height r % H, as diffusers' meshgrid of [H, W] gives it."""
+    sizes = {"max_frames": frames, "max_img_h": 2 * height, "max_img_w": 2 * width, "hidden_size": 32}
+    table = position_table(Model(num_attention_heads=4, **sizes)).double()
+
+    def of(position: int, channels: int) -> Tensor:
+        omega = 10000.0 ** (-torch.arange(channels // 2, dtype=torch.float64) / (channels // 2))
+        return torch.cat([(position * omega).sin(), (position * omega).cos()])
+
+    for t in range(frames):
+        for row in range(height * width):
+            expected = torch.cat([of(t, 8), of(row % height, 12), of(row // height, 12)])
+            torch.testing.assert_close(table[t * height * width + row], expected, atol=1e-6, rtol=0)
