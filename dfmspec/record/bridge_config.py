@@ -12,7 +12,7 @@ import yaml
 
 from dfmspec.bounded import METADATA_BYTES, load_yaml, read_text
 from dfmspec.errors import CheckpointError
-from dfmspec.spec.checkpoints import RUN_CONFIG
+from dfmspec.spec.checkpoints import RUN_CONFIG, without_tags
 
 SHARED_FIELDS = (
     "num_layers",
@@ -46,7 +46,7 @@ def trained_config(checkpoint: Path) -> dict[str, Any]:
     """
     file = checkpoint / RUN_CONFIG
     try:
-        told = load_yaml(read_text(file, most=METADATA_BYTES), _LOADER)
+        told = load_yaml(without_tags(read_text(file, most=METADATA_BYTES)), _LOADER)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:

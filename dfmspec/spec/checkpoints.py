@@ -21,6 +21,11 @@ _MARKS = {
 """What only another program writes into a checkpoint, and which one that is."""
 
 
+def without_tags(run_config: str) -> str:
+    """The text of RUN_CONFIG without `!!python/...`, which no safe reader of YAML takes."""
+    return "\n".join(line.split(" !!")[0] for line in run_config.splitlines())
+
+
 def is_committed(checkpoint: Path, *, own: bool) -> bool:
     """Whether a save was finished.
 

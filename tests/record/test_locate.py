@@ -19,6 +19,7 @@ model:
   activation_func:
     _call_: false
     _target_: torch._C._nn.gelu
+  cuda_graph_scope: !!python/tuple []
   crossattn_emb_size: 1024
   ffn_hidden_size: 1536
   hidden_size: 384

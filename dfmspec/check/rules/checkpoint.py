@@ -30,7 +30,14 @@ from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
 from dfmspec.read.document import parse_document
-from dfmspec.spec.checkpoints import MANIFEST, RUN_CONFIG, committed_iterations, named_checkpoint, of_another
+from dfmspec.spec.checkpoints import (
+    MANIFEST,
+    RUN_CONFIG,
+    committed_iterations,
+    named_checkpoint,
+    of_another,
+    without_tags,
+)
 from dfmspec.spec.iterations import folder_of, iteration_in, iterations
 from dfmspec.spec.paths import RUN_DIR, is_relative, local_path
 from dfmspec.spec.resume import Resume
@@ -375,10 +382,8 @@ def _run_config(view: View) -> dict[str, Any] | None:
     if file is None or not file.is_file():
         return None
 
-    # Tags (`!!python/...`) are cut off: a safe reader refuses those that it does not know.
     text = read_text(file, most=METADATA_BYTES, errors="replace")
-    lines = [line.split(" !!")[0] for line in text.splitlines()]
-    data = parse_document("\n".join(lines).encode(), str(file)).data
+    data = parse_document(without_tags(text).encode(), str(file)).data
     return data if isinstance(data, dict) else None
 
 
@@ -494,11 +499,41 @@ def _pretrained_missing(view: View) -> bool:
 
 
 def _pretrained_of_no_use(view: View) -> Iterator[Finding]:
-    folder = _folder(view, _PRETRAINED)
-    if folder is None or not folder.is_dir():
+    place = _folder(view, _PRETRAINED)
+    if place is None or not place.exists():
+        return
+    find = _no_use_to_us if view.target in OURS else _no_use_to_upstream
+    yield from find(view, place)
+
+
+def _no_use_to_upstream(view: View, place: FilePath) -> Iterator[Finding]:
+    """Megatron-Bridge starts from a folder of checkpoints, by what tells in it which is the newest."""
+    named = view[_PRETRAINED]
+    export = f"dfmspec export {named} -o FOLDER --for dfm, and name that folder"
+    chosen = named_checkpoint(place) if place.is_dir() else None
+    whose = None if chosen is None else of_another(chosen, own=False)
+    if place.is_file():
+        yield Finding(
+            path(_PRETRAINED),
+            f"{named} is a file, and the script starts from a folder of checkpoints",
+            "name such a folder; dfmspec export RUN -o FOLDER --for dfm writes one of a run's weights",
+        )
+    elif whose is not None:
+        yield Finding(path(_PRETRAINED), f"the checkpoint in {named} is {whose}, which the script cannot read", export)
+    elif not any((place / tracker).exists() for tracker in _TRACKERS):
+        is_one = iteration_in(place.name) is not None
+        yield Finding(
+            path(_PRETRAINED),
+            f"{named} has no {_TRACKERS[0]}, by which the script finds what to start from",
+            _NAME_THE_FOLDER if is_one else "name a folder of checkpoints",
+        )
+
+
+def _no_use_to_us(view: View, place: FilePath) -> Iterator[Finding]:
+    if not place.is_dir():
         return
     named = view[_PRETRAINED]
-    chosen = named_checkpoint(folder)
+    chosen = named_checkpoint(place)
     whose = None if chosen is None else of_another(chosen, own=False)
     if chosen is None:
         yield Finding(
@@ -789,8 +824,7 @@ RULES = (
         ERROR,
         _pretrained_of_no_use,
         "The run ends after the model is built.",
-        "dfmspec's trainer",
-        targets=OURS,
+        f"dfmspec's trainer; {_CK}",
         level="paths",
     ),
 )

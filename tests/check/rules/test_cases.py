@@ -342,3 +342,30 @@ def test_a_folder_that_upstream_cannot_number_is_found_at_any_depth(tmp_path: Pa
 
     assert "iter_best" in found(*words, "checkpoint.most_recent_k=2", levels=LEVELS)["CKP121"].message
     assert "CKP121" not in found(*words, levels=LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("target", "named", "words"),
+    [
+        ("dfm", "weights.safetensors", "is a file, and the script starts from a folder of checkpoints"),
+        ("dfm", "own", "is dfmspec's (it has manifest.json), which the script cannot read"),
+        ("dfm", "upstream/iter_0000100", "has no latest_train_state.pt, by which the script finds what to start from"),
+        ("dfm_wan", "empty", "has no latest_train_state.pt"),
+        ("dfm", "upstream", None),
+        ("megatron_core", "upstream", None),
+        ("megatron_core", "weights.safetensors", None),
+        ("megatron_core", "empty", "holds no finished checkpoint"),
+    ],
+)
+def test_weights_to_start_from_are_what_the_target_starts_from(
+    target: str, named: str, words: str | None, tmp_path: Path
+) -> None:
+    shutil.copytree(CORPUS / "rules" / "CKP124", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "weights.safetensors").touch()
+    (tmp_path / "empty").mkdir()
+    place = tmp_path / named
+    finding = found(f"target={target}", f"checkpoint.pretrained_checkpoint={place}", levels=("paths",)).get("CKP124")
+
+    assert (finding is None) == (words is None), finding
+    if finding is not None and words is not None:
+        assert words in finding.message
