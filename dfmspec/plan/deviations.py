@@ -20,12 +20,14 @@ def _in_no_plan(values: Values) -> bool:
     return False
 
 
+def _is_not(key: str, usual: Any) -> Callable[[Values], bool]:
+    """When a key has another value; one that is missing, as in a plan of another version, has the usual one."""
+    return lambda values: values.get(key, usual) != usual
+
+
 def _is_cut(values: Values) -> bool:
-    return any(values[f"model.{kind}_model_parallel_size"] > 1 for kind in ("tensor", "pipeline"))
-
-
-def _above_one(key: str) -> Callable[[Values], bool]:
-    return lambda values: values[key] > 1
+    sizes = ("model.tensor_model_parallel_size", "model.pipeline_model_parallel_size")
+    return any(_is_not(size, 1)(values) for size in sizes)
 
 
 class Deviation(NamedTuple):
@@ -44,7 +46,7 @@ DEVIATIONS = (
         "noise level in a pack",
         "one sigma for all packed samples",
         "one for each sample",
-        "the gradient's variance does not grow with the pack",
+        "the gradient's variance does not grow with the pack ([measured](measurements/upstream.md))",
     ),
     Deviation(
         "condition dropout",
@@ -82,7 +84,7 @@ DEVIATIONS = (
         "multiplies gradients by TP",
         "does not",
         "the same",
-        lambda values: bool(values["model.sequence_parallel"]),
+        _is_not("model.sequence_parallel", False),
     ),
     Deviation(
         "frame-rate embedding",
@@ -119,7 +121,7 @@ DEVIATIONS = (
         "a field and a literal",
         "one field",
         "",
-        lambda values: values["diffusion.sigma_data"] != 0.5,
+        _is_not("diffusion.sigma_data", 0.5),
     ),
     Deviation(
         "noise after a resume",
@@ -150,7 +152,7 @@ DEVIATIONS = (
         "optimizer.weight_decay is overwritten with 0.033",
         "optimizer.weight_decay, default 0.033, is used",
         "",
-        lambda values: values["optimizer.weight_decay"] != 0.033,
+        _is_not("optimizer.weight_decay", 0.033),
     ),
     Deviation(
         "learning-rate schedule",
@@ -164,14 +166,14 @@ DEVIATIONS = (
         "drops packs in silence",
         "so many packs in one THD sequence",
         "",
-        _above_one("train.micro_batch_size"),
+        _is_not("train.micro_batch_size", 1),
     ),
     Deviation(
         "context parallelism",
         "segments cut in 2 x CP chunks each, p2p ring",
         "the pack cut in equal pieces, keys and values gathered",
         "no padding inside a pack, and the same numbers as without ([measured](measurements/parity.md))",
-        _above_one("model.context_parallel_size"),
+        _is_not("model.context_parallel_size", 1),
     ),
     Deviation(
         "checkpoint's files",

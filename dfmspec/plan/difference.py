@@ -218,10 +218,8 @@ def _deviations(one: Plan, other: Plan, values: Mapping[str, Any], other_values:
     lines = ["what they do differently (docs/deviations.md says why):"]
     for deviation in met(values if owners[0] else other_values):
         there, here = _plain(deviation.there), _plain(deviation.here)
-        before, after = (here, there) if owners[0] else (there, here)
-        text = (
-            f"{deviation.subject}: {before} -> {after}" if before and after else f"{deviation.subject}: {before}{after}"
-        )
+        change = f"{here} -> {there}" if owners[0] else f"{there} -> {here}"
+        text = f"{deviation.subject}: {change}"
         lines += textwrap.wrap(text, 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return lines
 
