@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ def read_bridge_weights(path: Path) -> dict[str, Tensor]:
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         reason = str(cause).strip().splitlines()[0]
+        if isinstance(cause, UnpicklingError):  # torch's words advise to read it without its checks
+            reason = "a shard is damaged, or holds what is no tensor"
         raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {reason}; {_WAY_OUT}") from error
     return dict(_by_layer(weights))
 

@@ -116,7 +116,7 @@ def test_what_is_no_checkpoint_of_theirs_is_told_with_a_way_out(tmp_path: Path) 
         read_bridge_weights(tmp_path / "empty")
 
     shard.write_bytes(bytes(len(content)))
-    with pytest.raises(CheckpointError, match="iter_0000007 cannot be read"):
+    with pytest.raises(CheckpointError, match="iter_0000007 cannot be read: a shard is damaged, or holds what is no"):
         read_bridge_weights(path)
 
     shard.write_bytes(content[: len(content) // 2])
