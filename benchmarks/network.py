@@ -4,8 +4,8 @@ usage: python benchmarks/network.py ours {fp64,bf16,fp32} OUT
        python benchmarks/network.py dfm {bf16,fp32} OUT
        python benchmarks/network.py apart ONE OTHER
 
-`dfm` needs a checkout with its submodules on PYTHONPATH, and Transformer Engine. In bf16 DFM is as it is. In fp32 it has
-plain attention, and the order of positions, GELU and epsilon of ours; run it with NVIDIA_TF32_OVERRIDE=0.
+`dfm` needs a checkout with its submodules on PYTHONPATH, and Transformer Engine. In bf16 DFM is as it is. In fp32 it
+has plain attention, and the order of positions, GELU and epsilon of ours; run it with NVIDIA_TF32_OVERRIDE=0.
 `apart` prints the relative L2 of OTHER to ONE, pack by pack. fp64 of ours is on the CPU.
 """
 
