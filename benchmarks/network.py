@@ -11,10 +11,9 @@ has plain attention, and the order of positions, GELU and epsilon of ours; run i
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +28,6 @@ from tests.trainer.network import differential as case
 
 Found = list[dict[str, Tensor]]
 """Of each pack: "denoised", "loss", and every gradient under DFM's names."""
-_NOT_COMPARED = ("fps", "aff", "pos_embedder")
 
 
 def main() -> int:
@@ -37,89 +35,12 @@ def main() -> int:
     if what == "apart":
         _print_apart(torch.load(first), torch.load(second))
         return 0
-    run: Callable[[str], Found] = {"ours": _ours, "dfm": _dfms}[what]
-    torch.save(run(first), second)
+    run = {"ours": case.ours, "dfm": _dfms}[what]
+    torch.save(list(run(first)), second)
     return 0
 
 
-def _ours(precision: str) -> Found:
-    from dfmspec.spec.experiment import Experiment
-    from dfmspec.trainer import edm, setup
-    from dfmspec.trainer.data.microbatch import DrawnSample, collate, on_device
-    from dfmspec.trainer.data.patches import unpatchify
-    from dfmspec.trainer.network.embeddings import sinusoid
-    from dfmspec.trainer.network.weights import to_dfm
-    from dfmspec.trainer.noise import Draw
-
-    is_exact = precision == "fp64"
-    experiment = Experiment.model_validate(_experiment(precision))
-    setup.initialize_distributed(experiment)
-    (model,) = setup.build_model(experiment)
-    if is_exact:
-        model.double()
-        model.config.params_dtype = torch.float64
-        quarter, three_eighths = case.HIDDEN // 4, 3 * case.HIDDEN // 8
-        for axis, size, width in zip("thw", case.TABLE, (quarter, three_eighths, three_eighths), strict=True):
-            table = sinusoid(torch.arange(size, dtype=torch.float64), width)
-            setattr(model.position_embedding, f"table_{axis}", table)
-    with torch.no_grad():
-        for name, weight in case.weights().items():
-            model.get_parameter(name).copy_(weight)
-
-    device = torch.device("cpu") if is_exact else torch.device("cuda", 0)
-    wide = torch.float64 if is_exact else torch.float32
-    counts = [t * h * w for t, h, w in case.SIZES]
-    used = sum(counts)
-    found = []
-    for pack in case.packs():
-        sigma = torch.tensor(pack.sigma, dtype=wide, device=device)
-        clean, noise = pack.clean.to(device, wide), pack.noise.to(device, wide)
-        noisy = clean + sigma * noise
-
-        # A batch with its segments; its tensors as they were drawn, at this precision.
-        samples = []
-        for (t, h, w), text in zip(case.SIZES, pack.context.split(case.TEXTS), strict=True):
-            latent = unpatchify(torch.zeros(t * h * w, case.PATCH), (16, t, 2 * h, 2 * w), 1, 2)
-            samples.append(DrawnSample("x", latent, text.float(), Draw(pack.sigma, True, latent)))
-        batch = collate([tuple(samples)], experiment)
-        if not is_exact:
-            batch = on_device(batch, device)
-        net_input = torch.zeros(len(batch.net_input), case.PATCH, dtype=wide, device=device)
-        net_input[:used] = edm.c_in(sigma, case.SIGMA_DATA) * noisy
-        context = torch.zeros(len(batch.context), case.TEXT, dtype=wide, device=device)
-        context[: len(pack.context)] = pack.context.to(context)
-        levels = torch.where(batch.sigma == batch.sigma[0], sigma.double(), batch.sigma.double()).to(wide)
-        kind = wide if is_exact else batch.context.dtype
-        batch = dataclasses.replace(batch, net_input=net_input, context=context.to(kind), c_noise=edm.c_noise(levels))
-
-        model.zero_grad()
-        output = model(batch)[:used, 0].to(wide)
-        loss = edm.weighted_error(output, noisy, clean, sigma, case.SIGMA_DATA)
-        loss.mean().backward()
-        gradients = to_dfm({name: weight.grad.cpu() for name, weight in model.named_parameters()})
-        denoised = edm.denoised(output, noisy, sigma, case.SIGMA_DATA)
-        found.append(_kept(denoised, loss, gradients))
-    return found
-
-
-def _experiment(precision: str) -> dict[str, Any]:
-    from tests.trainer import parity
-
-    config: dict[str, Any] = parity.experiment({})
-    config["model"] |= {
-        "num_layers": case.LAYERS, "hidden_size": case.HIDDEN, "num_attention_heads": case.HEADS,
-        "kv_channels": case.HIDDEN // case.HEADS, "num_query_groups": case.HEADS, "ffn_hidden_size": 4 * case.HIDDEN,
-        "crossattn_emb_size": case.TEXT, "adaln_lora_rank": case.RANK, "max_frames": case.TABLE[0],
-        "max_img_h": 2 * case.TABLE[1], "max_img_w": 2 * case.TABLE[2],
-    }  # fmt: skip
-    if precision != "fp64":
-        config["cluster"] = {"device": "cuda"}
-        config["model"]["transformer_impl"] = "transformer_engine" if precision == "bf16" else "local"
-        config["mixed_precision"] = {"bf16": precision == "bf16"}
-    return config
-
-
-def _dfms(precision: str) -> Found:
+def _dfms(precision: str) -> Iterator[dict[str, Tensor]]:
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29777"}
     torch.cuda.set_device(0)
     torch.distributed.init_process_group("nccl", rank=0, world_size=1)
@@ -183,7 +104,6 @@ def _dfms(precision: str) -> Found:
         where = {"cu_seqlens_q": q, "cu_seqlens_kv": k, "cu_seqlens_q_padded": q, "cu_seqlens_kv_padded": k}
         return PackedSeqParams(qkv_format="thd", **where, **longest)
 
-    found = []
     for pack in case.packs():
         condition = {
             "crossattn_emb": pack.context[None].to("cuda", dtype),
@@ -196,8 +116,7 @@ def _dfms(precision: str) -> Found:
         network.zero_grad()
         loss.mean().backward()
         gradients = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
-        found.append(_kept(output["model_pred"]["x0_pred"][0], loss[0], gradients))
-    return found
+        yield case.kept(output["model_pred"]["x0_pred"][0], loss[0], gradients)
 
 
 class _Fp32(ModuleType):
@@ -223,13 +142,6 @@ class _PlainAttention(nn.Module):
             scores = torch.einsum("qhd,khd->hqk", q, k) / q.size(-1) ** 0.5
             outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
         return torch.cat(outputs).flatten(1)
-
-
-def _kept(denoised: Tensor, loss: Tensor, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In fp32, on the CPU."""
-    compared = {name: gradient for name, gradient in gradients.items() if not name.startswith(_NOT_COMPARED)}
-    named = {"denoised": denoised, "loss": loss, **compared}
-    return {name: tensor.detach().float().cpu() for name, tensor in named.items()}
 
 
 def _print_apart(one: Found, other: Found) -> None:

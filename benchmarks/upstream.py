@@ -3,7 +3,7 @@
 usage: python benchmarks/upstream.py edm CHECKOUT
        python benchmarks/upstream.py train {ours,sigma,both} DATASET [key=value ...]
 
-`edm` runs DFM's own sampler and noise (`edm_utils.py` of a checkout at 7cb7634) beside ours. `train` trains a small DiT
+`edm` runs DFM's own sampler and noise (of a checkout at 7cb7634) beside ours. `train` trains a small DiT
 on a data set of 64 px (`dfmspec data prepare --resolution 64 --num-samples 640`), 40 pictures a pack, one pack an
 iteration: as ours does; with one noise level a pack, as DFM has it; or with one and one condition dropout.
 """
@@ -11,13 +11,12 @@ iteration: as ours does; with one noise level a pack, as DFM has it; or with one
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +50,7 @@ TRAINING = (
 def main() -> int:
     what, place, *words = sys.argv[1:]
     if what == "edm":
-        theirs = _edm_utils(Path(place))
+        theirs = _pipeline(Path(place))
         _sampler(theirs)
         _replay(theirs)
         _rounding()
@@ -62,14 +61,31 @@ def main() -> int:
     return entry.main([*TRAINING, f"name={place}", f"dataset.path={dataset}", *more])
 
 
-def _edm_utils(checkout: Path) -> ModuleType:
-    """DFM's file, which needs nothing else of it, on the CPU."""
-    file = checkout / "dfm/src/megatron/model/dit/edm/edm_utils.py"
-    spec: Any = importlib.util.spec_from_file_location("edm_utils", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.tqdm = lambda steps, **_: steps  # type: ignore[attr-defined]
-    return module
+def _pipeline(checkout: Path) -> ModuleType:
+    """DFM's module of EDM, on the CPU and by itself: one replica, without Transformer Engine, which it never calls."""
+    sys.path.insert(0, str(checkout))
+    sys.modules["transformer_engine_torch"] = ModuleType("transformer_engine_torch")
+    edm_pipeline = importlib.import_module("dfm.src.megatron.model.dit.edm.edm_pipeline")
+    edm_utils = importlib.import_module("dfm.src.megatron.model.dit.edm.edm_utils")
+    edm_utils.tqdm = lambda steps, **_: steps
+    edm_pipeline.parallel_state = SimpleNamespace(get_data_parallel_rank=lambda **_: 0)
+    for module in (edm_pipeline, edm_utils):
+        module.torch = _OnCpu("torch")
+    return edm_pipeline
+
+
+class _OnCpu(ModuleType):
+    """torch, in which what asks for a GPU is on the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(torch, name)
+        if name not in ("tensor", "Generator"):
+            return found
+
+        def on_cpu(*words: Any, device: object) -> Any:
+            return found(*words)
+
+        return on_cpu
 
 
 def _sampler(theirs: ModuleType) -> None:
@@ -92,14 +108,14 @@ def _sampler(theirs: ModuleType) -> None:
 
 
 def _replay(theirs: ModuleType) -> None:
-    """The noise levels of a pipeline that was just made, as every start makes one: seed 1234 + 100 x replica."""
-    drawn = []
+    """The noise levels and the noise of two pipelines, each as a start makes it."""
+    starts = []
     for _ in range(2):
-        sde = theirs.EDMSDE(0.0, 1.0, SIGMA_MAX, SIGMA_MIN)
-        generator = np.random.default_rng(1234)
-        drawn.append([sde.gaussian_dist.inv_cdf(generator.uniform()) for _ in range(1000)])
-    same = sum(one == other for one, other in zip(*drawn, strict=True))
-    print(f"noise levels after a resume that were met before: {same} of 1000")
+        pipeline = theirs.EDMPipeline(sigma_data=SIGMA_DATA)
+        pipeline.tensor_kwargs = {"dtype": torch.bfloat16}
+        starts.append([pipeline.draw_training_sigma_and_epsilon((1, 64, 16), None) for _ in range(1000)])
+    same = sum(all(map(torch.equal, one, other)) for one, other in zip(*starts, strict=True))
+    print(f"iterations after another start whose noise level and noise are those of the first: {same} of 1000")
 
 
 def _rounding() -> None:

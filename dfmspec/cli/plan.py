@@ -238,10 +238,8 @@ def _other_plan(place: Path, spec: str, overrides: list[str]) -> Plan:
     if place.suffix == ".json":
         return read_plan(place)
     is_override = "=" in place.name and not place.exists()
-    if is_override:
-        resolved, findings = load_checked(spec, [*overrides, str(place)], None, ("spec",))
-    else:
-        resolved, findings = load_checked(str(place), [], None, ("spec",))
+    file, words = (spec, [*overrides, str(place)]) if is_override else (str(place), [])
+    resolved, findings = load_checked(file, words, None, ("spec",))
     require_valid(resolved, findings)
     return make_plan(resolved)
 

@@ -189,12 +189,11 @@ def across_targets(one: Plan, other: Plan) -> str:
 def _trained_by(plan: Plan) -> dict[str, Any]:
     """What a target is given, by key; the run directory under one name."""
     found = {}
-    for section, node in plan.config.items():
-        if section in _NOT_TRAINED_BY or not isinstance(node, Mapping):
+    for key, value in _flat(plan).items():
+        section = key.partition(".")[0]
+        if section not in plan.config or section in _NOT_TRAINED_BY:
             continue
-        for key, value in node.items():
-            shown = plan.seen(value)
-            found[f"{section}.{key}"] = shown.replace(RUN_DIR_UPSTREAM, RUN_DIR) if isinstance(shown, str) else shown
+        found[key] = value.replace(RUN_DIR_UPSTREAM, RUN_DIR) if isinstance(value, str) else value
     return found
 
 

@@ -13,23 +13,9 @@ import yaml
 from dfmspec.bounded import METADATA_BYTES, load_yaml, read_text
 from dfmspec.errors import CheckpointError
 from dfmspec.spec.checkpoints import RUN_CONFIG, without_tags
+from dfmspec.spec.model import NETWORK
 
-SHARED_FIELDS = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "ffn_hidden_size",
-    "kv_channels",
-    "crossattn_emb_size",
-    "in_channels",
-    "patch_spatial",
-    "patch_temporal",
-    "max_frames",
-    "max_img_h",
-    "max_img_w",
-    "layernorm_epsilon",
-)
+SHARED_FIELDS = (*(name for name in NETWORK if name != "adaln_lora_rank"), "layernorm_epsilon")
 """Keys of `model` that are fields of DFM's provider of the DiT, name and value."""
 _DITS = "dfm.src.megatron.model.dit."
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -502,48 +502,42 @@ def _pretrained_of_no_use(view: View) -> Iterator[Finding]:
     place = _folder(view, _PRETRAINED)
     if place is None or not place.exists():
         return
-    find = _no_use_to_us if view.target in OURS else _no_use_to_upstream
-    yield from find(view, place)
-
-
-def _no_use_to_upstream(view: View, place: FilePath) -> Iterator[Finding]:
-    """Megatron-Bridge starts from a folder of checkpoints, by what tells in it which is the newest."""
-    named = view[_PRETRAINED]
-    export = f"dfmspec export {named} -o FOLDER --for dfm, and name that folder"
     chosen = named_checkpoint(place) if place.is_dir() else None
     whose = None if chosen is None else of_another(chosen, own=False)
+    find = _no_use_to_us if view.target in OURS else _no_use_to_upstream
+    for message, hint in find(view, place, chosen, whose):
+        yield Finding(path(_PRETRAINED), message, hint)
+
+
+def _no_use_to_upstream(
+    view: View, place: FilePath, chosen: FilePath | None, whose: str | None
+) -> Iterator[tuple[str, str]]:
+    """Megatron-Bridge starts from a folder of checkpoints, by what tells in it which is the newest."""
+    named = view[_PRETRAINED]
+    another = "name a folder of checkpoints of this network"
+    if view.network == "dit":
+        another = "dfmspec export RUN -o FOLDER --for dfm writes such a folder of a run's weights"
     if place.is_file():
-        yield Finding(
-            path(_PRETRAINED),
-            f"{named} is a file, and the script starts from a folder of checkpoints",
-            "name such a folder; dfmspec export RUN -o FOLDER --for dfm writes one of a run's weights",
-        )
+        yield f"{named} is a file, and the script starts from a folder of checkpoints", another
     elif whose is not None:
-        yield Finding(path(_PRETRAINED), f"the checkpoint in {named} is {whose}, which the script cannot read", export)
+        yield f"the checkpoint in {named} is {whose}, which the script cannot read", another
     elif not any((place / tracker).exists() for tracker in _TRACKERS):
         is_one = iteration_in(place.name) is not None
-        yield Finding(
-            path(_PRETRAINED),
+        yield (
             f"{named} has no {_TRACKERS[0]}, by which the script finds what to start from",
             _NAME_THE_FOLDER if is_one else "name a folder of checkpoints",
         )
 
 
-def _no_use_to_us(view: View, place: FilePath) -> Iterator[Finding]:
-    if not place.is_dir():
-        return
+def _no_use_to_us(view: View, place: FilePath, chosen: FilePath | None, whose: str | None) -> Iterator[tuple[str, str]]:
     named = view[_PRETRAINED]
-    chosen = named_checkpoint(place)
-    whose = None if chosen is None else of_another(chosen, own=False)
-    if chosen is None:
-        yield Finding(
-            path(_PRETRAINED),
+    if place.is_dir() and chosen is None:
+        yield (
             f"{named} holds no finished checkpoint",
             "name a safetensors file, or a folder of Megatron-Bridge's checkpoints",
         )
     elif whose is not None:
-        yield Finding(
-            path(_PRETRAINED),
+        yield (
             f"the checkpoint in {named} is {whose}, and a run starts from a file of its weights",
             f"dfmspec export {named} -o weights.safetensors, and name that file",
         )

@@ -39,6 +39,7 @@ from dfmspec.record.checkpoints import (
 from dfmspec.record.progress import Identity
 from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import LEFT_ASIDE, folder_of
+from dfmspec.spec.model import NETWORK
 from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states
 from dfmspec.trainer.setup import Trainer, patience
@@ -269,25 +270,6 @@ def _prune(folder: Path, keep: int, iteration: int) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-_NETWORK = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "ffn_hidden_size",
-    "kv_channels",
-    "num_query_groups",
-    "crossattn_emb_size",
-    "in_channels",
-    "patch_spatial",
-    "patch_temporal",
-    "max_frames",
-    "max_img_h",
-    "max_img_w",
-    "adaln_lora_rank",
-)
-"""The keys of `model` that shape its parameters."""
-
-
 def load(trainer: Trainer, streams: RankStreams, checkpoint: Path) -> None:
     """Restore a checkpoint that `Writer.save` wrote, into this layout: the training and the state of its streams.
 
@@ -311,7 +293,7 @@ def _check_streams(checkpoint: Path, theirs: int, ours: int) -> None:
 
 
 def _check_network(checkpoint: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    other = [key for key in _NETWORK if theirs.get(key, ours[key]) != ours[key]]
+    other = [key for key in NETWORK if theirs.get(key, ours[key]) != ours[key]]
     if other:
         differences = ", ".join(f"model.{key} is {theirs[key]}, not {ours[key]}" for key in other)
         raise CheckpointError(

@@ -351,6 +351,8 @@ def test_a_folder_that_upstream_cannot_number_is_found_at_any_depth(tmp_path: Pa
         ("dfm", "own", "is dfmspec's (it has manifest.json), which the script cannot read"),
         ("dfm", "upstream/iter_0000100", "has no latest_train_state.pt, by which the script finds what to start from"),
         ("dfm_wan", "empty", "has no latest_train_state.pt"),
+        ("dfm_wan", "own", "is dfmspec's"),
+        ("dfm_flux", "weights.safetensors", "is a file"),
         ("dfm", "upstream", None),
         ("megatron_core", "upstream", None),
         ("megatron_core", "weights.safetensors", None),
@@ -369,3 +371,4 @@ def test_weights_to_start_from_are_what_the_target_starts_from(
     assert (finding is None) == (words is None), finding
     if finding is not None and words is not None:
         assert words in finding.message
+        assert target == "dfm" or "--for dfm" not in finding.hint  # it writes a DiT

@@ -110,14 +110,11 @@ def digest_of_inputs() -> str:
     return whole.hexdigest()
 
 
-def figures(denoised: Tensor, loss: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """What is compared of a pack: of the denoised samples, the loss and each gradient (under DFM's names) its norm, and
-    its product with fixed directions, which tells it from another of the same norm.
+def figures(found: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """What is compared of a pack: of each of its tensors the norm, and products with fixed directions, which tell it
+    from another of the same norm.
     """
-    found = {"denoised": _figures("denoised", denoised), "loss": _figures("loss", loss)}
-    for name in sorted(gradients):
-        found[name] = _figures(name, gradients[name])
-    return found
+    return {name: _figures(name, found[name]) for name in found}
 
 
 def _figures(name: str, tensor: Tensor) -> list[float]:
@@ -127,16 +124,82 @@ def _figures(name: str, tensor: Tensor) -> list[float]:
     return [float(flat.norm()), *(float(flat @ draw(len(flat), std=1.0)) for _ in range(3))]
 
 
-def main() -> None:
-    """Print the figures of our network, pack by pack."""
-    logging.disable(logging.WARNING)
+def ours(precision: str = "fp64") -> Iterator[dict[str, Tensor]]:
+    """What our network gives on each pack: "denoised", "loss", and every gradient under DFM's names; on the CPU.
+
+    Args:
+        precision: "fp64", on the CPU; "bf16" or "fp32", on a GPU.
+    """
     from dfmspec.spec.experiment import Experiment
     from dfmspec.trainer import edm, setup
-    from dfmspec.trainer.data.microbatch import DrawnSample, collate
+    from dfmspec.trainer.data.microbatch import DrawnSample, collate, on_device
     from dfmspec.trainer.data.patches import unpatchify
     from dfmspec.trainer.network.embeddings import sinusoid
     from dfmspec.trainer.network.weights import to_dfm
     from dfmspec.trainer.noise import Draw
+
+    is_exact = precision == "fp64"
+    experiment = Experiment.model_validate(_config(precision))
+    setup.initialize_distributed(experiment)
+    (model,) = setup.build_model(experiment)
+
+    # Everything in fp64, the tables too.
+    if is_exact:
+        model.double()
+        model.config.params_dtype = torch.float64
+        quarter, three_eighths = HIDDEN // 4, 3 * HIDDEN // 8
+        for axis, size, width in zip("thw", TABLE, (quarter, three_eighths, three_eighths), strict=True):
+            setattr(model.position_embedding, f"table_{axis}", sinusoid(torch.arange(size, dtype=torch.float64), width))
+    for name, weight in weights().items():
+        with torch.no_grad():
+            model.get_parameter(name).copy_(weight)
+
+    device = torch.device("cpu") if is_exact else torch.device("cuda", 0)
+    wide = torch.float64 if is_exact else torch.float32
+    counts = [int(np.prod(size)) for size in SIZES]
+    used = sum(counts)
+    for pack in packs():
+        sigma = torch.tensor(pack.sigma, dtype=wide, device=device)
+        clean, noise = pack.clean.to(device, wide), pack.noise.to(device, wide)
+        noisy = clean + sigma * noise
+        samples = []
+        parts = zip(SIZES, pack.clean.split(counts), pack.noise.split(counts), pack.context.split(TEXTS), strict=True)
+        for (t, h, w), latent, added, context in parts:
+            shape = (16, t, 2 * h, 2 * w)
+            drawn = Draw(sigma=pack.sigma, keep_condition=True, noise=unpatchify(added.float(), shape, 1, 2))
+            samples.append(DrawnSample("x", unpatchify(latent.float(), shape, 1, 2), context.float(), drawn))
+        batch = collate([tuple(samples)], experiment)
+        if not is_exact:
+            batch = on_device(batch, device)
+
+        # What collating has in fp32, as it was drawn.
+        net_input = torch.zeros(len(batch.net_input), PATCH, dtype=wide, device=device)
+        net_input[:used] = edm.c_in(sigma, SIGMA_DATA) * noisy
+        context = torch.zeros(len(batch.context), TEXT, dtype=wide if is_exact else batch.context.dtype, device=device)
+        context[: len(pack.context)] = pack.context.to(context)
+        levels = torch.where(batch.sigma == batch.sigma[0], sigma.double(), batch.sigma.double()).to(wide)
+        batch = dataclasses.replace(batch, net_input=net_input, context=context, c_noise=edm.c_noise(levels))
+        assert torch.equal(batch.positions[:used].cpu(), pack.positions)
+
+        model.zero_grad()
+        output = model(batch)[:used, 0].to(wide)
+        loss = edm.weighted_error(output, noisy, clean, sigma, SIGMA_DATA)
+        loss.mean().backward()
+        gradients = to_dfm({name: weight.grad.cpu() for name, weight in model.named_parameters()})
+        yield kept(edm.denoised(output, noisy, sigma, SIGMA_DATA), loss, gradients)
+
+
+def kept(denoised: Tensor, loss: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is compared, without gradients that the other program has not."""
+    both = {name: gradients[name] for name in sorted(gradients) if not name.startswith(_NOT_COMPARED)}
+    return {name: tensor.detach().cpu() for name, tensor in {"denoised": denoised, "loss": loss, **both}.items()}
+
+
+_NOT_COMPARED = ("fps_", "affline_", "pos_embedder")
+
+
+def _config(precision: str) -> dict[str, Any]:
+    """The configuration of our network."""
     from tests.trainer import parity
 
     config: dict[str, Any] = parity.experiment({})
@@ -145,51 +208,17 @@ def main() -> None:
         "num_query_groups": HEADS, "ffn_hidden_size": 4 * HIDDEN, "crossattn_emb_size": TEXT, "adaln_lora_rank": RANK,
         "max_frames": TABLE[0], "max_img_h": 2 * TABLE[1], "max_img_w": 2 * TABLE[2],
     }  # fmt: skip
-    experiment = Experiment.model_validate(config)
-    setup.initialize_distributed(experiment)
-    (model,) = setup.build_model(experiment)
+    if precision != "fp64":
+        config["cluster"] = {"device": "cuda"}
+        config["model"]["transformer_impl"] = "transformer_engine" if precision == "bf16" else "local"
+        config["mixed_precision"] = {"bf16": precision == "bf16"}
+    return config
 
-    # Everything in fp64, the tables too.
-    model.double()
-    model.config.params_dtype = torch.float64
-    quarter, three_eighths = HIDDEN // 4, 3 * HIDDEN // 8
-    for axis, size, width in zip("thw", TABLE, (quarter, three_eighths, three_eighths), strict=True):
-        setattr(model.position_embedding, f"table_{axis}", sinusoid(torch.arange(size, dtype=torch.float64), width))
-    for name, weight in weights().items():
-        with torch.no_grad():
-            model.get_parameter(name).copy_(weight)
 
-    counts = [int(np.prod(size)) for size in SIZES]
-    found = []
-    for pack in packs():
-        sigma = torch.tensor(pack.sigma, dtype=torch.float64)
-        noisy = pack.clean + sigma * pack.noise
-        samples = []
-        parts = zip(SIZES, pack.clean.split(counts), pack.noise.split(counts), pack.context.split(TEXTS), strict=True)
-        for (t, h, w), clean, noise, context in parts:
-            shape = (16, t, 2 * h, 2 * w)
-            drawn = Draw(sigma=pack.sigma, keep_condition=True, noise=unpatchify(noise.float(), shape, 1, 2))
-            samples.append(DrawnSample("x", unpatchify(clean.float(), shape, 1, 2), context.float(), drawn))
-        batch = collate([tuple(samples)], experiment)
-
-        # What collating has in fp32, as it was drawn.
-        used = sum(counts)
-        net_input = torch.zeros(len(batch.net_input), PATCH, dtype=torch.float64)
-        net_input[:used] = edm.c_in(sigma, SIGMA_DATA) * noisy
-        context = torch.zeros(len(batch.context), TEXT, dtype=torch.float64)
-        context[: len(pack.context)] = pack.context
-        levels = torch.where(batch.sigma == batch.sigma[0], sigma, batch.sigma.double())
-        batch = dataclasses.replace(batch, net_input=net_input, context=context, c_noise=edm.c_noise(levels))
-        assert torch.equal(batch.positions[:used], pack.positions)
-
-        model.zero_grad()
-        output = model(batch)[:used, 0]
-        loss = edm.weighted_error(output, noisy, pack.clean, sigma, SIGMA_DATA)
-        loss.mean().backward()
-        gradients = {name: weight.grad for name, weight in model.named_parameters()}
-        theirs = {name: gradient for name, gradient in to_dfm(gradients).items() if not name.startswith(("fps", "aff"))}
-        found.append(figures(edm.denoised(output, noisy, sigma, SIGMA_DATA), loss, theirs))
-    print(json.dumps(found))
+def main() -> None:
+    """Print the figures of our network, pack by pack."""
+    logging.disable(logging.WARNING)
+    print(json.dumps([figures(found) for found in ours()]))
 
 
 if __name__ == "__main__":
