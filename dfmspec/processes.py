@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from dfmspec.errors import PreflightError
@@ -69,12 +70,16 @@ def short_temporary_folder() -> None:
     tempfile.tempdir = "/tmp"
 
 
-def unwind_on_sigterm() -> None:
-    """Let a SIGTERM end this process by way of what removes half-made things; its own children end first, at once."""
+def unwinding(command: Callable[[], int]) -> int:
+    """The exit code of a command which a SIGTERM ends by way of what removes half-made things.
+
+    The command's own children end first, at once. Once it has come to its end, a SIGTERM ends this process as it is.
+    """
     # The command line needs this module for other things, and starts faster without that one.
     import multiprocessing
 
     def end(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough: a second is not to cut the unwinding short
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
@@ -83,6 +88,10 @@ def unwind_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
     # A child that is forked from here has nothing half made of its own.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    try:
+        return command()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def left_to_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,3 +65,32 @@ def test_where_no_folder_is_short_enough_it_is_said(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(PreflightError, match="set TMPDIR to a folder of at most 75 characters"):
         short_temporary_folder()
+
+
+LATE = """
+import atexit, os, signal, sys
+from dfmspec.processes import unwinding
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def unwound():
+    try:
+        terminate()
+    finally:
+        terminate()  # as when the parent goes while this process cleans up
+        print("clean", flush=True)
+
+if sys.argv[1] == "late":
+    atexit.register(terminate)
+sys.exit(unwinding(unwound if sys.argv[1] == "twice" else lambda: 0))
+"""
+
+
+@pytest.mark.parametrize(("when", "code", "said"), [("late", -signal.SIGTERM, ""), ("twice", 143, "clean\n")])
+def test_a_sigterm_unwinds_once_and_shows_no_traceback(when: str, code: int, said: str) -> None:
+    """Neither one that comes at the interpreter's own end nor a second one that meets the unwinding."""
+    command = [sys.executable, "-c", LATE, when]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, said, "")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dfmspec.processes import unwind_on_sigterm
+from dfmspec.processes import unwinding
 from dfmspec.record.locate import locate
 from dfmspec.spec.experiment import Experiment
 from dfmspec.trainer.ending import ended, say
@@ -105,5 +105,4 @@ def _write(weights: dict[str, Tensor], out: Path, facts: dict[str, str]) -> None
 
 
 if __name__ == "__main__":
-    unwind_on_sigterm()
-    sys.exit(main())
+    sys.exit(unwinding(main))

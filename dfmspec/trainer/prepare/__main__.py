@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dfmspec.errors import DataError
-from dfmspec.processes import unwind_on_sigterm
+from dfmspec.processes import unwinding
 from dfmspec.trainer.ending import ended
 from dfmspec.trainer.prepare.sources import embedded_pictures, folder_pictures
 from dfmspec.trainer.prepare.writer import SHARDS, write_dataset
@@ -62,5 +62,4 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    unwind_on_sigterm()
-    sys.exit(main())
+    sys.exit(unwinding(main))
