@@ -206,7 +206,7 @@ def _train(resolved: Resolved) -> int:
         section, _, field = key.partition(".")
         fields = located[section]
         if field in fields:
-            fields[field] = run_paths(fields[field], resolved.spec.name)
+            fields[field] = run_paths(fields[field], resolved["name"])
 
     from dfmspec.spec.experiment import Experiment
 

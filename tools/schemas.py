@@ -13,6 +13,7 @@ import yaml
 
 from dfmspec.spec.experiment import Experiment
 from dfmspec.spec.launchers import LAUNCHERS
+from dfmspec.spec.units import SUFFIXES, UNITS, pattern_of, unit_of
 from dfmspec.targets import TARGETS, recipes_of, target_module
 from dfmspec.targets.dfm.bridge import CLASSES
 
@@ -40,15 +41,18 @@ def _one_of(names: Iterable[str], node: Node) -> Node:
 
 
 def _with_derivations(properties: Node, target: str) -> Node:
-    """With the formula of each derived value, as its target computes it, and what a null does to each key."""
+    """With the formula of each derived value, as its target computes it, what a null does to each key, and its unit."""
     for derivation in target_module(target).DERIVED:
         section, field = derivation.key.split(".")
         fields = properties.get(section, {}).get("properties", {})
         if field in fields:
             fields[field]["x-derived"] = derivation.formula
-    for node in properties.values():
-        for field in node.get("properties", {"": node}).values():
+    for section, node in properties.items():
+        for name, field in node.get("properties", {"": node}).items():
             field["x-null"] = _null(field)
+            unit = UNITS.get(f"{section}.{name}")
+            if unit is not None:
+                field["x-unit"] = unit
     return properties
 
 
@@ -88,6 +92,13 @@ def _document(name: str, description: str, properties: Node) -> Node:
         "config_file": {
             "type": "string",
             "description": "An override file whose keys lie under this spec's own.",
+            "x-null": "invalid",
+        },
+        "matrix": {
+            "type": "object",
+            "description": (
+                "Keys, each with a list of values: one run for each combination, less `exclude`, and each of `include`."
+            ),
             "x-null": "invalid",
         },
     }
@@ -317,21 +328,62 @@ def _limits(entry: Node) -> Node:
 
 
 def experiment(targets: dict[str, Node]) -> Node:
-    """The schema of any spec, for editors: chosen by `target`."""
+    """The schema of any spec, for editors: chosen by `target`, with all the ways in which a value may be written."""
     return {
         "$schema": DRAFT,
         "$id": "https://dfmspec.dev/schemas/experiment.schema.json",
         "title": "dfmspec experiment",
         "type": "object",
+        "definitions": {
+            _REFERENCE: {"type": "string", "pattern": r"\$\{(env:[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?|spec\.[\w.-]+)\}"},
+            **{unit.replace(" ", "_"): {"type": "string", "pattern": pattern_of(unit)} for unit in SUFFIXES},
+        },
         **_chosen(targets),
     }
 
 
+_REFERENCE = "reference"
+
+
 def _chosen(targets: dict[str, Node]) -> Node:
     """An if-then-else over the targets; the first is what a spec that names none is for."""
-    bodies = [(name, without(schema, "$schema", "$id")) for name, schema in targets.items()]
+    bodies = [(name, _as_written(name, without(schema, "$schema", "$id"))) for name, schema in targets.items()]
     (_, node), *others = bodies
     for name, body in reversed(others):
-        condition = {"properties": {"target": {"const": name}}, "required": ["target"]}
+        condition = {"properties": {"target": {"enum": [name, _pinned(name)]}}, "required": ["target"]}
         node = {"if": condition, "then": body, "else": node}
     return node
+
+
+def _as_written(target: str, schema: Node) -> Node:
+    """A catalogue of values as a schema of what a spec may write for them."""
+    properties = {}
+    for name, node in schema["properties"].items():
+        if "properties" in node:
+            fields = {field: _field_as_written(inner) for field, inner in node["properties"].items()}
+            properties[name] = {**node, "properties": fields}
+        else:
+            properties[name] = node
+    choices = properties["target"]["enum"]
+    properties["target"] = {**properties["target"], "enum": [*choices, *map(_pinned, choices)]}
+    properties["name"] = _field_as_written(properties["name"])
+    return {**schema, "properties": properties}
+
+
+def _pinned(target: str) -> str:
+    return f"{target}@{TARGETS[target].revision}"
+
+
+def _field_as_written(field: Node) -> Node:
+    """A field whose value may be a reference, or a number with a unit."""
+    words = {name: field[name] for name in ("description", "default") if name in field}
+    value = without(field, *words)
+    declared = value.get("type", ())
+    ways = [_REFERENCE]
+    if "x-unit" in value or ({"integer", "number"} & {*([declared] if isinstance(declared, str) else declared)}):
+        ways.append(unit_of(value).replace(" ", "_"))
+    # What takes any text takes these too.
+    takes_any = "string" in declared and not {"pattern", "enum"} & value.keys()
+    if takes_any or "x-callable" in value:
+        return field
+    return {**words, "anyOf": [value, *({"$ref": f"#/definitions/{way}"} for way in ways)]}

@@ -6,15 +6,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from dfmspec.check.report import REPORTERS, reporter
 from dfmspec.check.rules import LEVELS, all_findings, check_spec
-from dfmspec.diagnostics import Diagnostic, Severity
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import InternalError, InvalidSpec, UsageError
 from dfmspec.read.load import load_spec
+from dfmspec.read.matrix import Cell, chosen
 from dfmspec.read.resolve import Resolved, resolve_spec
 
 DatasetPath = Annotated[
@@ -22,6 +23,20 @@ DatasetPath = Annotated[
     typer.Option(help="Folder of the WebDataset, or a metadataset's .yaml, as the training script takes it."),
 ]
 """--dataset-path."""
+
+
+CellOption = Annotated[
+    str | None,
+    typer.Option("--cell", help="Of a spec with a matrix: this cell alone, by its name or number.", metavar="CELL"),
+]
+"""--cell."""
+
+
+class Checked(NamedTuple):
+    """A configuration, and what was found in it."""
+
+    resolved: Resolved
+    findings: tuple[Diagnostic, ...]
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,7 +79,8 @@ def load_checked(
     *,
     everything: bool = False,
     text: str | None = None,
-) -> tuple[Resolved, tuple[Diagnostic, ...]]:
+    cell: Cell | None = None,
+) -> Checked:
     """A spec (or - for stdin), resolved, with its findings.
 
     Args:
@@ -74,20 +90,87 @@ def load_checked(
         levels: what a check may look at.
         everything: with the findings that a comment suppresses.
         text: instead of what the file holds.
+        cell: of its matrix.
 
     Raises:
         UsageError: the file cannot be read, or an override is not key=value.
     """
     try:
-        if Path(file).is_dir():
+        if text is None and Path(file).is_dir():
             raise UsageError(f"{file} is a folder; name a YAML file in it")
-        spec = load_spec(file, overrides, dataset_path=dataset_path, text=text)
+        spec = load_spec(file, overrides, dataset_path=dataset_path, text=text, cell=cell)
         resolved = resolve_spec(spec)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
     if everything:
-        return resolved, all_findings(resolved, levels=levels)
-    return resolved, check_spec(resolved, levels=levels)
+        return Checked(resolved, all_findings(resolved, levels=levels))
+    return Checked(resolved, check_spec(resolved, levels=levels))
+
+
+def cells_checked(
+    whole: Checked,
+    overrides: Sequence[str],
+    dataset_path: str | None,
+    levels: Sequence[str],
+    *,
+    everything: bool = False,
+) -> list[Checked]:
+    """Each cell of a spec's matrix, or the spec itself where it has none, resolved, with its findings."""
+    spec = whole.resolved.spec
+    text = spec.documents[0].text if spec.documents else None
+    found = []
+    for cell in spec.cells:
+        found.append(
+            load_checked(spec.file, overrides, dataset_path, levels, everything=everything, text=text, cell=cell)
+        )
+    return found or [whole]
+
+
+def of_cell(
+    whole: Checked,
+    name: str | None,
+    overrides: Sequence[str],
+    dataset_path: str | None,
+    levels: Sequence[str],
+    *,
+    everything: bool = False,
+) -> Checked:
+    """The cell that is asked for, resolved, with its findings; or the spec itself, where it has no matrix.
+
+    Raises:
+        UsageError: there is none of that name, or there are several and none was named.
+    """
+    cell = _one_cell(whole, name)
+    if cell is None:
+        return whole
+    spec = whole.resolved.spec
+    text = spec.documents[0].text
+    return load_checked(spec.file, overrides, dataset_path, levels, everything=everything, text=text, cell=cell)
+
+
+def _one_cell(whole: Checked, name: str | None) -> Cell | None:
+    """The cell that is asked for; None: the spec has no matrix.
+
+    Raises:
+        UsageError: it has none of that name, or there are several and none was named.
+    """
+    spec = whole.resolved.spec
+    if name is None and not spec.cells:
+        return None
+    listed = "; ".join(f"{number} {cell.name}" for number, cell in enumerate(spec.cells[:_LISTED_CELLS], 1))
+    more = ", ..." if len(spec.cells) > _LISTED_CELLS else ""
+    if name is None:
+        raise UsageError(f"{spec.file} has {len(spec.cells)} cells; name one with --cell: {listed}{more}")
+    if not spec.cells:
+        raise UsageError(f"--cell {name}: {spec.file} has no matrix")
+    cell = chosen(spec.cells, name)
+    if cell is None:
+        raise UsageError(f"--cell {name}: {spec.file} has no such cell; its cells are {listed}{more}")
+    return cell
+
+
+_LISTED_CELLS = 8
+"""How many cells a message names."""
 
 
 def texts_of(resolved: Resolved) -> dict[str, str]:
@@ -108,13 +191,15 @@ def stop_at_faults(findings: Sequence[Diagnostic]) -> None:
         raise InternalError(told("\n".join(tracebacks)))
 
 
-def require_valid(resolved: Resolved, findings: Sequence[Diagnostic]) -> None:
-    """Show what matters on stderr; stop at errors.
+def require_valid(*checked: Checked) -> None:
+    """Show what matters in a spec, or in all cells of one, on stderr; stop at errors.
 
     Raises:
         InternalError: a rule failed.
         InvalidSpec: there are errors.
     """
+    resolved, _ = checked[0]
+    findings = list(dict.fromkeys(finding for _, found in checked for finding in not_suppressed(found)))
     grave = [finding for finding in findings if finding.severity >= Severity.WARNING]
     if grave:
         report = reporter("full")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfmspec.cli.arguments import (
+    CellOption,
+    Checked,
     DatasetPath,
+    cells_checked,
     check_format,
     complete_override,
     load_checked,
+    of_cell,
     one_file,
     require_valid,
 )
@@ -83,6 +87,7 @@ def plan(
     why: _Why = None,
     diff: _Diff = None,
     check: _Check = None,
+    cell: CellOption = None,
     dataset_path: DatasetPath = None,
 ) -> None:
     """Resolve and compile a spec, and show the commands of every node.
@@ -101,8 +106,14 @@ def plan(
     }
     form = _form(format_, node, answers)
     file, overrides = one_file(words)
-    resolved, findings = load_checked(file, overrides, dataset_path, ("spec",))
-    require_valid(resolved, findings)
+    whole = load_checked(file, overrides, dataset_path, ("spec",))
+    is_for_one = cell is not None or form not in ("text", "json") or any((ranks, why, diff, check))
+    if whole.resolved.spec.cells and not is_for_one:
+        _print_cells(cells_checked(whole, overrides, dataset_path, ("spec",)), out, form)
+        return
+    checked = of_cell(whole, cell, overrides, dataset_path, ("spec",))
+    require_valid(checked)
+    resolved = checked.resolved
 
     # Answers that need no plan.
     if why is not None:
@@ -153,6 +164,35 @@ def _form(form: str, node: int | None, answers: Mapping[str, object]) -> str:
     if form not in ("text", "sh"):
         raise UsageError(f"--node prints a script; leave --format {form} out")
     return "sh"
+
+
+def _print_cells(cells: Sequence[Checked], out: Path | None, form: str) -> None:
+    """The plans of a matrix: a line each, all as data, or a bundle each in a folder of its name."""
+    from dfmspec.plan.plan import make_plan
+
+    require_valid(*cells)
+    made: dict[str, Plan] = {}
+    for resolved, _ in cells:
+        made[str(resolved.spec.cell and resolved.spec.cell.name)] = make_plan(resolved)
+    if out is not None:
+        from dfmspec.run.bundle import require_new, write_bundle
+
+        require_new(out)
+        for name, plan in made.items():
+            write_bundle(plan, out / name)
+        typer.echo(out)
+    elif form == "json":
+        typer.echo(json.dumps([plan.as_json() for plan in made.values()], indent=2, sort_keys=True))
+    else:
+        typer.echo(cells_shown(made))
+
+
+def cells_shown(made: Mapping[str, Plan]) -> str:
+    """The cells of a matrix with their plans, a line each."""
+    lines = [f"{len(made)} cells; --cell NAME or NUMBER shows the plan of one"]
+    for number, (name, plan) in enumerate(made.items(), 1):
+        lines.append(f"  {number:>3}  {plan.short_id}  {name}")
+    return "\n".join(lines)
 
 
 # One function an answer. Each imports what it needs: the others do not wait for it.
@@ -239,9 +279,9 @@ def _other_plan(place: Path, spec: str, overrides: list[str]) -> Plan:
         return read_plan(place)
     is_override = "=" in place.name and not place.exists()
     file, words = (spec, [*overrides, str(place)]) if is_override else (str(place), [])
-    resolved, findings = load_checked(file, words, None, ("spec",))
-    require_valid(resolved, findings)
-    return make_plan(resolved)
+    checked = load_checked(file, words, None, ("spec",))
+    require_valid(checked)
+    return make_plan(checked.resolved)
 
 
 def _check_golden(made: Plan, golden: Path) -> None:

@@ -10,9 +10,31 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dfmspec.cli.arguments import load_checked, one_file, require_valid, trainer_module
-from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
-from dfmspec.errors import OK, CheckpointError, InvalidSpec, PreflightError, UsageError
+from dfmspec.cli.arguments import (
+    CellOption,
+    cells_checked,
+    load_checked,
+    of_cell,
+    one_file,
+    require_valid,
+    trainer_module,
+)
+from dfmspec.diagnostics import Diagnostic, Severity
+from dfmspec.errors import (
+    FINDINGS,
+    INTERNAL,
+    LOCKED,
+    OK,
+    PREFLIGHT,
+    RESUMABLE,
+    STALE,
+    USAGE,
+    CheckpointError,
+    DfmspecError,
+    InvalidSpec,
+    PreflightError,
+    UsageError,
+)
 from dfmspec.targets import target_module
 
 if TYPE_CHECKING:
@@ -20,6 +42,7 @@ if TYPE_CHECKING:
     from dfmspec.read.resolve import Resolved
     from dfmspec.record.manifest import Manifest
     from dfmspec.record.run_dir import RunDir
+    from dfmspec.run.preflight import Preflight
 
 
 class _Source(NamedTuple):
@@ -69,6 +92,10 @@ _AllowRevision = Annotated[
         help="Run another revision of NVIDIA DFM than the spec was checked by; the run writes down which.",
     ),
 ]
+_KeepGoing = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Of a matrix: go on with the next cell where one fails."),
+]
 _OutputDir = Annotated[
     str | None,
     typer.Option("--output-dir", help="Folder of the run directories, instead of run.output_dir."),
@@ -83,32 +110,86 @@ def run(
     run_output: _OutputDir = None,
     preflight: _Preflight = "quick",
     allow_revision: _AllowRevision = False,
+    cell: CellOption = None,
+    keep_going: _KeepGoing = False,
 ) -> None:
     """Train: check the spec, start the plan's commands, supervise them, and record the run.
 
     Progress goes to stderr, the run directory to stdout. The same command again continues an unfinished run.
+
+    Of a spec with a matrix, all cells one after the other, each a run of its own; the exit code is that of the worst.
 
     Exit code 0: the last iteration was reached and its checkpoint is whole. 1: findings, or training failed. 3: a stale
     plan. 4: something is missing on this machine. 5: the run is locked. 75: stopped by a signal and resumable.
 
     Example: dfmspec run spec.yaml train.train_iters=100
     """
-    from dfmspec.record.run_dir import RunDir
-    from dfmspec.run.preflight import LEVELS, Preflight, look_here
-    from dfmspec.run.request import Request
-    from dfmspec.run.supervise import execute, talk_to_stderr
+    from dfmspec.run.preflight import LEVELS, Preflight
 
-    # The plan: as it was saved, or compiled now.
+    # The plans: as one was saved, or compiled now.
     file, overrides = one_file(words)
     looked_at = Preflight(_level(preflight, LEVELS), allow_revision)
     if Path(file).is_dir():
-        source = _from_folder(Path(file), overrides, run_output, dry_run=dry_run)
+        if cell is not None:
+            raise UsageError("--cell is for a spec; a bundle or a run is of one cell already")
+        sources = [_from_folder(Path(file), overrides, run_output, dry_run=dry_run)]
     else:
-        resolved = _checked(file, overrides, dataset_path, dry_run=dry_run)
-        source = _from_spec(file, overrides, resolved)
+        checked = _checked(file, overrides, dataset_path, cell, dry_run=dry_run)
+        sources = [_from_spec(file, overrides, resolved) for resolved in checked]
         if dry_run:
-            _show(resolved, source.plan)
+            _show(checked, [source.plan for source in sources])
             return
+
+    # One after the other; what a signal stops is to end all of it.
+    worst = OK
+    for number, source in enumerate(sources, 1):
+        if len(sources) > 1:
+            _tell_of_cell(source, number, len(sources))
+        code = _run_one(source, looked_at, run_output, detach=detach, keep_going=keep_going)
+        worst = max(worst, code, key=_SEVERITY.index)
+        if code == RESUMABLE or (code != OK and not keep_going):
+            _tell_of_rest(len(sources) - number)
+            break
+    raise typer.Exit(worst)
+
+
+_SEVERITY = (OK, RESUMABLE, LOCKED, PREFLIGHT, STALE, USAGE, FINDINGS, INTERNAL, 130)
+"""Exit codes, the worst last."""
+
+
+def _tell_of_cell(source: _Source, number: int, count: int) -> None:
+    from dfmspec.run.supervise import talk_to_stderr
+
+    talk_to_stderr(f"Cell {number} of {count}: {source.plan.name}")
+
+
+def _tell_of_rest(count: int) -> None:
+    if count:
+        cells = "1 cell was" if count == 1 else f"{count} cells were"
+        typer.echo(f"{cells} not started; the same command starts over with what is left of the matrix", err=True)
+
+
+def _run_one(source: _Source, looked_at: Preflight, run_output: str | None, *, detach: bool, keep_going: bool) -> int:
+    """Run one plan; the exit code. With --keep-going, an error that is told is one of its own.
+
+    Raises:
+        DfmspecError: it cannot be started.
+    """
+    try:
+        return _started(source, looked_at, run_output, detach=detach)
+    except DfmspecError as error:
+        if not keep_going or error.exit_code == INTERNAL:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+
+
+def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, detach: bool) -> int:
+    """Run one plan: what is started, and whether this machine can; the run, and its pictures. Returns the exit code."""
+    from dfmspec.record.run_dir import RunDir
+    from dfmspec.run.preflight import look_here
+    from dfmspec.run.request import Request
+    from dfmspec.run.supervise import execute, talk_to_stderr
 
     # What is started, and whether this machine can.
     plan = source.plan
@@ -129,7 +210,7 @@ def run(
         with suppress(KeyboardInterrupt):  # the run has succeeded
             _draw(RunDir(run_dir), plan.run["num_samples"])
     _conclude(RunDir(run_dir), own=is_own)
-    raise typer.Exit(code)
+    return code
 
 
 def _level(name: str, known: Sequence[str]) -> str:
@@ -210,21 +291,29 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
     return _Source(plan, file=None, text=None)
 
 
-def _checked(file: str, overrides: Sequence[str], dataset_path: str | None, *, dry_run: bool) -> Resolved:
-    """A spec's configuration, without errors.
+def _checked(
+    file: str, overrides: Sequence[str], dataset_path: str | None, cell: str | None, *, dry_run: bool
+) -> list[Resolved]:
+    """A spec's configuration, without errors; of one with a matrix, that of the cell, or those of all.
 
     Raises:
         InvalidSpec: there are errors, accepted or not.
-        UsageError: no dataset is named.
+        UsageError: no dataset is named, or no such cell.
     """
-    resolved, findings = load_checked(file, overrides, dataset_path, ("spec", "paths"), everything=True)
-    require_valid(resolved, not_suppressed(findings))
-    if target_module(resolved.spec.target).OWN:
-        _refuse_accepted(findings)
-    is_mock = resolved.values.get("data.source") == "mock"
-    if resolved["dataset.path"] is None and not is_mock and not dry_run:
-        raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
-    return resolved
+    levels = ("spec", "paths")
+    whole = load_checked(file, overrides, dataset_path, levels, everything=True)
+    if cell is None:
+        found = cells_checked(whole, overrides, dataset_path, levels, everything=True)
+    else:
+        found = [of_cell(whole, cell, overrides, dataset_path, levels, everything=True)]
+    require_valid(*found)
+    for resolved, findings in found:
+        if target_module(resolved.spec.target).OWN:
+            _refuse_accepted(findings)
+        is_mock = resolved.values.get("data.source") == "mock"
+        if resolved["dataset.path"] is None and not is_mock and not dry_run:
+            raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
+    return [resolved for resolved, _ in found]
 
 
 def _from_spec(file: str, overrides: Sequence[str], resolved: Resolved) -> _Source:
@@ -235,10 +324,16 @@ def _from_spec(file: str, overrides: Sequence[str], resolved: Resolved) -> _Sour
     return _Source(make_plan(resolved), file, text, tuple(overrides))
 
 
-def _show(resolved: Resolved, plan: Plan) -> None:
+def _show(checked: Sequence[Resolved], plans: Sequence[Plan]) -> None:
+    if len(plans) > 1:
+        from dfmspec.cli.plan import cells_shown
+
+        named = [resolved.spec.cell.name for resolved in checked if resolved.spec.cell is not None]
+        typer.echo(cells_shown(dict(zip(named, plans, strict=True))))
+        return
     from dfmspec.plan.describe import described
 
-    typer.echo(described(resolved, plan))
+    typer.echo(described(checked[0], plans[0]))
 
 
 def _require_startable(plan: Plan, *, detach: bool) -> None:

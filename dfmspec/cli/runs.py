@@ -48,12 +48,39 @@ def runs(output_dir: _OutputDir = Path("runs"), format_: _Format = "text") -> No
     if not found:
         typer.echo(f"no runs in {output_dir}", err=True)
         return
-    rows = [("RUN", "STATE", "ITERATION", "LOSS", "ATTEMPTS", "CREATED")]
-    rows += [_row(run_dir, manifest) for run_dir, manifest in found]
+    rows: list[tuple[str, ...]] = [("RUN", "STATE", "ITERATION", "LOSS", "ATTEMPTS", "CREATED")]
+    for group, members in _grouped(found).items():
+        if group is not None:
+            rows.append((f"{group}:", _states(members), "", "", "", ""))
+        indent = "" if group is None else "  "
+        for run_dir, manifest in members:
+            name, *rest = _row(run_dir, manifest)
+            rows.append((indent + name, *rest))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         typer.echo("  ".join(cells).rstrip())
+
+
+_Found = list[tuple["RunDir", "Manifest"]]
+
+
+def _grouped(found: _Found) -> dict[str | None, _Found]:
+    """The runs by their groups, of which each stands where its newest run does; first those of none."""
+    groups: dict[str | None, _Found] = {None: []}
+    for run_dir, manifest in found:
+        groups.setdefault(manifest.group, []).append((run_dir, manifest))
+    return groups
+
+
+def _states(members: _Found) -> str:
+    """How the runs of a group stand: `3 succeeded, 1 failed`."""
+    from collections import Counter
+
+    from dfmspec.record.runs import state
+
+    counts = Counter(state(run_dir, manifest) for run_dir, manifest in members)
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _newest_first(output_dir: Path) -> list[tuple[RunDir, Manifest]]:

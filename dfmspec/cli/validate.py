@@ -15,6 +15,7 @@ import typer
 from dfmspec.check.report import REPORTERS, reporter
 from dfmspec.cli.arguments import (
     DatasetPath,
+    cells_checked,
     check_format,
     check_levels,
     complete_code,
@@ -229,16 +230,17 @@ def _check(
     own_levels = [level for level in levels if level != "deep"]
     for file in files:
         try:
-            resolved, found = load_checked(file, overrides, dataset_path, own_levels, everything=True)
+            whole = load_checked(file, overrides, dataset_path, own_levels, everything=True)
         except UsageError as error:
             unread.append(str(error))
             continue
-        findings += found
-        texts.update(texts_of(resolved))
-        if "deep" in levels:
-            from dfmspec.cli.deep import deep_findings
+        for resolved, found in cells_checked(whole, overrides, dataset_path, own_levels, everything=True):
+            findings += found
+            texts.update(texts_of(resolved))
+            if "deep" in levels:
+                from dfmspec.cli.deep import deep_findings
 
-            findings += deep_findings(resolved, found)
+                findings += deep_findings(resolved, found)
     return _Checked(findings, texts, unread)
 
 

@@ -14,6 +14,7 @@ from dfmspec.plan.scripts import shell_command
 from dfmspec.read.load import Origin, unaliased
 from dfmspec.read.resolve import Resolved
 from dfmspec.read.structure import meant_key
+from dfmspec.spec.catalogue import COMPOSITION
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.targets import Reading, catalogue, target_module
 from dfmspec.targets.layout import Layout, RankPlace, crossing, layout_of, places
@@ -146,7 +147,9 @@ def _work(values: Mapping[str, Any], layout: Layout) -> str:
 
 def _set_by_user(resolved: Resolved) -> list[str]:
     """The values that a person set, and where."""
-    by_user = {key: origin for key, origin in resolved.origins.items() if origin.is_set_by_user}
+    by_user = {
+        key: origin for key, origin in resolved.origins.items() if origin.is_set_by_user and key not in COMPOSITION
+    }
     if not by_user:
         return []
     lines = ["  set:"]
@@ -303,6 +306,8 @@ def _where(origin: Origin) -> str:
     if origin.layer == "default":
         return origin.layer
     place = origin.note if origin.layer == "derived" else str(origin.span)
+    if origin.note and origin.layer != "derived":
+        place += f", {origin.note}"
     return f"{origin.layer}: {place}" if place else origin.layer
 
 

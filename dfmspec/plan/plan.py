@@ -200,7 +200,7 @@ def make_plan(resolved: Resolved) -> Plan:
 
     needs_spec_dir = values != resolved.values
     return Plan(
-        name=resolved.spec.name,
+        name=resolved["name"],
         target=resolved.spec.target,
         config=config,
         nnodes=nnodes,

@@ -1,7 +1,8 @@
 """From files and overrides to a Spec: one value per key, the origin of each, and every structural finding.
 
 Layers, lowest first: the target's defaults, the recipe, `extends` left to right, `config_file`, the spec's own keys,
-flags, `key=value`. Every layer is checked alike: unknown keys, types and ranges are errors wherever they stand.
+a cell of its matrix, flags, `key=value`. Every layer is checked alike: unknown keys, types and ranges are errors
+wherever they stand. Values that refer to keys are kept as they are written; `resolve` fills them in.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.errors import UsageError
-from dfmspec.read.document import MAX_DEPTH, Budget, Document, parse_document, read_document, read_scalar
+from dfmspec.read.document import MAX_DEPTH, Budget, Document, parse_document, read_document
+from dfmspec.read.interpolation import Typeless, Unset, refers, with_variables
+from dfmspec.read.matrix import Axes, Cell, cells_of, overridden_keys
+from dfmspec.read.scalars import canonical, plain, typed, unquoted
 from dfmspec.read.structure import layer_entries, structural_findings
-from dfmspec.spec.catalogue import Catalogue, types
+from dfmspec.spec.catalogue import COMPOSITION, MATRIX, Catalogue, types
 from dfmspec.spec.iterations import split_iteration
-from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, is_relative
+from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, in_run_dir, is_relative
 from dfmspec.spec.recipes import recipe_text
-from dfmspec.targets import DEFAULT_TARGET, TARGETS, catalogue, recipes_of
+from dfmspec.targets import DEFAULT_TARGET, TARGETS, catalogue, recipes_of, unpinned
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
@@ -37,7 +41,6 @@ def unaliased(key: str) -> str:
 
 
 _KEY = re.compile(rf"[A-Za-z_][\w-]*(\.[\w-]+){{0,{MAX_DEPTH - 1}}}")
-_QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", re.DOTALL)
 _OVERRIDE_HINTS = {
     "~": "deleting a key (~) does nothing upstream; set it to the value that is meant",
     "+": "adding keys (+) makes upstream drop unknown ones in silence; leave the + out",
@@ -49,10 +52,13 @@ class Origin(NamedTuple):
     """Where a value comes from."""
 
     layer: str
-    """"default", "recipe dit_xl", "spec", "extends", "config file", "flag", "override", "environment" or "derived"."""
+    (
+        '"default", "recipe dit_xl", "spec", "extends", "config file", "matrix", "flag", "override", "environment" or '
+        '"derived".'
+    )
     span: Span
     note: str = ""
-    """For a derived value: from what."""
+    """For a derived value: from what. For another: what was written there, where that refers to something else."""
 
     @property
     def is_set_by_user(self) -> bool:
@@ -60,7 +66,10 @@ class Origin(NamedTuple):
         return self.layer in _USER_LAYERS
 
 
-_USER_LAYERS = frozenset({"spec", "extends", "config file", "flag", "override", "environment"})
+_FILE_LAYERS = ("spec", "extends", "config file", "matrix")
+_USER_LAYERS = frozenset({*_FILE_LAYERS, "flag", "override", "environment"})
+_NEEDED_FIRST = ("spec_version", "target", "recipe", *COMPOSITION)
+"""Keys that cannot refer to others: what they say is needed before there are others."""
 
 
 MAX_FILES = 100
@@ -89,6 +98,10 @@ class Spec(NamedTuple):
     """The folder of the spec, absolute."""
     under: Mapping[str, Covered] = {}
     """For a key that several layers set, the values that lie under the last one's."""
+    cells: tuple[Cell, ...] = ()
+    """What its matrix makes of it, where no cell was chosen."""
+    cell: Cell | None = None
+    """The cell that was."""
 
 
 def load_spec(
@@ -100,6 +113,7 @@ def load_spec(
     base: str | None = None,
     spec_dir: str | None = None,
     text: str | None = None,
+    cell: Cell | None = None,
 ) -> Spec:
     """Read a spec and everything it builds on.
 
@@ -110,6 +124,7 @@ def load_spec(
         base: the folder to which relative paths in files are relative, instead of each file's own.
         spec_dir: what ${SPEC_DIR} stands for in a plan's configuration, instead of the file's own folder.
         text: instead of what the file holds.
+        cell: of its matrix, one of the `cells` of the spec without one.
         environment: values that the launcher's environment fixes, such as the world size under torchrun.
 
     Raises:
@@ -120,6 +135,8 @@ def load_spec(
     loader = _Loader(base, spec_dir)
     own = _own_document(file, text, loader.budget)
     loader.lay_files(own)
+    if cell is not None:
+        loader.lay_cell(cell)
     if dataset_path is not None:
         flag = Document("--dataset-path", "")
         loader.lay("flag", {"dataset": {"path": dataset_path}}, flag)
@@ -133,7 +150,7 @@ def load_spec(
     stem = "dit_butterfly"
     if file is not None:
         stem = FilePath(file).stem
-    return loader.finish(own.file, stem, tuple(overrides))
+    return loader.finish(own.file, stem, tuple(overrides), cell)
 
 
 def _own_document(file: str | FilePath | None, text: str | None, budget: Budget) -> Document:
@@ -174,6 +191,10 @@ class _Loader:
         """Where the files are that were named so far."""
         self.fixed: dict[str, Any] = {}
         """Values that lie over every layer: those of the launcher's environment."""
+        self.broken: set[str] = set()
+        """Keys whose value is unusable."""
+        self.written: dict[tuple[str, Path], str] = {}
+        """By file and path: what is written where a variable was filled in."""
 
     def lay_files(self, own: Document) -> None:
         """A spec with the files that lie under it: extends, then config_file, then its own keys."""
@@ -188,14 +209,14 @@ class _Loader:
         self.problems.extend(document.problems)
         data: dict[str, Any] = {}
         if isinstance(document.data, dict):
-            data.update(document.data)
+            data = self._filled(document.data, document, ())
         self.lay(kind, data, document)
 
         # Names of another type are reported with the rest of the layer.
         extends = data.get("extends")
-        bases = extends if isinstance(extends, list) else [extends]
+        bases = [plain(base) for base in (extends if isinstance(extends, list) else [extends])]
         references = [("extends", name) for name in bases if isinstance(name, str)]
-        config_file = data.get("config_file")
+        config_file = plain(data.get("config_file"))
         if isinstance(config_file, str):
             references.append(("config_file", config_file))
 
@@ -258,8 +279,8 @@ class _Loader:
 
         # As data: a mapping in a mapping, and the value as text until the type of its field is known.
         path = tuple(key.split("."))
-        quoted = _unquoted(value)
-        node: Any = _OverrideText(value) if quoted is None else quoted
+        quoted = unquoted(value)
+        node: Any = Typeless(value) if quoted is None else quoted
         for part in reversed(path):
             node = {part: node}
 
@@ -269,7 +290,47 @@ class _Loader:
             keys[path[: depth + 1]] = whole
         value_span = whole._replace(column=len(key) + 2)
         document = Document(COMMAND_LINE, text, keys=keys, values={path: value_span})
-        self.lay("override", node, document)
+        self.lay("override", self._filled(node, document, ()), document)
+
+    def _written_at(self, path: Path, document: Document) -> str:
+        """What is written at a path, or below it, where a variable was filled in."""
+        depth = len(path)
+        found = [text for (file, at), text in self.written.items() if file == document.file and at[:depth] == path]
+        return ", ".join(found)
+
+    def lay_cell(self, cell: Cell) -> None:
+        """What a cell of the matrix sets."""
+        data, document = cell.layer()
+        self.lay("matrix", data, document)
+
+    def _filled(self, node: Any, document: Document, path: Path) -> Any:
+        """The data of a layer with the variables of the environment, less the values whose variable is not set."""
+        if isinstance(node, dict):
+            filled = {key: self._filled(value, document, (*path, key)) for key, value in node.items()}
+            return {key: value for key, value in filled.items() if value is not _LOST}
+        if isinstance(node, list):
+            items = [self._filled(value, document, (*path, index)) for index, value in enumerate(node)]
+            return [plain(value) for value in items if value is not _LOST]
+        text = plain(node)
+        if not isinstance(text, str) or "${env:" not in text:
+            return node
+        self.written[document.file, path] = text
+        try:
+            value = with_variables(text, os.environ)
+        except Unset as unset:
+            self.broken.add(dotted(path[:2]))
+            place = document.values.get(path, document.span(path))
+            self._problem(
+                place,
+                "SPC106",
+                "unresolved-reference",
+                f"{dotted(path)}: the variable {unset.name} is not set here",
+                f"export it, or give a default: ${{env:{unset.name}:-default}}",
+                path,
+            )
+            return _LOST
+        # What has no type yet still has none.
+        return Typeless(value) if isinstance(node, Typeless) and isinstance(value, str) else value
 
     def _malformed_override(self, text: str, place: Span) -> None:
         """Report a word that is no override, with what upstream makes of its first sign."""
@@ -307,7 +368,7 @@ class _Loader:
         problem = Diagnostic(span, code, name, severity, message, hint, path, fix=fix)
         self.problems.append(problem)
 
-    def finish(self, file: str, stem: str, overrides: tuple[str, ...]) -> Spec:
+    def finish(self, file: str, stem: str, overrides: tuple[str, ...], cell: Cell | None) -> Spec:
         """The layers laid on one another, each checked."""
         # Under every layer of a person's: the target's defaults and the recipe.
         target = self._choice("target", tuple(TARGETS), DEFAULT_TARGET)
@@ -319,10 +380,12 @@ class _Loader:
 
         # The layers, lowest first. A key that one of them breaks keeps the value under it, whatever lies above.
         legal = catalogue(target)
-        broken: set[str] = set()
         under: dict[str, Covered] = {}
+        axes = Axes({})
         for layer in self.layers:
-            for key, value, path in self._checked(layer, target, broken):
+            for key, value, path in self._checked(layer, target):
+                if key == MATRIX:
+                    axes.lay(value, layer.document)
                 if origins[key].layer != "default":
                     lower = under.get(key, ())
                     under[key] = (*lower, (values[key], origins[key]))
@@ -334,31 +397,48 @@ class _Loader:
                 adds = layer.kind == "override" and _is_inside(key, layer.document)
                 laid = _merged(values[key], value) if adds else value
                 values[key] = self._located(key, laid, layer)
-                origins[key] = Origin(layer.kind, place)
+                origins[key] = Origin(layer.kind, place, self._written_at(path, layer.document))
         for key, value in self.fixed.items():
             values[key] = value
             origins[key] = Origin("environment", Span("<environment>"))
 
+        # What the matrix makes of it; a cell's run is the group's, by a name of its own.
+        cells: list[Cell] = []
+        if cell is None and axes.entries:
+            cells, problems = cells_of(axes, overridden_keys(overrides))
+            self.problems += problems
+        name = values["name"] or _as_name(stem)
+        if cell is not None:
+            of_cell = Origin("matrix", cell.settings[0].place)
+            for key, value in _of_a_cell(cell, name, values, origins).items():
+                values[key] = value
+                origins[key] = of_cell
+            name = values["name"]
+
         users = [key for key in origins if origins[key] is not default_origins.get(key)]
         return Spec(
             file=file,
-            name=values["name"] or _as_name(stem),
+            name=name,
             target=target,
             values=values,
             origins=origins,
-            problems=tuple(self.problems),
-            broken=frozenset(broken),
+            problems=_one_a_place(self.problems),
+            broken=frozenset(self.broken),
             overrides=overrides,
             documents=tuple(self.documents),
             set_by_user=tuple(users),
             folder=os.path.realpath(FilePath(file).parent),
             under=under,
+            cells=tuple(cells),
+            cell=cell,
         )
 
     def _choice(self, key: str, legal: tuple[str, ...], default: str) -> str:
         """`target` or `recipe`: needed before anything can be checked; an illegal one is reported with the rest."""
         for layer in reversed(self.layers):
-            chosen = _plain(layer.data.get(key))
+            chosen = plain(layer.data.get(key))
+            if key == "target" and isinstance(chosen, str):
+                chosen, _ = unpinned(chosen)
             if chosen is None:
                 continue
             is_legal = isinstance(chosen, str) and chosen in legal
@@ -367,8 +447,7 @@ class _Loader:
 
     def _located(self, key: str, value: Any, layer: _Layer) -> Any:
         """A relative path in a file, as seen from the working directory."""
-        is_in_a_file = layer.kind in ("spec", "extends", "config file")
-        if key not in PATH_KEYS or not is_in_a_file:
+        if key not in PATH_KEYS or layer.kind not in _FILE_LAYERS:
             return value
         if not isinstance(value, str):
             return value
@@ -381,26 +460,47 @@ class _Loader:
             return os.path.relpath(os.path.join(base, value))
         return value
 
-    def _checked(
-        self,
-        layer: _Layer,
-        target: str,
-        broken: set[str],
-    ) -> Iterator[tuple[str, Any, Path]]:
-        """The layer's legal entries; what is not legal is reported, and its key is broken."""
+    def _checked(self, layer: _Layer, target: str) -> Iterator[tuple[str, Any, Path]]:
+        """The layer's legal entries; what is not legal is reported, and its key is broken.
+
+        An entry that refers to a key is legal where there is such an entry: its value is checked once it is known.
+        """
         legal = catalogue(target)
-        data = self._aliased(layer)
+        data = self._without_pin(self._aliased(layer), layer.document)
         data = _sections(data, legal)
-        data = _typed_overrides(data, legal)
-        for problem in structural_findings(data, layer.document, legal, target, self.budget):
+        data = typed(data, legal)
+        for problem in structural_findings(
+            _without_references(data, legal), layer.document, legal, target, self.budget
+        ):
             self.problems.append(problem)
             if problem.path:
-                broken.add(dotted(problem.path[:2]))
+                self.broken.add(dotted(problem.path[:2]))
         for key, value, path in layer_entries(data, legal):
             field = legal.field(key)
-            if field is None or key in broken or legal.is_section(key):
+            if field is None or key in self.broken or legal.is_section(key):
                 continue
-            yield key, _canonical(value, field), path
+            yield key, canonical(value, field), path
+
+    def _without_pin(self, data: dict[str, Any], document: Document) -> dict[str, Any]:
+        """The layer's data with `target: dfm@7cb7634` as its target; a revision that is not known is reported."""
+        text = plain(data.get("target"))
+        if not isinstance(text, str) or "@" not in text:
+            return data
+        target, is_known = unpinned(text)
+        if target not in TARGETS:
+            return data
+        if not is_known:
+            known = f"{target}@{TARGETS[target].revision}"
+            path = ("target",)
+            self._problem(
+                document.values.get(path, document.span(path)),
+                "SPC203",
+                "value-not-allowed",
+                f"target {text}: the catalogue knows no such revision; it knows {known}",
+                f"pin {known}, or take the dfmspec that knows yours",
+                path,
+            )
+        return {**data, "target": target}
 
     def _aliased(self, layer: _Layer) -> dict[str, Any]:
         """The layer's data, with the how-to's own names for checkpoint keys turned into the real ones."""
@@ -437,7 +537,7 @@ class _Loader:
             )
 
         # The how-to names the folder of an iteration; the key takes the folder above it, and ckpt_step the iteration.
-        value = _plain(section.pop(alias))
+        value = plain(section.pop(alias))
         edits = [Edit("rename", path, key)]
         if isinstance(value, str) and alias == "load_checkpoint":
             value, step = split_iteration(value)
@@ -514,7 +614,7 @@ def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
         declared: tuple[str, ...] = ()
         if legal.is_section(name):
             declared = types(legal.field(name) or {})
-        text = _plain(node)
+        text = plain(node)
         is_null = text in (None, "null", "~", "")
         if "string" in declared and is_null:
             kept[name] = {"recipe": None}
@@ -526,19 +626,45 @@ def _sections(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
     return kept
 
 
-def _unquoted(value: str) -> str | None:
-    """What Hydra reads in quotes, which is always text; None when the value has none."""
-    match = _QUOTED.fullmatch(value)
-    if match is None:
-        return None
-    quote, inside = match.groups()
-    return inside.replace(f"\\{quote}", quote)
+def _without_references(data: dict[str, Any], legal: Catalogue) -> dict[str, Any]:
+    """The data of a layer but for the entries that refer to a key, of those that there are."""
+    kept = dict(data)
+    for key, value, path in layer_entries(data, legal):
+        if key in _NEEDED_FIRST or legal.is_section(key) or legal.field(key) is None or not refers(value):
+            continue
+        if len(path) == 1:
+            del kept[key]
+            continue
+        section = str(path[0])
+        if kept[section] is data[section]:
+            kept[section] = dict(data[section])
+        del kept[section][path[1]]
+    return kept
 
 
-class _OverrideText(NamedTuple):
-    """The text after `=`: read by the type of its field, once that is known."""
+def _of_a_cell(cell: Cell, name: str, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, Any]:
+    """What a cell has of its own beside what it sets: a name, its group's name, and a folder for its checkpoints."""
+    own = {"name": f"{name}-{cell.name}"}
+    if not origins["run.group"].is_set_by_user:
+        own["run.group"] = name
+    # A folder that all cells name would be written by all of them.
+    save = values.get("checkpoint.save")
+    if save is not None and origins["checkpoint.save"].is_set_by_user and not in_run_dir(save):
+        own["checkpoint.save"] = f"{save}/{cell.name}"
+        if values.get("checkpoint.load") == save:
+            own["checkpoint.load"] = own["checkpoint.save"]
+    return own
 
-    text: str
+
+def _one_a_place(problems: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """The findings, less a remark on how a value is read where another says that it is the wrong value."""
+    wrong = {problem.span for problem in problems if problem.severity is Severity.ERROR}
+    kept = [problem for problem in problems if problem.code != "SPC103" or problem.span not in wrong]
+    return tuple(kept)
+
+
+_LOST = object()
+"""In place of a value whose variable is not set."""
 
 
 def _is_inside(key: str, override: Document) -> bool:
@@ -555,58 +681,3 @@ def _merged(under: Any, value: Any) -> Any:
     for key, entry in value.items():
         merged[key] = _merged(under.get(key), entry)
     return merged
-
-
-def _plain(value: Any) -> Any:
-    """A value of a layer; of an override that has no type yet, its text."""
-    if isinstance(value, _OverrideText):
-        return value.text
-    return value
-
-
-def _typed_overrides(node: Any, legal: Catalogue, path: tuple[str, ...] = ()) -> Any:
-    """The data of a layer, with the text of overrides read by the types of their fields."""
-    if isinstance(node, _OverrideText):
-        field = legal.field(".".join(path))
-        if field is None:  # an entry of a mapping
-            field = (legal.field(".".join(path[:-1])) or {}).get("additionalProperties")
-        return _typed(node.text, types(field or {}))
-    if not isinstance(node, dict):
-        return node
-    typed = {}
-    for key, value in node.items():
-        typed[key] = _typed_overrides(value, legal, (*path, key))
-    return typed
-
-
-def _typed(text: str, declared: tuple[str, ...]) -> Any:
-    """The text of an override, for a field of some types: for one that takes text, 8 is a text too."""
-    if text in ("null", "~") or "string" not in declared:
-        return _flow(text)
-    # Such as run.resume, a word or an iteration.
-    if "integer" in declared:
-        number = read_scalar(text)
-        if isinstance(number, int):
-            return number
-    return text
-
-
-def _flow(text: str) -> Any:
-    """A scalar, or a list or mapping in flow style."""
-    if not text.startswith(("[", "{")):
-        return read_scalar(text)
-    # Bytes of the command line that are no UTF-8 are a problem of the document, and leave the text as it is.
-    document = parse_document(f"value: {text}".encode(errors="surrogateescape"), COMMAND_LINE)
-    if document.problems:
-        return text
-    return document.data["value"]
-
-
-def _canonical(value: Any, field: dict[str, Any]) -> Any:
-    """A number field's integer as a float."""
-    # To Python, true is an integer.
-    if isinstance(value, bool) or not isinstance(value, int):
-        return value
-    if "number" in types(field):
-        return float(value)
-    return value

@@ -1,4 +1,4 @@
-"""From a Spec to Resolved: every value concrete, each with its origin; derived values computed once, here."""
+"""From a Spec to Resolved: every value concrete, each with its origin; references and derived values, once, here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfmspec.diagnostics import Diagnostic, Span, fault
+from dfmspec.read.interpolation import refers
 from dfmspec.read.load import Origin, Spec
 from dfmspec.targets import catalogue, target_module
 
@@ -23,7 +24,7 @@ class Resolved:
     unknown: frozenset[str]
     """Keys whose value is broken, or follows from a broken one; rules that ask for them are skipped."""
     faults: tuple[Diagnostic, ...] = ()
-    """Derivations that raised what they should not; their keys are unknown."""
+    """References that lead nowhere; derivations that raised what they should not. Their keys are unknown."""
 
     @property
     def world_size_is_given(self) -> bool:
@@ -36,36 +37,57 @@ class Resolved:
 
 def resolve_spec(spec: Spec) -> Resolved:
     """Compute what follows from the spec's values. Pure: the same spec gives the same result anywhere."""
-    values = dict(spec.values)
-    origins = dict(spec.origins)
-    values["name"] = spec.name
-    origins["name"] = _name_origin(spec)
+    draft = Draft(spec)
+    waiting = [key for key in spec.set_by_user if refers(spec.values[key])]
+    if waiting:
+        from dfmspec.read.references import fill
 
-    # In the order of DERIVED. What follows from an unknown value, or counts with a null, is unknown. A null that means
-    # something stays.
-    legal = catalogue(spec.target)
-    derived: dict[str, Any] = {}
-    unknown = set(spec.broken)
-    faults: list[Diagnostic] = []
-    for derivation in target_module(spec.target).DERIVED:
-        key = derivation.key
-        if not unknown.isdisjoint(derivation.sources):
-            unknown.add(key)
-            continue
-        try:
-            derived[key] = derivation.value(values)
-        except (ZeroDivisionError, TypeError, OverflowError):
-            unknown.add(key)
-            continue
-        except Exception as error:
-            unknown.add(key)
-            faults.append(fault(f"the derivation of {key}", error, Span(spec.file)))
-            continue
-        keeps_null = origins[key].is_set_by_user and legal.null_of(key) == "kept"
-        if values[key] is None and not keeps_null:
-            values[key] = derived[key]
-            origins[key] = Origin("derived", Span("<derived>"), derivation.formula)
-    return Resolved(spec, values, origins, derived, frozenset(unknown), tuple(faults))
+        fill(draft, waiting)
+    derived = draft.derive()
+    return Resolved(
+        spec, draft.values, draft.origins, derived, frozenset(draft.unknown), tuple(dict.fromkeys(draft.faults))
+    )
+
+
+class Draft:
+    """A configuration on the way to be resolved."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.values = dict(spec.values)
+        self.origins = dict(spec.origins)
+        self.unknown = set(spec.broken)
+        self.faults: list[Diagnostic] = []
+        self.values["name"] = spec.name
+        self.origins["name"] = _name_origin(spec)
+
+    def derive(self) -> dict[str, Any]:
+        """Fill in what follows from other values, and return what each derivation gives.
+
+        In the order of DERIVED. What follows from an unknown value, or counts with a null, is unknown. A null that
+        means something stays.
+        """
+        legal = catalogue(self.spec.target)
+        derived: dict[str, Any] = {}
+        for derivation in target_module(self.spec.target).DERIVED:
+            key = derivation.key
+            if not self.unknown.isdisjoint(derivation.sources):
+                self.unknown.add(key)
+                continue
+            try:
+                derived[key] = derivation.value(self.values)
+            except (ZeroDivisionError, TypeError, OverflowError):
+                self.unknown.add(key)
+                continue
+            except Exception as error:
+                self.unknown.add(key)
+                self.faults.append(fault(f"the derivation of {key}", error, Span(self.spec.file)))
+                continue
+            keeps_null = self.origins[key].is_set_by_user and legal.null_of(key) == "kept"
+            if self.values[key] is None and not keeps_null:
+                self.values[key] = derived[key]
+                self.origins[key] = Origin("derived", Span("<derived>"), derivation.formula)
+        return derived
 
 
 def _name_origin(spec: Spec) -> Origin:

@@ -109,6 +109,8 @@ class Manifest(_Record):
     format_version: Literal[1] = 1
     run_id: str
     name: str
+    group: str | None = None
+    """Runs that belong together, such as the cells of a matrix."""
     plan_id: str
     spec_file: str | None
     spec_digest: str | None

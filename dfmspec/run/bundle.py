@@ -69,12 +69,21 @@ def write_bundle(plan: Plan, out: Path) -> None:
     Raises:
         UsageError: the folder exists and is not empty.
     """
+    require_new(out)
+    write_files(bundle_files(at(plan, out)), out)
+
+
+def require_new(out: Path) -> None:
+    """Refuse to write into a folder that has something.
+
+    Raises:
+        UsageError: the folder exists and is not empty.
+    """
     is_empty_folder = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_empty_folder:
         raise UsageError(
             f"{out} exists and is not an empty folder; nothing was written. Choose another folder, or remove it"
         )
-    write_files(bundle_files(at(plan, out)), out)
 
 
 def write_files(files: dict[str, str], out: Path) -> None:

@@ -183,6 +183,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
     manifest = Manifest(
         run_id=run_id,
         name=plan.name,
+        group=plan.run.get("group"),  # which earlier plans do not have
         plan_id=launch.plan_id,
         spec_file=request.spec_file,
         spec_digest=None if request.spec_text is None else text_digest(request.spec_text),

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 from dfmspec.resources import resource
 
+MATRIX = "matrix"
+COMPOSITION = ("extends", "config_file", MATRIX)
+"""Keys that say what a spec is made of; a configuration has none of them."""
+
 
 class Catalogue(NamedTuple):
     """Sections, fields, types and defaults of one target."""

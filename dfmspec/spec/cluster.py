@@ -149,6 +149,8 @@ class Run(Section):
         "Folder of the run directories: <output_dir>/<name>/<run-id>; "
         "unless named, in the directory where the run is started."
     )
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] | None = None
+    """Runs that `dfmspec runs` shows together; a matrix gives its cells the name of the spec."""
     resume: str | int = "auto"
     (
         "auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. "

@@ -175,7 +175,9 @@ class Entry(NamedTuple):
 
     module: str
     schema: str
-    """Its catalogue, a JSON Schema among the package's files; one a pinned revision."""
+    """Its catalogue, a JSON Schema among the package's files."""
+    revision: str
+    """Of the code that the catalogue is of: a version, or the beginning of a commit. A spec may pin it."""
     code: str
     """Whose code trains; rules about that code hold for all of its targets."""
     network: str
@@ -190,6 +192,7 @@ TARGETS = {
     "megatron_core": Entry(
         module="dfmspec.targets.megatron_core",
         schema="schemas/targets/megatron_core-0.16.1.schema.json",
+        revision="0.16.1",
         code="dfmspec",
         network="dit",
         recipes=("dit", "dit_of_wide_heads"),
@@ -198,6 +201,7 @@ TARGETS = {
     "dfm": Entry(
         module="dfmspec.targets.dfm.dit",
         schema="schemas/targets/dfm-7cb7634.schema.json",
+        revision="7cb7634",
         code="NVIDIA DFM",
         network="dit",
         recipes=("dit",),
@@ -206,6 +210,7 @@ TARGETS = {
     "dfm_wan": Entry(
         module="dfmspec.targets.dfm.wan",
         schema="schemas/targets/dfm-7cb7634-wan.schema.json",
+        revision="7cb7634",
         code="NVIDIA DFM",
         network="wan",
         recipes=("wan",),
@@ -214,6 +219,7 @@ TARGETS = {
     "dfm_flux": Entry(
         module="dfmspec.targets.dfm.flux",
         schema="schemas/targets/dfm-7cb7634-flux.schema.json",
+        revision="7cb7634",
         code="NVIDIA DFM",
         network="flux",
         recipes=("flux",),
@@ -227,6 +233,16 @@ DEFAULT_UPSTREAM = "dfm"
 """What an override file or a command is taken to be for, where its script does not tell."""
 CONFIG = "config.yaml"
 """The configuration's file in a bundle."""
+
+
+def unpinned(text: str) -> tuple[str, bool]:
+    """The target of `dfm@7cb7634`, and whether that is a revision which its catalogue knows; a commit may be longer."""
+    name, at, revision = text.partition("@")
+    if not at or name not in TARGETS:
+        return text, True
+    known = TARGETS[name].revision
+    is_longer = len(known) >= 7 and "." not in known and revision.startswith(known)
+    return name, revision == known or is_longer
 
 
 def target_module(name: str) -> Target:

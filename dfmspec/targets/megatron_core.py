@@ -8,6 +8,7 @@ from typing import Any
 from dfmspec.data.encoders import EMBEDDED_PICTURES
 from dfmspec.diagnostics import Severity
 from dfmspec.estimate import dit
+from dfmspec.spec.catalogue import COMPOSITION
 from dfmspec.spec.resume import Resume
 from dfmspec.targets import CONFIG, Derived, Values, Work
 from dfmspec.targets.derivations import SHARED, copied, data_parallel_size
@@ -152,7 +153,7 @@ def config(values: Values) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in sorted(values.items()):
         # The spec's own composition, and what the launcher alone reads.
-        if key in ("extends", "config_file") or key.startswith(("launcher.", "run.")):
+        if key in COMPOSITION or key.startswith(("launcher.", "run.")):
             continue
         section, dot, field = key.rpartition(".")
         if dot:

@@ -39,6 +39,7 @@ ELSEWHERE = {
     "launcher.python",
     # What the entering of a container asks for: tests/run/test_containers.py.
     "launcher.container",
+    "run.group",
     "launcher.container_engine",
     "launcher.container_mounts",
     "launcher.container_options",

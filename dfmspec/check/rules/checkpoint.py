@@ -343,7 +343,7 @@ def _foreign(view: View) -> Iterator[Finding]:
             path(KEEP),
             f"{KEEP} {keep} removes all but the newest {keep} of the iter_* anywhere below {save}: "
             f"{len(others)} of them belong to others (first: {first})",
-            f"give {SAVE} a folder of its own, such as {parent}/{view.resolved.spec.name}; or set {KEEP} to -1",
+            f"give {SAVE} a folder of its own, such as {parent}/{view.resolved['name']}; or set {KEEP} to -1",
         )
 
 

@@ -72,7 +72,7 @@ def _has_begun(view: View, runs: FilePath, saved: FilePath) -> bool:
 
 def _resume(view: View) -> Iterator[Finding]:
     resume = Resume.parse(view[RESUME])
-    name = view.resolved.spec.name
+    name = view.resolved["name"]
     runs = local_path(view["run.output_dir"]) / name
     own = view[SAVE] if view.set_by_user(SAVE) else f"checkpoints/{name}"
     saved = iterations(local_path(own))

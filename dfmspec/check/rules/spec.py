@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
 from dfmspec.diagnostics import Edit, Finding
+from dfmspec.read.interpolation import SYNTAX, texts_in, variables
 from dfmspec.spec.paths import RUN_DIR
 from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import Derived, catalogue, target_module
@@ -190,32 +191,41 @@ def _changes_what_initialisers_follow(view: View) -> bool:
     return bool(view[LAYERS] != 28 or view[_DEVIATION] != 0.02)
 
 
-def _texts(value: object) -> Iterator[str]:
-    """The texts in a value, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts([*value.values()])
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
-
-
 def _interpolations(view: View) -> Iterator[Finding]:
     for key, _ in _marked(view):
-        for text in _texts(view.or_null(key)):
+        for text in texts_in(view.or_null(key)):
+            hint = "write the value itself"
             if text == "???":
                 what = "the marker ??? keeps the default in silence"
             elif "${" in text.replace(RUN_DIR, ""):
-                what = f"interpolations are not part of a spec, except {RUN_DIR}"
+                what = f"a spec refers by {SYNTAX}, and to {RUN_DIR}"
+                hint = _meant_reference(text, view) or hint
             else:
                 continue
-            yield Finding(path(key), f"{key} {text}: {what}", "write the value itself")
+            yield Finding(path(key), f"{key} {text}: {what}", hint)
+
+
+def _meant_reference(text: str, view: View) -> str | None:
+    """What was probably meant by OmegaConf's own kinds of interpolation, or by a shell's."""
+    for key in re.findall(r"\$\{([A-Za-z_][\w.]*)\}", text):
+        if key in view.resolved.values:
+            return f"write ${{spec.{key}}}"
+        if "." not in key:
+            return f"write ${{env:{key}}} to have it filled in here; ${key} is left to a shell"
+    variable = re.search(r"\$\{oc\.env:(\w+)", text)
+    return f"write ${{env:{variable[1]}}}" if variable else None
 
 
 def _secrets(view: View) -> Iterator[Finding]:
     for key, _ in _marked(view):
         value = view.or_null(key)
+        # What a variable held is in the value by now, and its name says what it was.
+        for name in variables(view.resolved.origins[key].note):
+            if names_a_secret(name):
+                message = (
+                    f"{key} takes the value of {name}, a secret by its name, and a spec's values are kept and shared"
+                )
+                yield Finding(path(key), message, "export it where the run starts, and leave it out of the spec")
         named = value if isinstance(value, dict) else {key: value}
         for name, text in named.items():
             # The name of a variable is no secret, only its value is.

@@ -87,6 +87,28 @@ RULES = (
         "A file that lies under itself has no lowest layer.",
         "extends and config_file",
     ),
+    # What values refer to.
+    _rule(
+        "SPC106",
+        "unresolved-reference",
+        ERROR,
+        "A reference that leads nowhere would be text, and the run would have a folder or a number by that name.",
+        "${env:NAME}, ${env:NAME:-default} and ${spec.KEY}",
+    ),
+    _rule(
+        "SPC108",
+        "circular-reference",
+        ERROR,
+        "A key that refers to itself, by whatever way, has no value.",
+        "${spec.KEY}",
+    ),
+    _rule(
+        "SPC109",
+        "malformed-matrix",
+        ERROR,
+        "What the cells of a matrix are is not certain, so none is planned.",
+        "matrix",
+    ),
     _rule(
         "SPC107",
         "malformed-override",
