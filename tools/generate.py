@@ -9,7 +9,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from dfmspec.plan.scripts import RANK_PROGRAM  # noqa: E402
 from dfmspec.read.load import load_spec  # noqa: E402
 from dfmspec.read.resolve import Resolved, resolve_spec  # noqa: E402
 from dfmspec.record.manifest import manifest_schema  # noqa: E402
-from dfmspec.run.bundle import at, bundle_files  # noqa: E402
+from dfmspec.run.bundle import GUARDS, at, bundle_files  # noqa: E402
 from dfmspec.targets import TARGETS, catalogue  # noqa: E402
 from tools.pages import WITHOUT_EXAMPLE, examples, keys_index, keys_of, keys_page, rule_page, rules_index, valid_specs  # noqa: E402
 from tools.schemas import NETWORKS, dfm, experiment, megatron_core, with_names  # noqa: E402
@@ -107,11 +106,9 @@ def goldens() -> Files:
     for spec in sorted(GOLDENS.glob("*/spec.yaml")):
         folder = spec.parent / "plan"
         plan = make_plan(resolve_spec(load_spec(spec)))
-        # Without the guards, which change with every line of code.
-        bundle = bundle_files(at(replace(plan, guards={}), folder))
-        for name, text in bundle.items():
-            # Programs travel as they are in the package.
-            if not name.startswith("examples/") and name != RANK_PROGRAM:
+        for name, text in bundle_files(at(plan, folder)).items():
+            # Programs travel as they are in the package, and guards change with every line of code.
+            if not name.startswith("examples/") and name not in (RANK_PROGRAM, GUARDS):
                 files[folder / name] = text
     return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,23 +19,25 @@ from dfmspec.cli.arguments import (
     complete_override,
     load_checked,
     of_cell,
-    one_file,
     require_valid,
+    split_words,
 )
-from dfmspec.errors import StalePlanError, UsageError
+from dfmspec.cli.validate import expanded
+from dfmspec.errors import STALE, StalePlanError, UsageError
+from dfmspec.figures import counted
 
 if TYPE_CHECKING:
     from dfmspec.plan.plan import Plan
     from dfmspec.read.resolve import Resolved
 
 FORMATS = ("text", "json", "yaml", "sh")
-_LISTED_FORMATS = ", ".join(FORMATS)
+_LISTED_FORMATS = ", ".join(FORMATS) + "; with --diff, text or markdown"
 
 _Words = Annotated[
     list[str],
     typer.Argument(
-        metavar="SPEC [KEY=VALUE]...",
-        help="A spec, and overrides laid over it.",
+        metavar="SPEC... [KEY=VALUE]...",
+        help="A spec, and overrides laid over it; or several, or folders of them, for --out and --check.",
         show_default=False,
         autocompletion=complete_override,
     ),
@@ -69,10 +72,17 @@ _Diff = Annotated[
         metavar="OTHER",
     ),
 ]
+_ExitCode = Annotated[
+    bool,
+    typer.Option("--exit-code", help="With --diff: exit code 3 when the plans differ."),
+]
 _Check = Annotated[
     str | None,
     typer.Option(
-        help="A bundle written before: exit code 3 when it is stale. Or `scheduler`: would Slurm take the job?",
+        help=(
+            "A bundle written before, or for several specs the folder of theirs: exit code 3 when one is stale. "
+            "Or `scheduler`: would Slurm take the job?"
+        ),
         metavar="BUNDLE",
     ),
 ]
@@ -86,16 +96,20 @@ def plan(
     ranks: _Ranks = False,
     why: _Why = None,
     diff: _Diff = None,
+    exit_code: _ExitCode = False,
     check: _Check = None,
     cell: CellOption = None,
     dataset_path: DatasetPath = None,
 ) -> None:
     """Resolve and compile a spec, and show the commands of every node.
 
+    Several specs, folders of specs or the cells of a matrix are written or checked together, each as a bundle of its
+    name in one folder: with --out FOLDER and --check FOLDER.
+
+    Exit code 0: done. 1: errors in a spec. 2: wrong usage. 3: a bundle is stale; with --exit-code, the plans differ.
+
     Example: dfmspec plan spec.yaml cluster.nnodes=2 cluster.nproc_per_node=8
     """
-    from dfmspec.plan.plan import make_plan
-
     # What is asked for.
     answers = {
         "--out": out,
@@ -105,29 +119,39 @@ def plan(
         "--check": check,
     }
     form = _form(format_, node, answers)
-    file, overrides = one_file(words)
-    whole = load_checked(file, overrides, dataset_path, ("spec",))
-    is_for_one = cell is not None or form not in ("text", "json") or any((ranks, why, diff, check))
-    if whole.resolved.spec.cells and not is_for_one:
-        _print_cells(cells_checked(whole, overrides, dataset_path, ("spec",)), out, form)
+    if exit_code and diff is None:
+        raise UsageError("--exit-code says whether plans differ: give --diff OTHER too")
+    names, overrides = split_words(words)
+    files = expanded(names)
+
+    # Of many, bundles; of one, whatever is asked.
+    wholes = [load_checked(file, overrides, dataset_path, ("spec",)) for file in files]
+    is_about_one = cell is not None or node is not None or form == "yaml" or any((ranks, why, diff))
+    if not is_about_one and (len(wholes) > 1 or wholes[0].resolved.spec.cells):
+        _answer_many(_all_plans(wholes, overrides, dataset_path), out, check, form)
         return
-    checked = of_cell(whole, cell, overrides, dataset_path, ("spec",))
+    if len(wholes) > 1:
+        named = ", ".join(files)
+        raise UsageError(f"that is asked of one spec, and there are {len(files)}: {named}")
+    checked = of_cell(wholes[0], cell, overrides, dataset_path, ("spec",))
     require_valid(checked)
-    resolved = checked.resolved
-
-    # Answers that need no plan.
     if why is not None:
-        _print_reason(resolved, why)
-        return
-    if ranks:
-        _print_ranks(resolved, form)
-        return
+        _print_reason(checked.resolved, why)
+    elif ranks:
+        _print_ranks(checked.resolved, form)
+    else:
+        from dfmspec.plan.plan import make_plan
 
-    # Answers about the plan, each in place of the plan itself.
-    made = make_plan(resolved)
-    if diff is not None:
-        _print_difference(_other_plan(diff, file, overrides), made)
-    elif check == "scheduler":
+        made = make_plan(checked.resolved)
+        if diff is not None:
+            _answer_difference(_other_plan(diff, files[0], overrides, cell), made, form, exit_code=exit_code)
+        else:
+            _answer(checked.resolved, made, out, check, form, node)
+
+
+def _answer(resolved: Resolved, made: Plan, out: Path | None, check: str | None, form: str, node: int | None) -> None:
+    """One answer about a plan."""
+    if check == "scheduler":
         _check_scheduler(made)
     elif check is not None:
         _check_golden(made, Path(check))
@@ -149,14 +173,16 @@ def _form(form: str, node: int | None, answers: Mapping[str, object]) -> str:
     Raises:
         UsageError: of two answers that were asked for, one would be left out.
     """
-    check_format(form, FORMATS)
+    check_format(form, (*FORMATS, "markdown"))
     wanted = [name for name, value in answers.items() if value is not None]
     if len(wanted) > 1:
         raise UsageError(f"{wanted[0]} and {wanted[1]} are two answers; ask for one at a time")
     if wanted:
-        are_ranks_as_data = wanted[0] == "--ranks" and form == "json"
-        if form != "text" and not are_ranks_as_data:
+        is_known = (wanted[0], form) in (("--ranks", "json"), ("--diff", "markdown"))
+        if form != "text" and not is_known:
             raise UsageError(f"{wanted[0]} has no --format {form}")
+    elif form == "markdown":
+        raise UsageError("--format markdown is for --diff OTHER")
     if node is None:
         return form
     if wanted:
@@ -166,15 +192,42 @@ def _form(form: str, node: int | None, answers: Mapping[str, object]) -> str:
     return "sh"
 
 
-def _print_cells(cells: Sequence[Checked], out: Path | None, form: str) -> None:
-    """The plans of a matrix: a line each, all as data, or a bundle each in a folder of its name."""
+def _all_plans(wholes: Sequence[Checked], overrides: Sequence[str], dataset_path: str | None) -> dict[str, Plan]:
+    """The plans of all specs and of their cells, by the names that their bundles have.
+
+    Raises:
+        UsageError: two have the same name.
+    """
     from dfmspec.plan.plan import make_plan
 
-    require_valid(*cells)
+    found = [cells_checked(whole, overrides, dataset_path, ("spec",)) for whole in wholes]
+    require_valid(*chain.from_iterable(found))
     made: dict[str, Plan] = {}
-    for resolved, _ in cells:
-        made[str(resolved.spec.cell and resolved.spec.cell.name)] = make_plan(resolved)
-    if out is not None:
+    for resolved, _ in chain.from_iterable(found):
+        cell = resolved.spec.cell
+        name = cell.name if cell is not None and len(wholes) == 1 else resolved["name"]
+        if name in made:
+            raise UsageError(f"two plans would have the name {name}; give the specs names of their own")
+        made[name] = make_plan(resolved)
+    return made
+
+
+def _answer_many(made: Mapping[str, Plan], out: Path | None, check: str | None, form: str) -> None:
+    """The plans of several specs, or of a matrix: a bundle each in a folder of its name, all as data, or a line each.
+
+    Raises:
+        StalePlanError: a bundle, or several.
+        UsageError: that form is of one plan alone.
+    """
+    if check == "scheduler" or form == "sh":
+        names = ", ".join(made)
+        raise UsageError(f"that is asked of one plan, and there are {len(made)}: {names}")
+    if check is not None:
+        stale = [name for name, plan in made.items() if not _is_golden(plan, Path(check) / name)]
+        if stale:
+            raise StalePlanError(f"{len(stale)} of {counted(len(made), 'bundle')} stale: {', '.join(stale)}")
+        typer.echo(f"{counted(len(made), 'bundle')} in {check}: as their specs have them", err=True)
+    elif out is not None:
         from dfmspec.run.bundle import require_new, write_bundle
 
         require_new(out)
@@ -187,9 +240,19 @@ def _print_cells(cells: Sequence[Checked], out: Path | None, form: str) -> None:
         typer.echo(cells_shown(made))
 
 
+def _is_golden(made: Plan, golden: Path) -> bool:
+    """Whether a bundle is what its spec gives; if not, it is said in what it differs."""
+    try:
+        _check_golden(made, golden)
+    except (StalePlanError, UsageError) as error:
+        typer.echo(str(error), err=True)
+        return False
+    return True
+
+
 def cells_shown(made: Mapping[str, Plan]) -> str:
-    """The cells of a matrix with their plans, a line each."""
-    lines = [f"{len(made)} cells; --cell NAME or NUMBER shows the plan of one"]
+    """The plans of a matrix, a line each."""
+    lines = [f"{counted(len(made), 'cell')}; --cell NAME or NUMBER shows the plan of one"]
     for number, (name, plan) in enumerate(made.items(), 1):
         lines.append(f"  {number:>3}  {plan.short_id}  {name}")
     return "\n".join(lines)
@@ -215,15 +278,23 @@ def _print_ranks(resolved: Resolved, form: str) -> None:
         typer.echo(describe.rank_table(resolved))
 
 
-def _print_difference(other: Plan, made: Plan) -> None:
-    """--diff: what differs from another plan."""
+def _answer_difference(other: Plan, made: Plan, form: str, *, exit_code: bool) -> None:
+    """--diff: what differs from another plan, and with --exit-code whether anything does."""
+    _print_difference(other, made, form)
+    if exit_code and other.plan_id != made.plan_id:
+        raise typer.Exit(STALE)
+
+
+def _print_difference(other: Plan, made: Plan, form: str = "text") -> None:
+    """What differs from another plan, for a terminal or for a pull request."""
     from dfmspec.plan import difference
 
     if other.target != made.target:
-        typer.echo(difference.across_targets(other, made))
+        text = difference.across_targets(other, made)
+        typer.echo(f"```\n{text}\n```" if form == "markdown" else text)
         return
     found = difference.differences(other, made)
-    typer.echo(difference.described(found))
+    typer.echo(difference.in_markdown(found, made.name) if form == "markdown" else difference.described(found))
 
 
 def _write_bundle(made: Plan, folder: Path) -> None:
@@ -268,8 +339,11 @@ def _print_description(resolved: Resolved, made: Plan) -> None:
     typer.echo(describe.described(resolved, made))
 
 
-def _other_plan(place: Path, spec: str, overrides: list[str]) -> Plan:
-    """A saved plan, the plan of a run, or what another spec compiles to; or this one, with one more override."""
+def _other_plan(place: Path, spec: str, overrides: list[str], cell: str | None) -> Plan:
+    """A saved plan, the plan of a run, or what another spec compiles to; or this one, with one more override.
+
+    Of a spec with a matrix, the cell of the same name or number.
+    """
     from dfmspec.plan.plan import make_plan
     from dfmspec.run.bundle import read_bundle, read_plan
 
@@ -279,7 +353,8 @@ def _other_plan(place: Path, spec: str, overrides: list[str]) -> Plan:
         return read_plan(place)
     is_override = "=" in place.name and not place.exists()
     file, words = (spec, [*overrides, str(place)]) if is_override else (str(place), [])
-    checked = load_checked(file, words, None, ("spec",))
+    whole = load_checked(file, words, None, ("spec",))
+    checked = of_cell(whole, cell if whole.resolved.spec.cells else None, words, None, ("spec",))
     require_valid(checked)
     return make_plan(checked.resolved)
 

@@ -263,7 +263,7 @@ def _from_run(run: RunDir) -> _Source:
             f"the {run.manifest.name} of run {run} cannot be read ({first_line}); put it back, "
             "or begin anew from the spec"
         ) from error
-    plan = read_plan(run.plan)
+    plan = dataclasses.replace(read_plan(run.plan), guards=manifest.guards)
     if plan.recorded_id != manifest.plan_id:
         raise CheckpointError(f"{run.plan} is not the plan that {run.manifest} names; put it back")
     if manifest.verdict != "succeeded":

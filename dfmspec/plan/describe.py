@@ -8,38 +8,32 @@ from typing import Any
 
 from dfmspec.errors import UsageError
 from dfmspec.estimate.disk import checkpoint_bytes
+from dfmspec.figures import counted, size, with_prefix
 from dfmspec.plan.environment import reason, shell_line
 from dfmspec.plan.plan import Plan, config_text
 from dfmspec.plan.scripts import shell_command
 from dfmspec.read.load import Origin, unaliased
 from dfmspec.read.resolve import Resolved
 from dfmspec.read.structure import meant_key
-from dfmspec.spec.catalogue import COMPOSITION
 from dfmspec.spec.launchers import LAUNCHERS
-from dfmspec.targets import Reading, catalogue, target_module
+from dfmspec.targets import TARGETS, Reading, catalogue, target_module
 from dfmspec.targets.layout import Layout, RankPlace, crossing, layout_of, places
-
-_SHOWN_ONE_BY_ONE = 4
-"""Up to so many nodes, each one's command is shown."""
-_LONG = 16
-"""Up to so many entries, a list is shown whole; of a longer one, the ends."""
 
 
 def described(resolved: Resolved, made: Plan) -> str:
-    """The plan for a reader: sizes, then each node's command as the how-to writes it."""
+    """The plan for a reader: sizes, what nobody set and matters, then the command of a node as the how-to has it."""
     layout = layout_of(resolved.values)
     lines = _head(resolved, made, layout)
     lines += _sizes(resolved, layout)
-    lines += _set_by_user(resolved)
+    lines += _left_open(resolved)
 
-    # The commands: of each node, or one for all.
-    if made.nnodes > _SHOWN_ONE_BY_ONE:
-        lines.append(f"\n# every node, NODE_RANK 0 to {made.nnodes - 1}")
+    # The commands: one for all nodes, which differ by their rank alone.
+    if made.nnodes > 1:
+        lines.append(f"\n# every node, with NODE_RANK 0 to {made.nnodes - 1}")
         lines += _command(resolved, made, None)
     else:
-        for node in range(made.nnodes):
-            lines.append(f"\n# node {node}")
-            lines += _command(resolved, made, node)
+        lines.append("\n# the node")
+        lines += _command(resolved, made, 0)
 
     # What is left to do by hand.
     kind = made.launcher["kind"]
@@ -53,30 +47,27 @@ def described(resolved: Resolved, made: Plan) -> str:
 
 def _head(resolved: Resolved, made: Plan, layout: Layout) -> list[str]:
     """What is trained, on how many ranks, in what batches."""
-    recipe = resolved["recipe"]
+    values = resolved.values
     dp = layout.data_parallel_size
-    lines = [f"{made.name}: recipe {recipe} for target {made.target}, plan {made.short_id}"]
+    trainer = f"{made.target} {TARGETS[made.target].revision}"
+    lines = [f"{made.name}: recipe {values['recipe']} for target {trainer}, plan {made.short_id}"]
 
     # The ranks.
-    nnodes = resolved["cluster.nnodes"]
-    nproc = resolved["cluster.nproc_per_node"]
-    device = resolved["cluster.device"]
+    nodes = counted(values["cluster.nnodes"], "node")
+    device = values["cluster.gpu"] or values["cluster.device"]
     lines.append(
-        f"  {layout.world_size} ranks = {nnodes} nodes x {nproc} on {device}: "
+        f"  {counted(layout.world_size, 'rank')} = {nodes} x {values['cluster.nproc_per_node']} on {device}: "
         f"TP: {layout.tensor_model_parallel_size}, "
         f"PP: {layout.pipeline_model_parallel_size}, "
         f"CP: {layout.context_parallel_size} -> DP: {dp}"
     )
 
     # The batches.
-    packs = resolved["train.global_batch_size"]
-    micro = resolved["train.micro_batch_size"]
-    iters = resolved["train.train_iters"]
-    saves = _when_it_saves(resolved.values)
-    microbatches = packs // (micro * max(1, dp))
-    lines.append(
-        f"  global batch {packs} packs = {microbatches} microbatches x {micro} x DP {dp}; {iters} iterations; {saves}"
-    )
+    packs = values["train.global_batch_size"]
+    micro = values["train.micro_batch_size"]
+    microbatches = counted(packs // (micro * max(1, dp)), "microbatch", "microbatches")
+    lines.append(f"  global batch {counted(packs, 'pack')} = {microbatches} x {micro} x DP {dp}")
+    lines.append(f"  {counted(values['train.train_iters'] or 0, 'iteration')}; {_when_it_saves(values)}")
     return lines
 
 
@@ -86,7 +77,7 @@ def _when_it_saves(values: Mapping[str, Any]) -> str:
         return "no checkpoints"
     if interval is None:
         return "a checkpoint at the end"
-    return f"a checkpoint every {interval}"
+    return f"a checkpoint every {interval:,}"
 
 
 def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
@@ -94,18 +85,14 @@ def _sizes(resolved: Resolved, layout: Layout) -> list[str]:
     # In the network.
     values = resolved.values
     parameters = target_module(values["target"]).parameters(values)
-    millions = parameters / 1e6
-    work = _work(values, layout)
+    lines = [f"  {parameters / 1e6:,.1f} M parameters; {_work(values, layout)}"]
 
     # On disk.
     kept = _kept_checkpoints(values)
     each = checkpoint_bytes(parameters, averaged="diffusion.ema_decay" in values)
-    one_gb = _figure(each / 1e9)
-    all_gb = _figure(kept * each / 1e9)
-
-    lines = [f"  {millions:,.1f} M parameters; {work}"]
     if kept:
-        lines.append(f"  a checkpoint is about {one_gb} GB; {kept} of them {all_gb} GB")
+        most = f"; the {kept} that are kept, {size(kept * each)}" if kept > 1 else ""
+        lines.append(f"  a checkpoint is about {size(each)}{most}")
     crossed = ", ".join(crossing(layout, values["cluster.nproc_per_node"]))
     if crossed:
         lines.append(f"  groups that reach over nodes: {crossed}")
@@ -127,49 +114,56 @@ def _kept_checkpoints(values: Mapping[str, Any]) -> int:
     return min(saves, max(2, most_recent))
 
 
-def _figure(value: float) -> str:
-    """Three digits, and never an exponent for a large one."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:,.3g}"
-
-
 def _work(values: Mapping[str, Any], layout: Layout) -> str:
     """Tokens and operations of an iteration."""
     packs = values["train.global_batch_size"]
     work = target_module(values["target"]).work(values)
     tokens = packs * work.tokens
     operations = packs * work.flops
-    petaflop = _figure(operations / 1e15)
-    teraflop = _figure(operations / layout.world_size / 1e12)
-    return f"an iteration is {tokens:,} tokens and {petaflop} PFLOP ({work.held}), {teraflop} TFLOP a rank"
+    each = with_prefix(operations / layout.world_size, "FLOP")
+    return f"an iteration is {tokens:,} tokens and {with_prefix(operations, 'FLOP')} ({work.held}), {each} a rank"
 
 
-def _set_by_user(resolved: Resolved) -> list[str]:
-    """The values that a person set, and where."""
-    by_user = {
-        key: origin for key, origin in resolved.origins.items() if origin.is_set_by_user and key not in COMPOSITION
-    }
-    if not by_user:
+_MATTERS = (
+    "cluster.nproc_per_node",
+    "dataset.path",
+    "dataset.task_encoder_seq_length",
+    "dataset.packing_buffer_size",
+    "train.global_batch_size",
+    "train.train_iters",
+    "train.eval_interval",
+    "train.eval_iters",
+    "optimizer.lr",
+    "optimizer.min_lr",
+    "optimizer.weight_decay",
+    "optimizer.clip_grad",
+    "scheduler.lr_decay_style",
+    "scheduler.lr_decay_iters",
+    "scheduler.lr_warmup_iters",
+    "mixed_precision.recipe",
+    "mixed_precision.bf16",
+    "diffusion.ema_decay",
+    "checkpoint.save",
+    "checkpoint.save_interval",
+    "checkpoint.most_recent_k",
+    "rng.seed",
+)
+"""Keys that decide what comes of a run, its length or its place: worth a look where nobody set them."""
+
+
+def _left_open(resolved: Resolved) -> list[str]:
+    """What follows from other values, or is a default, and matters: what a reader of the spec does not see there."""
+    rows = []
+    for key in _MATTERS:
+        origin = resolved.origins.get(key)
+        if origin is None or origin.is_set_by_user:
+            continue
+        why = origin.note if origin.layer == "derived" else origin.layer
+        rows.append((f"{key} = {json.dumps(resolved.values[key])}", why))
+    if not rows:
         return []
-    lines = ["  set:"]
-    for key, origin in by_user.items():
-        value = _shortened(resolved.values[key])
-        lines.append(f"    {key} = {value}  ({origin.span})")
-    return lines
-
-
-def _shortened(value: Any) -> str:
-    """A value as JSON; of a long list, the ends."""
-    if not isinstance(value, list) or len(value) <= _LONG:
-        return json.dumps(value)
-    count = len(value)
-
-    # Two at the beginning, which show a step, and the last.
-    first = json.dumps(value[0])
-    second = json.dumps(value[1])
-    last = json.dumps(value[-1])
-    return f"[{first}, {second}, ... {count} in all ..., {last}]"
+    width = max(len(words) for words, _ in rows)
+    return ["  not set, so derived or by default:", *(f"    {words:<{width}}  {why}" for words, why in rows)]
 
 
 def _command(resolved: Resolved, made: Plan, node: int | None) -> list[str]:

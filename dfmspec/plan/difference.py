@@ -31,6 +31,7 @@ _QUIET_KEYS = {
     "cluster.master_port",
     "dist.distributed_timeout_minutes",
     "name",
+    "run.group",
     "run.num_samples",
     "run.output_dir",
     "train.exit_duration_in_mins",
@@ -83,7 +84,7 @@ def differences(one: Plan, other: Plan) -> list[Difference]:
         value = values.get(key, _ABSENT)
         other_value = other_values.get(key, _ABSENT)
         # A key of a later version is left out.
-        is_newer = key.startswith("launcher.") and _is_newer(value, other_value)
+        is_newer = key.startswith(("launcher.", "run.")) and _is_newer(value, other_value)
         if value != other_value and not is_newer:
             found.append(Difference(_group(key, one.target), key, value, other_value))
     return sorted(found, key=lambda difference: (_GROUPS.index(difference.group), difference.key))
@@ -150,6 +151,30 @@ def described(found: list[Difference]) -> str:
             lines.append(f"{group}:")
             lines += [_line(difference) for difference in inside]
     return "\n".join(lines) or "no difference"
+
+
+def in_markdown(found: list[Difference], name: str) -> str:
+    """The differences for a pull request: a table, what changes the numbers first."""
+    if not found:
+        return f"**{name}**: the plan is the same"
+    counts = []
+    for group in _GROUPS:
+        count = sum(difference.group == group for difference in found)
+        if count:
+            counts.append(f"{group}: {count}")
+    rows = ["| key | was | is | |", "|---|---|---|---|"]
+    for difference in found:
+        cells = [f"`{difference.key}`", *(_cell(value) for value in (difference.one, difference.other))]
+        rows.append(f"| {' | '.join(cells)} | {difference.group} |")
+    return "\n".join([f"**{name}**: {'; '.join(counts)}", "", *rows])
+
+
+def _cell(value: Any) -> str:
+    """A value in a table of Markdown, whatever is in it."""
+    text = value if value == _ABSENT else json.dumps(value)
+    shown = text.replace("|", "\\|")
+    fence = "``" if "`" in shown else "`"
+    return f"{fence}{shown}{fence}" if fence == "`" else f"{fence} {shown} {fence}"
 
 
 def _line(difference: Difference) -> str:

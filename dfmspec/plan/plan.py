@@ -1,7 +1,7 @@
 """From Resolved to a Plan: the files and commands of a run, byte for byte the same wherever they are made.
 
 A plan's identity is the sha256 of its canonical JSON. What may change behind its back (dfmspec's own code, the
-dataset's metadata) stands beside it as guards: a run whose guards no longer hold is refused.
+dataset's metadata) stands beside it as guards, in a file of their own: a run whose guards no longer hold is refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from dfmspec.read.resolve import Resolved
 from dfmspec.spec.containers import is_file
 from dfmspec.spec.digest import canonical, config_digest, file_digest
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, SPEC_DIR_UPSTREAM, absolute, is_relative, local_path
-from dfmspec.targets import Reading, target_module
+from dfmspec.targets import TARGETS, Reading, target_module
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of plan.json. 1 had the guards in it, and no revision."""
+_IDENTITY_VERSION = 1
+"""Of what is hashed: a plan keeps its id where only its file has changed."""
 
 RANK = "$NODE_RANK"
 ADDR = "$MASTER_ADDR"
@@ -95,7 +98,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What is hashed."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": _IDENTITY_VERSION,
             "name": self.name,
             "target": self.target,
             "config": self.config,
@@ -156,15 +159,16 @@ class Plan:
         return config_digest({"run": self.run, "launcher": self.launcher})
 
     def as_json(self) -> dict[str, Any]:
-        """The content of plan.json."""
+        """The content of plan.json: all but the guards, so that it has the same bytes on any machine."""
         return {
             "plan_id": self.recorded_id,
             **self.identity,
+            "format_version": FORMAT_VERSION,
             # Beside the identity.
+            "revision": TARGETS[self.target].revision,
             "run": dict(self.run),
             "launcher": dict(self.launcher),
             "launch": self.launch_digest,
-            "guards": dict(self.guards),
             "spec_dir": self.spec_dir,
         }
 

@@ -402,18 +402,14 @@ class _Loader:
             values[key] = value
             origins[key] = Origin("environment", Span("<environment>"))
 
-        # What the matrix makes of it; a cell's run is the group's, by a name of its own.
+        # What the matrix makes of it.
         cells: list[Cell] = []
         if cell is None and axes.entries:
             cells, problems = cells_of(axes, overridden_keys(overrides))
             self.problems += problems
         name = values["name"] or _as_name(stem)
         if cell is not None:
-            of_cell = Origin("matrix", cell.settings[0].place)
-            for key, value in _of_a_cell(cell, name, values, origins).items():
-                values[key] = value
-                origins[key] = of_cell
-            name = values["name"]
+            name = _lay_own(cell, name, values, origins)
 
         users = [key for key in origins if origins[key] is not default_origins.get(key)]
         return Spec(
@@ -642,8 +638,11 @@ def _without_references(data: dict[str, Any], legal: Catalogue) -> dict[str, Any
     return kept
 
 
-def _of_a_cell(cell: Cell, name: str, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, Any]:
-    """What a cell has of its own beside what it sets: a name, its group's name, and a folder for its checkpoints."""
+def _lay_own(cell: Cell, name: str, values: dict[str, Any], origins: dict[str, Origin]) -> str:
+    """Lay what a cell has of its own beside what it sets: its group's name, a folder for its checkpoints, a name.
+
+    Returns that name.
+    """
     own = {"name": f"{name}-{cell.name}"}
     if not origins["run.group"].is_set_by_user:
         own["run.group"] = name
@@ -653,7 +652,9 @@ def _of_a_cell(cell: Cell, name: str, values: Mapping[str, Any], origins: Mappin
         own["checkpoint.save"] = f"{save}/{cell.name}"
         if values.get("checkpoint.load") == save:
             own["checkpoint.load"] = own["checkpoint.save"]
-    return own
+    values.update(own)
+    origins.update(dict.fromkeys(own, Origin("matrix", cell.settings[0].place)))
+    return own["name"]
 
 
 def _one_a_place(problems: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -23,6 +23,8 @@ from dfmspec.run.preflight import RANK_FILE
 from dfmspec.targets import CONFIG, target_module
 
 PLAN = "plan.json"
+GUARDS = "guards.json"
+"""What the plan takes for granted, on the machine where the bundle was written."""
 
 
 def at(plan: Plan, folder: Path) -> Plan:
@@ -41,9 +43,10 @@ def _seen_from_here(plan: Plan, folder: Path) -> Plan:
 
 
 def bundle_files(plan: Plan) -> dict[str, str]:
-    """name -> text, of a plan as seen from the bundle: plan.json, config.yaml, and what is run."""
+    """name -> text, of a plan as seen from the bundle: plan.json, its guards, config.yaml, and what is run."""
     return {
-        PLAN: _json(plan.as_json()),
+        PLAN: as_text(plan.as_json()),
+        GUARDS: as_text({"format_version": 1, "plan_id": plan.recorded_id, "guards": dict(plan.guards)}),
         CONFIG: config_text(plan.config),
         **programs(plan),
     }
@@ -117,6 +120,7 @@ def read_plan(file: Path) -> Plan:
     """
     try:
         stored = json.loads(read_text(file, most=METADATA_BYTES, may_be_a_pipe=True))
+        guards = stored["guards"] if _has_guards(stored) else _guards_beside(file, stored["plan_id"])
         plan = Plan(
             name=stored["name"],
             target=stored["target"],
@@ -127,7 +131,7 @@ def read_plan(file: Path) -> Plan:
             env=stored["env"],
             run=stored["run"],
             launcher=stored["launcher"],
-            guards=stored["guards"],
+            guards=guards,
             spec_dir=stored["spec_dir"],
         )
     except OSError as error:
@@ -140,6 +144,24 @@ def read_plan(file: Path) -> Plan:
     if not is_same_plan or stored.get("launch") != plan.launch_digest:
         raise StalePlanError(f"{file} was edited: its content is not that of its digests; make the plan again")
     return _seen_from_here(plan, file.parent)
+
+
+def _has_guards(stored: dict[str, Any]) -> bool:
+    """Whether a plan.json is of the first format, which had them in it."""
+    return stored.get("format_version") == 1
+
+
+def _guards_beside(file: Path, plan_id: str) -> dict[str, str]:
+    """The guards of a plan, from the file beside it; none where that is absent, or another plan's.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it cannot be read.
+    """
+    place = file.parent / GUARDS
+    if file.name != PLAN or not place.is_file():
+        return {}
+    stored = json.loads(read_text(place, most=METADATA_BYTES))
+    return dict(stored["guards"]) if stored["plan_id"] == plan_id else {}
 
 
 def check_files(plan: Plan, folder: Path) -> None:
@@ -161,8 +183,9 @@ def stale_files(plan: Plan, folder: Path) -> list[str]:
     Left out are guards, which are of a machine and a version, and files of runs that were started in the folder.
     """
     fresh = bundle_files(at(plan, folder))
+    del fresh[GUARDS]
     own_folders = {Path(name).parts[0] for name in fresh if "/" in name}
-    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {GUARDS}
     judged = fresh.keys() | {name for name in present if not _is_of_a_run(name, own_folders)}
     return sorted(name for name in judged if not _is_fresh(fresh.get(name), folder / name))
 
@@ -180,13 +203,19 @@ def _is_fresh(text: str | None, file: Path) -> bool:
         return False
     try:
         found = file.read_bytes()
-        if file.name == PLAN:
-            guards = json.loads(found)["guards"]
-            text = _json({**json.loads(text), "guards": guards})
+        if file.name == PLAN and _has_guards(stored := json.loads(found)):
+            text = as_text(_in_first_format(json.loads(text), stored))
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return text.encode("utf-8", "surrogateescape") == found
 
 
-def _json(plan: dict[str, Any]) -> str:
-    return json.dumps(plan, indent=2, sort_keys=True) + "\n"
+def _in_first_format(fresh: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The content of plan.json as the first format had it, with the guards that are stored."""
+    as_it_was = {key: value for key, value in fresh.items() if key != "revision"}
+    return {**as_it_was, "format_version": 1, "guards": stored["guards"]}
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """The text of a file of JSON in a bundle."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

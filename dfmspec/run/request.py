@@ -11,7 +11,7 @@ from typing import Any
 from dfmspec.plan.plan import Plan, config_text
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.verdict import Checkpoints, judge_of
-from dfmspec.run.bundle import at
+from dfmspec.run.bundle import as_text, at
 from dfmspec.run.preflight import Preflight
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR, RUN_DIR_UPSTREAM, in_run_dir, local_path
 from dfmspec.spec.resume import Resume
@@ -116,8 +116,7 @@ class Launch:
 
     def plan_text(self, run: RunDir) -> str:
         """plan.json of a run."""
-        stored = at(self.request.plan, run.path).as_json()
-        return json.dumps(stored, indent=2, sort_keys=True) + "\n"
+        return as_text(at(self.request.plan, run.path).as_json())
 
     def checkpoints(self, run: RunDir) -> Path:
         """Where a run of the plan saves."""

@@ -113,12 +113,49 @@ def test_an_edited_bundle_is_stale_however_it_was_edited(
 def test_a_plan_without_guards_is_not_run(spec: Path, tmp_path: Path) -> None:
     golden = tmp_path / "golden"
     assert dfmspec("plan", spec, "-o", golden).returncode == 0
-    stored = json.loads((golden / "plan.json").read_text()) | {"guards": {}}
-    (golden / "plan.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
-    done = dfmspec("run", golden, cwd=tmp_path)
+    guards = (golden / "guards.json").read_text()
+    for left in (
+        None,
+        guards.replace('"code"', '"coda"'),
+        guards.replace('"plan_id": "sha256:', '"plan_id": "sha256:0'),
+    ):
+        (golden / "guards.json").unlink()
+        if left is not None:
+            (golden / "guards.json").write_text(left)
+        done = dfmspec("run", golden, cwd=tmp_path)
 
-    assert done.returncode == 3
-    assert "no guard" in done.stderr
+        assert done.returncode == 3
+        assert "no guard" in done.stderr
+        (golden / "guards.json").write_text(guards)
+
+
+def test_plan_json_is_the_same_on_a_machine_that_has_the_data(spec: Path, tmp_path: Path, dataset: Path) -> None:
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    words = [spec, "dataset.path=/data/of/nobody"]
+    assert dfmspec("plan", *words, "-o", elsewhere).returncode == 0
+    assert dfmspec("plan", spec, f"dataset.path={dataset}", "-o", there).returncode == 0
+    plans = [json.loads((folder / "plan.json").read_text()) for folder in (there, elsewhere)]
+    guards = [json.loads((folder / "guards.json").read_text()) for folder in (there, elsewhere)]
+
+    assert all("guards" not in plan and plan["format_version"] == 2 for plan in plans)
+    assert [sorted(each["guards"]) for each in guards] == [["code", "dataset"], ["code"]]
+    assert [each["plan_id"] for each in guards] == [plan["plan_id"] for plan in plans]
+
+
+def test_a_bundle_of_the_first_format_is_as_fresh_as_it_was(spec: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    assert dfmspec("plan", spec, "-o", golden).returncode == 0
+    stored = json.loads((golden / "plan.json").read_text())
+    guards = json.loads((golden / "guards.json").read_text())["guards"]
+    del stored["revision"]
+    first = {**stored, "format_version": 1, "guards": guards}
+    (golden / "plan.json").write_text(json.dumps(first, indent=2, sort_keys=True) + "\n")
+    (golden / "guards.json").unlink()
+
+    assert dfmspec("plan", spec, "--check", golden).returncode == 0
+    edited = {**first, "launch": "sha256:0"}
+    (golden / "plan.json").write_text(json.dumps(edited, indent=2, sort_keys=True) + "\n")
+    assert dfmspec("plan", spec, "--check", golden).returncode == 3
 
 
 def test_a_folder_that_is_no_bundle_is_said_to_be_none(spec: Path, tmp_path: Path) -> None:
@@ -192,3 +229,36 @@ def test_the_same_is_told_from_the_other_side_and_of_another_network(spec: Path)
 def test_one_more_override_is_compared_with(spec: Path) -> None:
     done = dfmspec("plan", spec, "optimizer.lr=2.0e-4", "--diff", "optimizer.lr=1.0e-4")
     assert "  optimizer.lr: 0.0001 -> 0.0002" in done.stdout.splitlines()
+
+
+def test_exit_code_says_whether_plans_differ_and_markdown_is_for_a_pull_request(spec: Path, tmp_path: Path) -> None:
+    same = dfmspec("plan", spec, "--diff", spec, "--exit-code")
+    other = dfmspec("plan", spec, "--diff", "rng.seed=7", "--exit-code", "--format", "markdown")
+
+    assert (same.returncode, same.stdout) == (0, "no difference\n")
+    assert other.returncode == 3
+    assert other.stdout.splitlines() == [
+        "**run**: changes the numbers: 1",
+        "",
+        "| key | was | is | |",
+        "|---|---|---|---|",
+        "| `rng.seed` | `7` | `1234` | changes the numbers |",
+    ]
+    for words in (["--exit-code"], ["--format", "markdown"], ["--diff", spec, "--format", "json"]):
+        assert dfmspec("plan", spec, *words).returncode == 2
+
+
+def test_bundles_of_many_specs_and_cells_are_written_and_checked_at_once(spec: Path, tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text(SPEC.replace("name: run", "name: walk") + "matrix: {rng.seed: [1, 2]}\n")
+    written = dfmspec("plan", tmp_path, "-o", tmp_path / "golden")
+    names = sorted(path.name for path in (tmp_path / "golden").iterdir())
+
+    assert written.returncode == 0, written.stderr
+    assert names == ["run", "walk-seed-1", "walk-seed-2"]
+    specs = [spec, tmp_path / "many.yaml"]
+    assert dfmspec("plan", *specs, "--check", tmp_path / "golden").returncode == 0
+    spec.write_text(SPEC.replace("1000", "2000"))
+    stale = dfmspec("plan", *specs, "--check", tmp_path / "golden")
+    assert stale.returncode == 3
+    assert "1 of 3 bundles stale: run" in stale.stderr
+    assert "train.train_iters: 1000 -> 2000" in stale.stdout

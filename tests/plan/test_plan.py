@@ -74,11 +74,8 @@ def test_the_same_bytes_in_any_directory_and_hash_seed(tmp_path: Path) -> None:
         for seed in ("0", "7")
     }
 
-    plans = [json.loads(output) for output in outputs]
-    for each in plans:
-        each.pop("guards")  # the dataset beside one of the directories may be there or not
-    assert all(each == plans[0] for each in plans)
-    assert plans[0]["plan_id"].startswith("sha256:")
+    (text,) = outputs
+    assert json.loads(text)["plan_id"].startswith("sha256:")
 
 
 def test_the_config_reads_the_same_in_yaml_1_1_and_is_its_own_fixed_point(tmp_path: Path) -> None:
@@ -227,7 +224,7 @@ def test_work_and_memory_grow_no_faster_than_the_nodes(tmp_path: Path) -> None:
         assert kilobytes < 500_000
 
     assert many < 4.2 * few
-    assert len(files) == 4
+    assert len(files) == 5
     assert sum(file.stat().st_size for file in files) < 200_000
 
 
@@ -330,7 +327,7 @@ def test_many_hosts_are_not_listed_one_by_one(tmp_path: Path) -> None:
     )
     said = dfmspec("plan", "spec.yaml", cwd=tmp_path).stdout
 
-    assert 'launcher.hosts = ["node0", "node1", ... 4096 in all ..., "node4095"]' in said
+    assert said.count("node4095") == 0
     assert max(map(len, said.splitlines())) < 300
 
 
@@ -453,7 +450,7 @@ def test_thousands_of_nodes_share_one_script_and_any_of_theirs_can_be_printed(tm
     made = read_bundle(tmp_path / "plan")
     files = {file.name for file in (tmp_path / "plan").iterdir()}
 
-    assert files == {"plan.json", "config.yaml", "node.sh", "examples"}
+    assert files == {"plan.json", "guards.json", "config.yaml", "node.sh", "examples"}
     assert sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 50_000
     assert made.argv(4095)[made.argv(4095).index("--node-rank") + 1] == "4095"
     assert "--node-rank 4095" in dfmspec("plan", spec, "--format", "sh", "--node", "4095").stdout
