@@ -81,8 +81,15 @@ class Diagnostic(NamedTuple):
     suppression: str | None = None
     """Why it is not shown: the reason given in a comment, or "baseline"."""
     fix: tuple[Edit, ...] = ()
+    baseline: str = ""
+    """"new", or "unchanged" where it was there before; "": nothing was compared."""
     traceback: str = ""
     """Of a fault of dfmspec's own: what a report of it needs."""
+
+    @property
+    def is_of_nobody(self) -> bool:
+        """Whether it is about a value that nobody set; its place is where that would stand."""
+        return self.layer in ("default", "derived") or self.layer.startswith("recipe ")
 
     @property
     def fingerprint(self) -> str:
@@ -95,6 +102,8 @@ class Diagnostic(NamedTuple):
         return (self.span, -self.severity, self.code, self.message)
 
 
+UNASKED = "SPC502"
+"""The code of the note that tells of rules which could not judge."""
 FAULT = "SPC501"
 """The code of a fault of dfmspec's own."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dfmspec.bounded import METADATA_BYTES, read_text
@@ -30,16 +30,34 @@ def apply_baseline(findings: Iterable[Diagnostic], file: Path) -> list[Diagnosti
     Raises:
         UsageError: the file is no baseline.
     """
-    left = _read(file)
+    return marked(findings, _read(file), lambda finding: _key(finding, file))
+
+
+Key = tuple[str, str]
+"""A file, and a finding's identity."""
+
+
+def marked(
+    findings: Iterable[Diagnostic], known: Counter[Key], key_of: Callable[[Diagnostic], Key]
+) -> list[Diagnostic]:
+    """The findings, each marked as new or as known before; those that are known do not count.
+
+    Args:
+        findings: of today.
+        known: how many of each key are known.
+        key_of: a finding's key.
+    """
+    left = known.copy()
     out = []
     for finding in findings:
-        key = _key(finding, file)
+        key = key_of(finding)
         # Each entry accepts as many findings as it counts; one more is new.
-        if finding.suppression is None and left[key] > 0:
-            left[key] -= 1
-            out.append(finding._replace(suppression="baseline"))
-        else:
-            out.append(finding)
+        if left[key] <= 0:
+            out.append(finding._replace(baseline="new"))
+            continue
+        left[key] -= 1
+        suppression = finding.suppression if finding.suppression is not None else "baseline"
+        out.append(finding._replace(suppression=suppression, baseline="unchanged"))
     return out
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -15,7 +15,6 @@ from dfmspec.check.rules import LEVELS, all_findings, check_spec
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import InternalError, InvalidSpec, UsageError
 from dfmspec.read.load import load_spec
-from dfmspec.read.matrix import Cell, chosen
 from dfmspec.read.resolve import Resolved, resolve_spec
 
 DatasetPath = Annotated[
@@ -24,6 +23,9 @@ DatasetPath = Annotated[
 ]
 """--dataset-path."""
 
+
+if TYPE_CHECKING:
+    from dfmspec.read.matrix import Cell
 
 CellOption = Annotated[
     str | None,
@@ -80,6 +82,7 @@ def load_checked(
     everything: bool = False,
     text: str | None = None,
     cell: Cell | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Checked:
     """A spec (or - for stdin), resolved, with its findings.
 
@@ -91,6 +94,7 @@ def load_checked(
         everything: with the findings that a comment suppresses.
         text: instead of what the file holds.
         cell: of its matrix.
+        texts: instead of what files that it builds on hold, by their real paths.
 
     Raises:
         UsageError: the file cannot be read, or an override is not key=value.
@@ -98,7 +102,7 @@ def load_checked(
     try:
         if text is None and Path(file).is_dir():
             raise UsageError(f"{file} is a folder; name a YAML file in it")
-        spec = load_spec(file, overrides, dataset_path=dataset_path, text=text, cell=cell)
+        spec = load_spec(file, overrides, dataset_path=dataset_path, text=text, cell=cell, texts=texts)
         resolved = resolve_spec(spec)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -114,15 +118,17 @@ def cells_checked(
     levels: Sequence[str],
     *,
     everything: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> list[Checked]:
     """Each cell of a spec's matrix, or the spec itself where it has none, resolved, with its findings."""
     spec = whole.resolved.spec
     text = spec.documents[0].text if spec.documents else None
     found = []
     for cell in spec.cells:
-        found.append(
-            load_checked(spec.file, overrides, dataset_path, levels, everything=everything, text=text, cell=cell)
+        one = load_checked(
+            spec.file, overrides, dataset_path, levels, everything=everything, text=text, cell=cell, texts=texts
         )
+        found.append(one)
     return found or [whole]
 
 
@@ -163,6 +169,8 @@ def _one_cell(whole: Checked, name: str | None) -> Cell | None:
         raise UsageError(f"{spec.file} has {len(spec.cells)} cells; name one with --cell: {listed}{more}")
     if not spec.cells:
         raise UsageError(f"--cell {name}: {spec.file} has no matrix")
+    from dfmspec.read.matrix import chosen
+
     cell = chosen(spec.cells, name)
     if cell is None:
         raise UsageError(f"--cell {name}: {spec.file} has no such cell; its cells are {listed}{more}")

@@ -300,7 +300,7 @@ def _checked(
         InvalidSpec: there are errors, accepted or not.
         UsageError: no dataset is named, or no such cell.
     """
-    levels = ("spec", "paths")
+    levels = ("spec", "paths", "run")
     whole = load_checked(file, overrides, dataset_path, levels, everything=True)
     if cell is None:
         found = cells_checked(whole, overrides, dataset_path, levels, everything=True)

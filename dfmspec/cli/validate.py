@@ -26,8 +26,9 @@ from dfmspec.cli.arguments import (
     stop_at_faults,
     texts_of,
 )
-from dfmspec.diagnostics import Diagnostic, Severity
+from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import FINDINGS, USAGE, UsageError
+from dfmspec.figures import counted
 from dfmspec.files import write_named
 
 _FORMATS = ", ".join(REPORTERS)
@@ -49,8 +50,12 @@ _Check = Annotated[
     ),
 ]
 _Format = Annotated[
-    str,
-    typer.Option("--format", help=f"How to show findings: {_FORMATS}.", envvar="DFMSPEC_FORMAT"),
+    str | None,
+    typer.Option(
+        "--format",
+        help=f"How to show findings: {_FORMATS}. By itself full, or github in an action of GitHub's.",
+        envvar="DFMSPEC_FORMAT",
+    ),
 ]
 _Report = Annotated[
     list[str] | None,
@@ -78,6 +83,20 @@ _WriteBaseline = Annotated[
     Path | None,
     typer.Option(help="Write what is found into this file, and accept it."),
 ]
+_Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave out files of folders and patterns: a name, or a path, with * and ?; repeatable.", metavar="PATTERN"
+    ),
+]
+_ForceExclude = Annotated[
+    bool,
+    typer.Option("--force-exclude", help="Leave out files that are named, too: for hooks, which name each file."),
+]
+_DiffBase = Annotated[
+    str | None,
+    typer.Option(help="Count only what was not found at this revision of git, such as origin/main.", metavar="REF"),
+]
 _FailOn = Annotated[
     str,
     typer.Option(help="The least severity that gives exit code 1: error, warning or hint."),
@@ -92,24 +111,32 @@ _Jobs = Annotated[
 ]
 _Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Errors only."),
+    typer.Option("--quiet", "-q", help="Errors only, and no word of success."),
+]
+_Hints = Annotated[
+    bool,
+    typer.Option("--hints", help="Show hints too, in the forms for people, rather than count them."),
 ]
 
 
 def validate(
     words: _Words,
     check: _Check = "spec,paths",
-    format_: _Format = "full",
+    format_: _Format = None,
     report: _Report = None,
     select: _Select = None,
     ignore: _Ignore = None,
+    exclude: _Exclude = None,
+    force_exclude: _ForceExclude = False,
     baseline: _Baseline = None,
     write_baseline: _WriteBaseline = None,
+    diff_base: _DiffBase = None,
     fail_on: _FailOn = "error",
     exit_zero: _ExitZero = False,
-    jobs: _Jobs = 1,
+    jobs: _Jobs = 0,
     dataset_path: DatasetPath = None,
     quiet: _Quiet = False,
+    hints: _Hints = False,
 ) -> None:
     """Check specs and show every finding at once.
 
@@ -119,24 +146,39 @@ def validate(
     """
     # What is asked for, and whether it can be done.
     levels = check_levels(check)
-    form = check_format(format_)
+    form = check_format(format_ or _usual_format())
     reports = [_report_argument(text) for text in report or ()]
+    if not format_ and not reports and os.environ.get("GITLAB_CI"):
+        reports = [("gitlab", Path(_CODE_QUALITY))]
     if fail_on.upper() not in Severity.__members__:
         raise UsageError(f"--fail-on {fail_on}: error, warning or hint")
     chosen = _codes("--select", select)
     ignored = _codes("--ignore", ignore)
     names, overrides = split_words(words)
-    files = expanded(names)
+    files = _without_excluded(names, exclude or (), forced=force_exclude)
+    if not files:
+        typer.echo("nothing to check: every file is excluded", err=True)
+        return
     outputs = [path for _, path in reports]
     if write_baseline:
         outputs.append(write_baseline)
     _refuse_inputs(files, outputs)
 
+    least = Severity[fail_on.upper()]
+
     # The findings, less those that do not count.
     checked = _check_all(files, overrides, dataset_path, levels, jobs)
     findings = _chosen(checked.findings, chosen, ignored)
     findings = _against_baseline(findings, baseline, write_baseline)
-    _show(findings, checked.texts, form, reports, quiet=quiet)
+    if diff_base is not None:
+        from dfmspec.cli.changes import marked_since
+
+        findings = marked_since(diff_base, findings, files, overrides, dataset_path, levels)
+    # Hints that count, or that are asked for by name, are shown.
+    hints = hints or least is Severity.HINT or bool(chosen)
+    _show(findings, checked.texts, form, reports, quiet=quiet, hints=hints)
+    if not quiet and not checked.unread:
+        _tell_of_success(files, findings, hints=hints)
     for message in checked.unread:
         typer.echo(f"error: {message}", err=True)
 
@@ -144,11 +186,24 @@ def validate(
     stop_at_faults(checked.findings)
     if checked.unread:
         raise typer.Exit(USAGE)
-    least = Severity[fail_on.upper()]
     counted = [finding for finding in findings if finding.suppression is None]
     has_failed = any(finding.severity >= least for finding in counted)
     if has_failed and not exit_zero:
         raise typer.Exit(FINDINGS)
+
+
+def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hints: bool) -> None:
+    """Say on stderr that nothing was found, or nothing but hints that are not shown."""
+    from dfmspec.check.rules import RULES
+
+    counted_findings = not_suppressed(findings)
+    if any(finding.severity > Severity.HINT for finding in counted_findings) or (hints and counted_findings):
+        return
+    what = files[0] if len(files) == 1 else counted(len(files), "spec")
+    found = f"no findings ({len(RULES)} rules)"
+    if counted_findings:
+        found = f"no errors, {counted(len(counted_findings), 'hint')} (--hints shows them)"
+    typer.echo(f"{what}: {found}", err=True)
 
 
 class _Checked(NamedTuple):
@@ -270,6 +325,40 @@ def expanded(names: Sequence[str]) -> list[str]:
     return list(once.values())[::-1]
 
 
+_CODE_QUALITY = "gl-code-quality-report.json"
+"""Where a job of GitLab's looks for findings, by the name that its own documentation gives."""
+
+
+def _usual_format() -> str:
+    """The form where none is asked for: annotations in an action of GitHub's."""
+    return "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "full"
+
+
+def _without_excluded(names: Sequence[str], patterns: Sequence[str], *, forced: bool) -> list[str]:
+    """The files that words name, less those that are excluded; one that is named itself only by force."""
+    files = expanded(names)
+    if not patterns:
+        return files
+    named = set() if forced else {os.path.normpath(name) for name in names}
+    kept = [file for file in files if os.path.normpath(file) in named or not _is_excluded(file, patterns)]
+    if not kept and not forced:
+        raise UsageError(f"--exclude leaves nothing of {' '.join(names)}")
+    return kept
+
+
+def _is_excluded(file: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches a file, a folder above it, or the name of one of them."""
+    from fnmatch import fnmatchcase
+
+    path = Path(os.path.normpath(file))
+    places = [path, *path.parents]
+    for pattern in patterns:
+        wanted = pattern.removeprefix("./").rstrip("/")
+        if any(fnmatchcase(place.as_posix(), wanted) or fnmatchcase(place.name, wanted) for place in places):
+            return True
+    return False
+
+
 def _yaml_files(name: str) -> list[str]:
     """The YAML files in a folder and its folders, less the hidden ones."""
     folder = Path(name)
@@ -377,13 +466,19 @@ def _show(
     reports: Sequence[tuple[str, Path]],
     *,
     quiet: bool,
+    hints: bool,
 ) -> None:
     """Report the findings on stdout, into the files that are asked for, and to GitHub."""
     # On stdout first: a report that cannot be written hides nothing.
     printed = findings
     if quiet:
         printed = [finding for finding in findings if finding.severity is Severity.ERROR]
-    text = reporter(form)(printed, texts)
+    if form == "full":
+        from dfmspec.check.report.text import report
+
+        text = report(printed, texts, hints=hints)
+    else:
+        text = reporter(form)(printed, texts)
     if text:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()

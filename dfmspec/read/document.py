@@ -32,11 +32,12 @@ _WHAT_FITS = (
 )
 
 _YAML_TAG = "tag:yaml.org,2002:"
+_STRING = _YAML_TAG + "str"
 _PLAIN_TAGS = frozenset(
     {
         _YAML_TAG + "map",
         _YAML_TAG + "seq",
-        _YAML_TAG + "str",
+        _STRING,
         _YAML_TAG + "int",
         _YAML_TAG + "float",
         _YAML_TAG + "bool",
@@ -218,6 +219,14 @@ def parse_document(raw: bytes, name: str, budget: Budget | None = None) -> Docum
     )
 
 
+class _FastLoader(_LOADER):  # type: ignore[misc]  # one of two classes
+    """Leaves it to us what a plain scalar is; a tag that is written stays."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        """The tag of a node that has none: any of those that PyYAML would give counts alike."""
+        return _STRING
+
+
 class _JsonLoader(yaml.SafeLoader):
     """Reads what JSON's writers make of a character beyond 16 bits: two escapes, which the C loader refuses."""
 
@@ -234,7 +243,7 @@ class _JsonLoader(yaml.SafeLoader):
 
 def _loader_of(text: str) -> Any:
     """The loader of a text: the fast one, unless it has pairs of escapes."""
-    return _JsonLoader if re.search(_PAIR, text) else _LOADER
+    return _JsonLoader if re.search(_PAIR, text) else _FastLoader
 
 
 def _is_null(node: yaml.Node) -> bool:

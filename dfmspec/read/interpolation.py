@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-_VARIABLE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}")
-_KEY = re.compile(r"\$\{spec\.([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}")
+# Compiled when first asked for, which most specs never do.
+_VARIABLE = r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}"
+_KEY = r"\$\{spec\.([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}"
 SYNTAX = "${env:NAME}, ${env:NAME:-default} and ${spec.KEY}"
 """What a spec may refer to."""
 
@@ -47,19 +48,19 @@ def with_variables(text: str, environment: Mapping[str, str]) -> str | Typeless:
             raise Unset(name)
         return value
 
-    filled = _VARIABLE.sub(value_of, text)
-    return Typeless(filled) if _VARIABLE.fullmatch(text) else filled
+    filled = re.sub(_VARIABLE, value_of, text)
+    return Typeless(filled) if re.fullmatch(_VARIABLE, text) else filled
 
 
 def variables(text: str) -> list[str]:
     """The names of the variables that a text refers to."""
-    return [name for name, _ in _VARIABLE.findall(text)]
+    return [name for name, _ in re.findall(_VARIABLE, text)]
 
 
 def keys_in(value: Any) -> Iterator[str]:
     """The keys that a value refers to, however deep in lists and mappings."""
     for text in texts_in(value):
-        yield from _KEY.findall(text)
+        yield from re.findall(_KEY, text)
 
 
 def refers(value: Any) -> bool:
@@ -81,11 +82,11 @@ def with_keys(value: Any, of: Callable[[str], Any]) -> Any:
         return [item.text if isinstance(item, Typeless) else item for item in items]
     if not isinstance(value, str):
         return value
-    whole = _KEY.fullmatch(value)
+    whole = re.fullmatch(_KEY, value)
     if whole is not None:
         found = of(whole[1])
         return found if found is None or isinstance(found, list | dict) else Typeless(_as_text(found))
-    return _KEY.sub(lambda match: _as_text(of(match[1])), value)
+    return re.sub(_KEY, lambda match: _as_text(of(match[1])), value)
 
 
 def texts_in(value: Any) -> Iterator[str]:

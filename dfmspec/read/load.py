@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.errors import UsageError
 from dfmspec.read.document import MAX_DEPTH, Budget, Document, parse_document, read_document
 from dfmspec.read.interpolation import Typeless, Unset, refers, with_variables
-from dfmspec.read.matrix import Axes, Cell, cells_of, overridden_keys
 from dfmspec.read.scalars import canonical, plain, typed, unquoted
 from dfmspec.read.structure import layer_entries, structural_findings
 from dfmspec.spec.catalogue import COMPOSITION, MATRIX, Catalogue, types
@@ -27,6 +26,9 @@ from dfmspec.spec.iterations import split_iteration
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, in_run_dir, is_relative
 from dfmspec.spec.recipes import recipe_text
 from dfmspec.targets import DEFAULT_TARGET, TARGETS, catalogue, recipes_of, unpinned
+
+if TYPE_CHECKING:
+    from dfmspec.read.matrix import Cell
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
@@ -114,6 +116,7 @@ def load_spec(
     spec_dir: str | None = None,
     text: str | None = None,
     cell: Cell | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Spec:
     """Read a spec and everything it builds on.
 
@@ -124,6 +127,7 @@ def load_spec(
         base: the folder to which relative paths in files are relative, instead of each file's own.
         spec_dir: what ${SPEC_DIR} stands for in a plan's configuration, instead of the file's own folder.
         text: instead of what the file holds.
+        texts: instead of what files that it builds on hold, by their real paths.
         cell: of its matrix, one of the `cells` of the spec without one.
         environment: values that the launcher's environment fixes, such as the world size under torchrun.
 
@@ -132,7 +136,7 @@ def load_spec(
         UsageError: an override names a file to build on.
     """
     # Layers, lowest first.
-    loader = _Loader(base, spec_dir)
+    loader = _Loader(base, spec_dir, texts or {})
     own = _own_document(file, text, loader.budget)
     loader.lay_files(own)
     if cell is not None:
@@ -179,8 +183,9 @@ class _Layer(NamedTuple):
 class _Loader:
     """Collects layers; `finish` lays them on one another."""
 
-    def __init__(self, base: str | None, spec_dir: str | None) -> None:
+    def __init__(self, base: str | None, spec_dir: str | None, texts: Mapping[str, str]) -> None:
         self.base = base
+        self.texts = texts
         self.spec_dir = spec_dir
         self.layers: list[_Layer] = []
         self.problems: list[Diagnostic] = []
@@ -209,7 +214,7 @@ class _Loader:
         self.problems.extend(document.problems)
         data: dict[str, Any] = {}
         if isinstance(document.data, dict):
-            data = self._filled(document.data, document, ())
+            data = dict(self._filled(document.data, document, ()))
         self.lay(kind, data, document)
 
         # Names of another type are reported with the rest of the layer.
@@ -254,7 +259,11 @@ class _Loader:
                 message = f"{key}: {name} is one more than the {MAX_FILES} files that a spec may build on"
                 self._refused_reference(document, key, *_TOO_MANY, message)
                 return []
-            base = read_document(path, self.budget)
+            text = self.texts.get(os.path.realpath(path))
+            if text is None:
+                base = read_document(path, self.budget)
+            else:
+                base = parse_document(text.encode(errors="surrogateescape"), str(path), self.budget)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = getattr(error, "strerror", None) or error
             self._refused_reference(document, key, *_UNREADABLE, f"{key}: {path} cannot be read: {reason}")
@@ -294,6 +303,8 @@ class _Loader:
 
     def _written_at(self, path: Path, document: Document) -> str:
         """What is written at a path, or below it, where a variable was filled in."""
+        if not self.written:
+            return ""
         depth = len(path)
         found = [text for (file, at), text in self.written.items() if file == document.file and at[:depth] == path]
         return ", ".join(found)
@@ -305,6 +316,8 @@ class _Loader:
 
     def _filled(self, node: Any, document: Document, path: Path) -> Any:
         """The data of a layer with the variables of the environment, less the values whose variable is not set."""
+        if not path and "${env:" not in document.text:
+            return node
         if isinstance(node, dict):
             filled = {key: self._filled(value, document, (*path, key)) for key, value in node.items()}
             return {key: value for key, value in filled.items() if value is not _LOST}
@@ -381,11 +394,11 @@ class _Loader:
         # The layers, lowest first. A key that one of them breaks keeps the value under it, whatever lies above.
         legal = catalogue(target)
         under: dict[str, Covered] = {}
-        axes = Axes({})
+        matrices: list[tuple[Any, Document]] = []
         for layer in self.layers:
             for key, value, path in self._checked(layer, target):
                 if key == MATRIX:
-                    axes.lay(value, layer.document)
+                    matrices.append((value, layer.document))
                 if origins[key].layer != "default":
                     lower = under.get(key, ())
                     under[key] = (*lower, (values[key], origins[key]))
@@ -404,8 +417,10 @@ class _Loader:
 
         # What the matrix makes of it.
         cells: list[Cell] = []
-        if cell is None and axes.entries:
-            cells, problems = cells_of(axes, overridden_keys(overrides))
+        if cell is None and matrices:
+            from dfmspec.read.matrix import cells_of
+
+            cells, problems = cells_of(matrices, {override.partition("=")[0] for override in overrides})
             self.problems += problems
         name = values["name"] or _as_name(stem)
         if cell is not None:
@@ -465,9 +480,9 @@ class _Loader:
         data = self._without_pin(self._aliased(layer), layer.document)
         data = _sections(data, legal)
         data = typed(data, legal)
-        for problem in structural_findings(
-            _without_references(data, legal), layer.document, legal, target, self.budget
-        ):
+        may_refer = "${spec." in layer.document.text or layer.kind == "matrix"
+        certain = _without_references(data, legal) if may_refer else data
+        for problem in structural_findings(certain, layer.document, legal, target, self.budget):
             self.problems.append(problem)
             if problem.path:
                 self.broken.add(dotted(problem.path[:2]))

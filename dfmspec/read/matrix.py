@@ -14,7 +14,6 @@ a further cell.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -65,29 +64,34 @@ class Cell(NamedTuple):
         return data, Document(file, " ", keys=keys, values=keys)
 
 
-class Axes(NamedTuple):
-    """The matrix of all layers, each entry with the document that has it."""
+_Axes = dict[str, tuple[Any, Document]]
+"""The entries of a matrix, each with the document that has it."""
 
-    entries: dict[str, tuple[Any, Document]]
 
-    def lay(self, matrix: Any, document: Document) -> None:
-        """Lay a matrix over those of lower layers, axis by axis; a null takes an axis out."""
+def _laid(matrices: Iterable[tuple[Any, Document]]) -> _Axes:
+    """Matrices of layers laid on one another, axis by axis; a null takes an axis out."""
+    axes: _Axes = {}
+    for matrix, document in matrices:
         for name, value in matrix.items():
-            self.entries[name] = (value, document)
+            axes[name] = (value, document)
             if plain(value) is None:
-                del self.entries[name]
+                del axes[name]
+    return axes
 
 
-def cells_of(axes: Axes, overridden: Collection[str]) -> tuple[list[Cell], list[Diagnostic]]:
+def cells_of(
+    matrices: Iterable[tuple[Any, Document]], overridden: Collection[str]
+) -> tuple[list[Cell], list[Diagnostic]]:
     """The cells of a matrix, in the order of its axes, and what is wrong with it; no cells where something is.
 
     Args:
-        axes: the matrix of all layers.
+        matrices: those of all layers, the lowest first, each with its document.
         overridden: keys of the command line, which lie over every cell: as axes they would only repeat cells.
     """
+    axes = _laid(matrices)
     problems: list[Diagnostic] = []
     columns: list[list[Setting]] = []
-    for key, (value, document) in axes.entries.items():
+    for key, (value, document) in axes.items():
         if key in _EXTRA or key in overridden:
             continue
         column = _column(key, value, document, problems)
@@ -129,11 +133,11 @@ def _column(key: str, value: Any, document: Document, problems: list[Diagnostic]
     return column
 
 
-def _entries(name: str, axes: Axes, overridden: Collection[str], problems: list[Diagnostic]) -> list[list[Setting]]:
+def _entries(name: str, axes: _Axes, overridden: Collection[str], problems: list[Diagnostic]) -> list[list[Setting]]:
     """The entries of include or exclude, each as settings."""
-    if name not in axes.entries:
+    if name not in axes:
         return []
-    value, document = axes.entries[name]
+    value, document = axes[name]
     is_list = isinstance(value, list) and all(isinstance(entry, dict) and entry for entry in value)
     if not is_list:
         message = f"{name} must be a list of mappings from keys to values"
@@ -144,7 +148,7 @@ def _entries(name: str, axes: Axes, overridden: Collection[str], problems: list[
         settings = []
         for key, item in entry.items():
             path: Path = (MATRIX, name, index, key)
-            known = [axis for axis in axes.entries if axis not in _EXTRA]
+            known = [axis for axis in axes if axis not in _EXTRA]
             if key in _NO_AXES or (name == "exclude" and key not in known):
                 what = "is no axis" if name == "exclude" else "is the same in all cells"
                 problems.append(_malformed(document, path, f"{key} {what}"))
@@ -171,6 +175,8 @@ def _named(rows: list[tuple[Setting, ...]]) -> list[Cell]:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", whole).strip("-.")
         # What a file name has no room or no letters for, a digest stands for.
         if len(name) > _LONGEST_NAME or name in cells:
+            import hashlib
+
             digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
             name = f"{name[:_LONGEST_NAME]}-{digest}"
         cells.setdefault(name, Cell(name, row))
@@ -183,8 +189,8 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _too_many(axes: Axes, count: int) -> Diagnostic:
-    _, document = next(iter(axes.entries.values()))
+def _too_many(axes: _Axes, count: int) -> Diagnostic:
+    _, document = next(iter(axes.values()))
     message = f"the matrix has {count:,} cells, and at most {MAX_CELLS} are planned"
     return _malformed(document, (MATRIX,), message, "take an axis out, or exclude cells")
 
@@ -200,11 +206,6 @@ def _malformed(document: Document, path: Path, message: str, hint: str = "") -> 
         hint or "matrix: {optimizer.lr: [1e-4, 3e-4], exclude: [...], include: [...]}",
         path,
     )
-
-
-def overridden_keys(overrides: Iterable[str]) -> set[str]:
-    """The keys that overrides set."""
-    return {override.partition("=")[0] for override in overrides}
 
 
 def chosen(cells: Iterable[Cell], name: str) -> Cell | None:

@@ -38,7 +38,9 @@ class Resolved:
 def resolve_spec(spec: Spec) -> Resolved:
     """Compute what follows from the spec's values. Pure: the same spec gives the same result anywhere."""
     draft = Draft(spec)
-    waiting = [key for key in spec.set_by_user if refers(spec.values[key])]
+    waiting = []
+    if spec.cell is not None or any("${spec." in document.text for document in spec.documents):
+        waiting = [key for key in spec.set_by_user if refers(spec.values[key])]
     if waiting:
         from dfmspec.read.references import fill
 

@@ -11,14 +11,14 @@ from dfmspec.read.interpolation import Typeless
 from dfmspec.spec.catalogue import Catalogue, types
 from dfmspec.spec.units import with_unit
 
-_QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", re.DOTALL)
+_QUOTED = r"""(?s)(['"])((?:\\.|(?!\1)[^\\])*)\1"""
 _FOR_PEOPLE = ("integer", "number")
 """Types whose values may have a unit."""
 
 
 def unquoted(value: str) -> str | None:
     """What Hydra reads in quotes, which is always text; None when the value has none."""
-    match = _QUOTED.fullmatch(value)
+    match = re.fullmatch(_QUOTED, value)
     if match is None:
         return None
     quote, inside = match.groups()

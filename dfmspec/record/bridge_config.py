@@ -13,7 +13,7 @@ import yaml
 from dfmspec.bounded import METADATA_BYTES, load_yaml, read_text
 from dfmspec.errors import CheckpointError
 from dfmspec.spec.checkpoints import RUN_CONFIG, without_tags
-from dfmspec.spec.model import NETWORK
+from dfmspec.spec.network import NETWORK
 
 SHARED_FIELDS = (*(name for name in NETWORK if name != "adaln_lora_rank"), "layernorm_epsilon")
 """Keys of `model` that are fields of DFM's provider of the DiT, name and value."""

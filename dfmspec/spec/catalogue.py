@@ -18,14 +18,19 @@ class Catalogue(NamedTuple):
     """Sections, fields, types and defaults of one target."""
 
     schema: dict[str, Any]
+    asked: dict[str, dict[str, Any] | None]
+    """The fields that were asked for."""
 
     def field(self, key: str) -> dict[str, Any] | None:
         """The schema of `section.field`, or of a top-level key; None when there is no such key."""
+        # A check asks for the same few hundred keys over and over.
+        if key in self.asked:
+            return self.asked[key]
         node: dict[str, Any] | None = self.schema
         for part in key.split("."):
-            if node is None or "properties" not in node:
-                return None
-            node = node["properties"].get(part)
+            node = None if node is None else node.get("properties", {}).get(part)
+        if node is not None:  # of others there is no end
+            self.asked[key] = node
         return node
 
     def null_of(self, key: str) -> str:
@@ -65,7 +70,7 @@ class Catalogue(NamedTuple):
 @lru_cache
 def catalogue_of(schema: str) -> Catalogue:
     """The catalogue that a schema among the package's files holds."""
-    return Catalogue(json.loads(resource(schema).read_text()))
+    return Catalogue(json.loads(resource(schema).read_text()), {})
 
 
 def types(field: dict[str, Any]) -> tuple[str, ...]:

@@ -6,24 +6,6 @@ from typing import Literal
 
 from dfmspec.spec.base import Count, NonNegative, Positive, Section, derived
 
-NETWORK = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "ffn_hidden_size",
-    "kv_channels",
-    "num_query_groups",
-    "crossattn_emb_size",
-    "in_channels",
-    "patch_spatial",
-    "patch_temporal",
-    "max_frames",
-    "max_img_h",
-    "max_img_w",
-    "adaln_lora_rank",
-)
-"""The keys of `model` that shape its parameters."""
-
 
 class Model(Section):
     """The diffusion transformer: its size, its shape on the cluster, and how it saves memory."""

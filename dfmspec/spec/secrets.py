@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Matched whole, and compiled when first asked for: most commands never ask.
 _NAME = r"(?i)(?:.*_)?(?:api_?key|access_?key|token|secret|password|wandb_key)"
@@ -15,6 +16,7 @@ _TOKENS = (
 )
 
 
+@lru_cache(maxsize=4096)
 def names_a_secret(name: str) -> bool:
     """Whether a variable or a key of this name holds a secret."""
     return re.fullmatch(_NAME, name) is not None

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 _THOUSANDS = {"k": 1000, "M": 1000**2, "G": 1000**3}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -76,6 +78,9 @@ def with_unit(text: str, field: Mapping[str, Any]) -> int | float | str | None:
     sizes = SUFFIXES[unit]
     if not parts or any(suffix not in sizes for _, suffix in parts):
         return None
+    # Most specs have no such number, and need not wait for what adds them exactly.
+    from fractions import Fraction
+
     # Several parts are a time, from the largest on: 1h30m.
     found = [sizes[suffix] for _, suffix in parts]
     if len(parts) > 1 and (sizes is not _SECONDS or found != sorted(set(found), reverse=True)):

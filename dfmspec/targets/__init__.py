@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -245,6 +246,7 @@ def unpinned(text: str) -> tuple[str, bool]:
     return name, revision == known or is_longer
 
 
+@lru_cache
 def target_module(name: str) -> Target:
     """The module of a target."""
     module: Any = import_module(TARGETS[name].module)

@@ -176,6 +176,7 @@ CROSS = [
         "PAR101",
         EVERY,
         lambda v, rng: [f"cluster.nproc_per_node={sizes(v)[1] + 1}", "cluster.nnodes=1"] if sizes(v)[1] > 1 else None,
+        "PAR117",
     ),
     Cross(
         "PAR102",
@@ -185,7 +186,7 @@ CROSS = [
             f"cluster.nproc_per_node={n * v[PP] * v[CP]}",
             "cluster.nnodes=1",
         ],
-        "PAR105 SEQ101 PRE108 WAN105",
+        "PAR105 SEQ101 PRE108 WAN105 PAR117",
     ),
     Cross("PAR103", EVERY, lambda v, rng: ["model.sequence_parallel=true"] if v[TP] == 1 else None),
     Cross("PAR104", EVERY, lambda v, rng: [f"model.num_query_groups={v[HEADS] // 2}"] if v[HEADS] % 2 == 0 else None),
@@ -203,7 +204,7 @@ CROSS = [
             f"cluster.nproc_per_node={n * v[TP] * v[CP]}",
             "cluster.nnodes=1",
         ],
-        "PIP102 PIP104",
+        "PIP102 PIP104 PAR117",
     ),
     Cross("PIP102", OURS, lambda v, rng: ["model.virtual_pipeline_model_parallel_size=2"] if v[PP] == 1 else None),
     Cross(

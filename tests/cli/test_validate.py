@@ -46,6 +46,7 @@ def test_every_form_is_well_formed_and_names_the_place(bad: Path, tmp_path: Path
         str(bad),
         "--check",
         "spec",
+        "--hints",
         *(word for name, file in forms.items() for word in ("--report", f"{name}={file}")),
         cwd=tmp_path,
     )

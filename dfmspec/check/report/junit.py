@@ -44,13 +44,10 @@ def _add_suite(root: Xml.Element, file: str, found: Sequence[Diagnostic]) -> Non
 
 
 def _add_test(suite: Xml.Element, classname: str, finding: Diagnostic) -> None:
-    case = Xml.SubElement(
-        suite,
-        "testcase",
-        name=f"{finding.code} {finding.name}",
-        classname=classname,
-        line=str(finding.span.line),
-    )
+    # A finding without a place is about the whole file.
+    line = {"line": str(finding.span.line)} if finding.span.line else {}
+    name = f"{finding.code} {finding.name}"
+    case = Xml.SubElement(suite, "testcase", {"name": name, "classname": classname, **line})
     if finding.severity > Severity.HINT:
         attributes = {"type": finding.severity.label, "message": _text(finding.message)}
         inner = Xml.SubElement(case, "failure", attributes)

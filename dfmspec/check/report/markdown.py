@@ -30,7 +30,8 @@ def _row(finding: Diagnostic) -> str:
     text = _cell(finding.message)
     if finding.hint:
         text += "<br>" + _cell(finding.hint)
-    return f"| {finding.severity.label} | {finding.code} {finding.name} | `{file}:{finding.span.line}` | {text} |"
+    place = f"{file}:{finding.span.line}" if finding.span.line else file
+    return f"| {finding.severity.label} | {finding.code} {finding.name} | `{place}` | {text} |"
 
 
 def _cell(text: str) -> str:

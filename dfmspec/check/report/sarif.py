@@ -50,6 +50,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "shortDescription": {"text": rule.name.replace("-", " ")},
         "fullDescription": {"text": rule.why},
         "help": {"text": f"dfmspec rule {rule.code}"},
+        "helpUri": f"https://dfmspec.dev/rules/{rule.code}.html",
         "defaultConfiguration": {"level": _LEVELS[rule.severity]},
     }
 
@@ -66,6 +67,8 @@ def _result(finding: Diagnostic, index: Mapping[Any, int]) -> dict[str, Any]:
         "locations": [{"physicalLocation": _location(finding.span, file)}],
         "partialFingerprints": {"dfmspec/v1": digest(identity)[:32]},
     }
+    if finding.baseline:
+        result["baselineState"] = finding.baseline
     if finding.suppression is not None:
         kind = "external" if finding.suppression == "baseline" else "inSource"
         result["suppressions"] = [{"kind": kind, "justification": finding.suppression}]

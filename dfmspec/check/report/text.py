@@ -1,4 +1,4 @@
-"""The form for people: each finding with the line it is about and a caret under the place."""
+"""The form for people: errors first, each with the line it is about and a caret under the place; hints when asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from dfmspec.check.report import printable
-from dfmspec.diagnostics import COMMAND_LINE, Diagnostic, Severity, Span, not_suppressed
+from dfmspec.diagnostics import COMMAND_LINE, UNASKED, Diagnostic, Severity, Span, not_suppressed
 from dfmspec.read.document import lines_of
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.HINT: "36"}
@@ -24,18 +24,36 @@ _LAYERS = {
 """How a layer is called where the place alone does not tell."""
 
 
-def report(findings: Sequence[Diagnostic], texts: Mapping[str, str]) -> str:
-    """All findings, then a count; nothing for nothing."""
-    findings = not_suppressed(findings)
-    if not findings:
-        return ""
-    blocks = [render(finding, texts.get(finding.span.file, "")) for finding in findings]
-    return "\n\n".join(blocks) + f"\n\n{summary(findings)}"
+def report(findings: Sequence[Diagnostic], texts: Mapping[str, str], *, hints: bool = True) -> str:
+    """All findings, the worst first, then a count; nothing for nothing.
+
+    Those about values that nobody set stand in a block of their own, without a line that would be at fault.
+
+    Args:
+        findings: those of all files.
+        texts: of each file.
+        hints: whether hints are shown, rather than counted.
+    """
+    worst_first = sorted(not_suppressed(findings), key=lambda finding: -finding.severity)
+    shown = [finding for finding in worst_first if hints or finding.severity > Severity.HINT]
+    shown = [finding for finding in shown if finding.code != UNASKED]
+    blocks = [render(finding, texts.get(finding.span.file, "")) for finding in shown if not finding.is_of_nobody]
+    unset = [render(finding) for finding in shown if finding.is_of_nobody]
+    if unset:
+        blocks += ["About values that the spec does not set:", *unset]
+    blocks += [f"note: {finding.message}" for finding in worst_first if finding.code == UNASKED]
+    counted = [finding for finding in worst_first if finding.code != UNASKED]
+    if shown:
+        folded = ""
+        if not hints and any(finding.severity is Severity.HINT for finding in counted):
+            folded = " (--hints shows them)"
+        blocks.append(summary(counted) + folded)
+    return "\n\n".join(blocks)
 
 
 def render(finding: Diagnostic, text: str = "") -> str:
     """One finding: place, severity and code, message, the line, one way out."""
-    place = printable(str(finding.span))
+    place = printable(finding.span.file if finding.is_of_nobody else str(finding.span))
     label = _colour(finding.severity.label, _COLOURS[finding.severity])
     message = printable(finding.message)
     lines = [f"{place}: {label}: {message} [{finding.code} {finding.name}]"]

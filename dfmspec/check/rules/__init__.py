@@ -6,7 +6,7 @@ rule raises is a finding as well (SPC501).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from dfmspec.check.rules import (
@@ -29,8 +29,10 @@ from dfmspec.check.rules import (
     spec,
     structural,
 )
-from dfmspec.check.rules.base import Rule, UnknownValue, View
-from dfmspec.diagnostics import Diagnostic, Finding, Path, Span, dotted, fault, not_suppressed
+from dfmspec.check.rules.base import Rule, UnknownValue, View, listed
+from dfmspec.diagnostics import UNASKED, Diagnostic, Finding, Path, Severity, Span, dotted, fault, not_suppressed
+from dfmspec.figures import counted
+from dfmspec.read.document import Document
 from dfmspec.read.resolve import Resolved
 from dfmspec.spec.paths import PLACES, local_path
 
@@ -75,9 +77,15 @@ def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"
     found = [*resolved.spec.problems, *resolved.faults]
     unreadable = any(document.data is None and document.problems for document in documents)
     if not unreadable:
-        view = View(resolved)
+        view = View(resolved, starts="run" in wanted)
+        unasked = []
         for rule in rules:
+            view.missed.clear()
             found.extend(_findings(rule, view))
+            if view.missed:
+                unasked.append((rule.code, *view.missed))
+        if unasked:
+            found.append(_not_asked(unasked, resolved))
 
     # Most specs have no such comment, and need not wait for what reads it.
     marked = [document for document in documents if "dfmspec:" in document.text]
@@ -110,6 +118,26 @@ def _findings(rule: Rule, view: View) -> list[Diagnostic]:
     except Exception as error:
         found.append(_fault(rule, error, view.resolved))
     return found
+
+
+def _not_asked(unasked: Sequence[tuple[str, ...]], resolved: Resolved) -> Diagnostic:
+    """One note of all rules that could not judge, since a value that they need is not known."""
+    keys = sorted({key for _, *keys in unasked for key in keys} & resolved.spec.broken) or ["a value"]
+    codes = listed(code for code, *_ in unasked[:_LISTED_CODES])
+    more = ", ..." if len(unasked) > _LISTED_CODES else ""
+    rules = counted(len(unasked), "rule")
+    return Diagnostic(
+        Span(resolved.spec.file),
+        UNASKED,
+        "rules-not-asked",
+        Severity.HINT,
+        f"{rules} said nothing where they need {listed(keys)}, which is not known: {codes}{more}",
+        "mend the errors, and look again",
+    )
+
+
+_LISTED_CODES = 6
+"""How many codes a note names."""
 
 
 def _fault(rule: Rule, error: Exception, resolved: Resolved) -> Diagnostic:
@@ -163,19 +191,32 @@ def _key_that_names(place: str, resolved: Resolved) -> str:
 
 def _place(path: Path, resolved: Resolved) -> tuple[Span, str]:
     """Where the value was set, and by which layer; in the spec's file when it was not set by anybody."""
+    # An entry of a list or of a mapping is its key's.
     key = dotted(path)
+    if key not in resolved.origins:
+        key = dotted(path[:2])
     origin = resolved.origins.get(key)
     # A derived value may stand in for a null of the user's.
     if origin is None or not origin.is_set_by_user:
         origin = resolved.spec.origins.get(key)
+    documents = resolved.spec.documents
     if origin is not None and origin.is_set_by_user:
         layer = origin.layer
         if layer in ("spec", "override"):
             layer = ""
-        return origin.span, layer
+        return _place_of_entry(path, origin.span, documents), layer
 
     # Nobody set it: the section where it would stand.
-    documents = resolved.spec.documents
     section = documents[0].keys.get(path[:1]) if documents else None
     layer = "" if origin is None else origin.layer
     return section or Span(resolved.spec.file), layer
+
+
+def _place_of_entry(path: Path, place: Span, documents: Sequence[Document]) -> Span:
+    """Where an entry of a list or of a mapping stands, in the file that has its key at a place."""
+    if len(path) <= 2:
+        return place
+    for document in documents:
+        if document.file == place.file and document.keys.get(path[:2]) == place:
+            return document.values.get(path) or place
+    return place

@@ -56,8 +56,12 @@ class View:
     null is a value like others asks with `or_null`, and compares what it gets with None before it counts with it.
     """
 
-    def __init__(self, resolved: Resolved) -> None:
+    def __init__(self, resolved: Resolved, *, starts: bool = False) -> None:
         self.resolved = resolved
+        self.starts = starts
+        """Whether a run is about to start here, rather than a spec to be looked at."""
+        self.missed: set[str] = set()
+        """The broken keys that a rule has asked for."""
 
     def __getitem__(self, key: str) -> Any:
         """The value of a key, never null.
@@ -76,7 +80,10 @@ class View:
         Raises:
             UnknownValue: the value is broken, or the target has no such key.
         """
-        if key in self.resolved.unknown or key not in self.resolved.values:
+        if key in self.resolved.unknown:
+            self.missed.add(key)
+            raise UnknownValue(key)
+        if key not in self.resolved.values:
             raise UnknownValue(key)
         return self.resolved.values[key]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path as FilePath
@@ -29,6 +31,7 @@ from dfmspec.check.rules.base import (
 from dfmspec.check.rules.dataset import is_placeholder
 from dfmspec.diagnostics import Finding
 from dfmspec.estimate.disk import checkpoint_bytes
+from dfmspec.figures import counted, size
 from dfmspec.read.document import parse_document
 from dfmspec.spec.checkpoints import (
     MANIFEST,
@@ -39,6 +42,7 @@ from dfmspec.spec.checkpoints import (
     without_tags,
 )
 from dfmspec.spec.iterations import folder_of, iteration_in, iterations
+from dfmspec.spec.network import NETWORK
 from dfmspec.spec.paths import RUN_DIR, is_relative, local_path
 from dfmspec.spec.resume import Resume
 
@@ -130,7 +134,9 @@ def _budget(view: View) -> Iterator[Finding]:
     iters = view[ITERS]
     keep = view.or_null(KEEP)
     unknown_size = any(key.startswith("model.") for key in view.resolved.unknown)
-    if not interval or not iters or unknown_size:
+    # A place that nobody named is on the machine that will train, which may be another.
+    is_here = view.starts or bool(view.set_by_user(SAVE, "run.output_dir"))
+    if not interval or not iters or unknown_size or not is_here:
         return
 
     # What is needed.
@@ -147,15 +153,10 @@ def _budget(view: View) -> Iterator[Finding]:
     if kept * each <= free:
         return
 
-    each_gb = each / 1e9
-    all_gb = kept * each / 1e9
-    free_gb = free / 1e9
-    severity = None if view.set_by_user(INTERVAL, SAVE) else HINT
     yield Finding(
         path(view.key_set_by_user(INTERVAL, otherwise=SAVE)),
-        f"{kept} checkpoints of about {each_gb:.1f} GB are {all_gb:.0f} GB, and {place} has {free_gb:.0f} GB free",
+        f"{counted(kept, 'checkpoint')} of about {size(each)}: {size(kept * each)}, and {place} has {size(free)} free",
         f"set {KEEP}, or a larger {INTERVAL}",
-        severity,
     )
 
 
@@ -405,11 +406,38 @@ _ARCHITECTURE = (
 """The fields of section `model` that set the shapes of parameters."""
 
 
+def _own_config(view: View) -> dict[str, Any] | None:
+    """What a checkpoint of dfmspec's, from which the run would go on, says of the configuration that it is of."""
+    resume = Resume.parse(view["run.resume"])
+    if resume.kind == "never":
+        return None
+    folder = _folder(view, LOAD) if resume.folder is None else local_path(resume.folder)
+    if folder is None or not folder.is_dir():
+        return None
+    folder = _saved_in(folder)
+    chosen = _chosen(view, folder)
+    file = None if chosen is None else chosen / MANIFEST
+    if file is None or not file.is_file():
+        return None
+    try:
+        stored = json.loads(read_text(file, most=METADATA_BYTES))["config"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # a damaged one is told when it is read
+    return stored if isinstance(stored, dict) else None
+
+
+def _saved_in(folder: FilePath) -> FilePath:
+    """The folder of the checkpoints of a run directory; of any other folder, itself."""
+    inside = folder / "checkpoints"
+    return inside if (folder / MANIFEST).is_file() and inside.is_dir() else folder
+
+
 def _other_model(view: View) -> Iterator[Finding]:
-    saved = (_run_config(view) or {}).get("model")
+    config = _own_config(view) if view.trainer.OWN else _run_config(view)
+    saved = (config or {}).get("model")
     if not isinstance(saved, dict):
         return
-    for name in _ARCHITECTURE:
+    for name in NETWORK if view.trainer.OWN else _ARCHITECTURE:
         key = f"model.{name}"
         before = saved.get(name)
         if key not in view.resolved.values or not isinstance(before, int):
@@ -418,7 +446,7 @@ def _other_model(view: View) -> Iterator[Finding]:
         if before != now:
             theirs = as_yaml(before)
             yield Finding(
-                path(view.key_set_by_user(key, otherwise=LOAD)),
+                path(view.key_set_by_user(key, otherwise=view.key_set_by_user(LOAD, otherwise="run.resume"))),
                 f"{key} is {as_yaml(now)}, and the checkpoint's is {theirs}",
                 f"set {key} to {theirs}, or load another checkpoint",
             )
@@ -529,9 +557,37 @@ def _no_use_to_upstream(
         )
 
 
+_LARGEST_HEADER = 100_000_000
+"""Of a safetensors file, as its own readers have it."""
+
+
+def _other_weights(view: View, file: FilePath) -> Iterator[tuple[str, str]]:
+    """A file of weights that is of another network, by the shapes in its header; or none at all."""
+    named = view[_PRETRAINED]
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = handle.read(length) if length <= _LARGEST_HEADER else b""
+    try:
+        tensors = {name: [*entry["shape"]] for name, entry in json.loads(header).items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        yield f"{named} is no safetensors file", "dfmspec export RUN -o weights.safetensors writes one"
+        return
+    layers = {match[1] for match in map(re.compile(r"decoder\.layers\.(\d+)\.").match, tensors) if match}
+    there = {"model.num_layers": len(layers)}
+    there["model.hidden_size"] = next(iter(tensors.get("x_embedder.weight", [])), 0)
+    for key, theirs in there.items():
+        if theirs and theirs != view[key]:
+            yield (
+                f"{named} is of another network: {key} is {theirs} there, and {view[key]} here",
+                f"set {key} to {theirs}",
+            )
+
+
 def _no_use_to_us(view: View, place: FilePath, chosen: FilePath | None, whose: str | None) -> Iterator[tuple[str, str]]:
     named = view[_PRETRAINED]
-    if place.is_dir() and chosen is None:
+    if place.is_file():
+        yield from _other_weights(view, place)
+    elif place.is_dir() and chosen is None:
         yield (
             f"{named} holds no finished checkpoint",
             "name a safetensors file, or a folder of Megatron-Bridge's checkpoints",
@@ -754,8 +810,7 @@ RULES = (
         ERROR,
         _other_model,
         "Shapes do not match when the checkpoint is loaded, after the model is built.",
-        _CK,
-        targets=DFM,
+        f"dfmspec's trainer; {_CK}",
         level="paths",
     ),
     Rule(

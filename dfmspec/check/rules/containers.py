@@ -57,11 +57,11 @@ def _not_there(view: View) -> Iterator[Finding]:
     image = view[IMAGE]
     if is_file(image) and not local_path(image).is_file():
         yield Finding(path(IMAGE), f"there is no file {image}", "check the path")
-    for mount in view[_MOUNTS]:
+    for index, mount in enumerate(view[_MOUNTS]):
         source = mount.partition(":")[0]
         if not os.path.exists(source):  # noqa: PTH110  which a name too long does not stop
             yield Finding(
-                path(_MOUNTS), f"{source}, which is to be mounted, is not there", "check the path, or make it"
+                (*path(_MOUNTS), index), f"{source}, which is to be mounted, is not there", "check the path, or make it"
             )
 
 

@@ -415,7 +415,7 @@ def _offsets(index: FilePath) -> int | None:
 
 
 def _placeholders(view: View) -> Iterator[Finding]:
-    for key in (DATASET, "checkpoint.save", "checkpoint.load"):
+    for key in sorted(PATH_KEYS & view.resolved.values.keys()):
         value = view.or_null(key)
         if view.is_set_by_user(key) and isinstance(value, str) and is_placeholder(value):
             # Upstream's own file of overrides waits for its first edit.
@@ -441,10 +441,11 @@ RULES = (
     Rule(
         "RUN102",
         "placeholder-path",
-        WARNING,
+        ERROR,
         _placeholders,
         "A copied example would write to, or read from, a path that nobody meant: upstream creates it in silence.",
         "DFM's own example files",
+        level="paths",
     ),
     Rule(
         "DAT101",

@@ -70,6 +70,11 @@ def _has_begun(view: View, runs: FilePath, saved: FilePath) -> bool:
     return bool(view.set_by_user(LOAD) and committed_iterations(local_path(view[LOAD]), own=own))
 
 
+def _iterations_of_runs(runs: FilePath) -> list[int]:
+    """The iterations of which some run of a name has a checkpoint in its own directory."""
+    return [iteration for run in runs.glob("*/checkpoints") for iteration in iterations(run)]
+
+
 def _resume(view: View) -> Iterator[Finding]:
     resume = Resume.parse(view[RESUME])
     name = view.resolved["name"]
@@ -97,6 +102,12 @@ def _resume(view: View) -> Iterator[Finding]:
             path(RESUME),
             f"run.resume {resume.iteration} is no iteration",
             "1 or more; or auto, require, never, a folder",
+        )
+    elif resume.iteration is not None and resume.iteration not in [*saved, *_iterations_of_runs(runs)]:
+        yield Finding(
+            path(RESUME),
+            f"run.resume is {resume.iteration}, and neither {runs} nor {own} has a checkpoint of that iteration",
+            "auto continues the unfinished run of the same plan, or starts one",
         )
     elif resume.folder is not None and not local_path(resume.folder).is_dir():
         close = get_close_matches(resume.folder, WORDS, n=1)

@@ -31,6 +31,7 @@ from dfmspec.check.rules.base import (
     together,
 )
 from dfmspec.diagnostics import Finding
+from dfmspec.spec.gpus import GPUS
 from dfmspec.targets.layout import divisors
 
 INSTANCES = "ddp.num_distributed_optimizer_instances"
@@ -46,9 +47,6 @@ _DENSE = {
     "model.moe_ffn_hidden_size": None,
 }
 """What the keys of experts are in a network without any."""
-_RACK_GPUS = ("gb200", "gb300")
-_RACK = 72
-"""GPUs of a rack that share one NVLink switch."""
 
 
 def _world_size(view: View) -> Iterator[Finding]:
@@ -107,12 +105,27 @@ def _comma(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def _within_a_rack(view: View, ranks: int) -> bool:
+    """Whether NVLink joins so many ranks over the nodes of a rack."""
+    gpu = GPUS.get(view.or_null("cluster.gpu"))
+    return gpu is not None and gpu.per_node < gpu.nvlink_domain and ranks <= gpu.nvlink_domain
+
+
+def _too_many_for_a_node(view: View) -> Iterator[Finding]:
+    gpu = GPUS[view["cluster.gpu"]]
+    nproc = view[_NPROC]
+    if view["cluster.device"] == "cuda" and nproc > gpu.per_node:
+        yield Finding(
+            path(view.key_set_by_user(_NPROC, otherwise="cluster.gpu")),
+            f"{nproc} processes on a node, one a GPU, and {gpu.machine} has {gpu.per_node} at most",
+            f"{_NPROC} {gpu.per_node} or fewer, and more cluster.nnodes",
+        )
+
+
 def _tp_across_nodes(view: View) -> Iterator[Finding]:
     nproc = view[_NPROC]
     tp = view[TP]
-    # NVLink reaches over the nodes of a rack.
-    one_switch = view.or_null("cluster.gpu") in _RACK_GPUS and tp <= _RACK
-    if view["cluster.nnodes"] > 1 and nproc % tp and not one_switch:
+    if view["cluster.nnodes"] > 1 and nproc % tp and not _within_a_rack(view, tp):
         works = _comma(divisors(nproc))
         yield Finding(
             path(TP),
@@ -127,7 +140,8 @@ def _cp_across_nodes(view: View) -> Iterator[Finding]:
     cp = view[CP]
     ranks = tp * cp
     # Where TP does not fit a node, PAR106 has said so.
-    if view["cluster.nnodes"] > 1 and cp > 1 and nproc % tp == 0 and nproc % ranks:
+    crosses = cp > 1 and nproc % tp == 0 and nproc % ranks and not _within_a_rack(view, ranks)
+    if view["cluster.nnodes"] > 1 and crosses:
         works = _comma(divisors(nproc // tp))
         yield Finding(
             path(CP),
@@ -399,6 +413,14 @@ RULES = (
         "Keys and values travel between the context-parallel ranks in every layer; over the network that is slow.",
         "megatron-core's rank order tp-cp-ep-dp-pp",
         targets=DFM,
+    ),
+    Rule(
+        "PAR117",
+        "more-processes-than-gpus",
+        WARNING,
+        _too_many_for_a_node,
+        "Two processes share a GPU and its memory, or find none: the launch fails once the nodes are there.",
+        "NVIDIA's HGX and NVL72 machines",
     ),
     Rule(
         "PAR116",

@@ -30,6 +30,7 @@ from dfmspec.check.rules.base import (
 )
 from dfmspec.check.rules.sequence import PAD
 from dfmspec.diagnostics import Finding
+from dfmspec.spec.gpus import GPUS
 from dfmspec.spec.limits import FLASH_HEADS, FP8_ALIGNMENT
 from dfmspec.targets.dfm.bridge import PRECISIONS
 
@@ -57,8 +58,7 @@ _HEAD = "model.kv_channels"
 _TEXT = "model.crossattn_emb_size"
 _RECOMPUTED = "model.recompute_modules"
 
-_SINCE = {"a100": 80, "h100": 90, "h200": 90, "b200": 100, "b300": 103, "gb200": 100, "gb300": 103}
-"""The compute capability of each GPU, times ten."""
+_SINCE = {name: gpu.capability for name, gpu in GPUS.items()}
 _FP8_SINCE = 89
 _BLOCKWISE_SINCE = 90
 _MXFP8_SINCE = 100

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
-from dfmspec.diagnostics import Edit, Finding
-from dfmspec.read.interpolation import SYNTAX, texts_in, variables
+from dfmspec.diagnostics import Edit, Finding, Path
+from dfmspec.read.interpolation import SYNTAX, variables
 from dfmspec.spec.paths import RUN_DIR
 from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import Derived, catalogue, target_module
@@ -86,7 +86,7 @@ class _Written(NamedTuple):
 
     words: str
     at: str
-    """The key of the user's that it follows from."""
+    """The key."""
 
 
 def _derived_for_upstream(view: View) -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def _written_values(view: View) -> Iterator[_Written]:
             words = f"{key} {as_yaml(value)}"
             if kept is not None:
                 words += f" (not {as_yaml(kept)})"
-            yield _Written(words, key if is_nulled else users[0])
+            yield _Written(words, key)
 
 
 def _written_classes(view: View) -> Iterator[_Written]:
@@ -130,7 +130,7 @@ def _written_classes(view: View) -> Iterator[_Written]:
     for section in sorted(sections):
         key = f"{section}._target_"
         if key in view.resolved.values and not view.is_set_by_user(key):
-            yield _Written(key, view.section(section)[0])
+            yield _Written(key, key)
 
 
 def _marked(view: View) -> Iterator[tuple[str, dict[str, object]]]:
@@ -192,8 +192,11 @@ def _changes_what_initialisers_follow(view: View) -> bool:
 
 
 def _interpolations(view: View) -> Iterator[Finding]:
+    # Most specs have nothing of the kind, nor a variable that could hold it.
+    if not any("$" in document.text or "???" in document.text for document in view.resolved.spec.documents):
+        return
     for key, _ in _marked(view):
-        for text in texts_in(view.or_null(key)):
+        for place, text in _texts_at(path(key), view.or_null(key)):
             hint = "write the value itself"
             if text == "???":
                 what = "the marker ??? keeps the default in silence"
@@ -202,7 +205,19 @@ def _interpolations(view: View) -> Iterator[Finding]:
                 hint = _meant_reference(text, view) or hint
             else:
                 continue
-            yield Finding(path(key), f"{key} {text}: {what}", hint)
+            yield Finding(place, f"{key} {text}: {what}", hint)
+
+
+def _texts_at(place: Path, value: object) -> Iterator[tuple[Path, str]]:
+    """The texts in a value, each with its path."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts_at((*place, name), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _texts_at((*place, index), inner)
 
 
 def _meant_reference(text: str, view: View) -> str | None:
@@ -234,7 +249,8 @@ def _secrets(view: View) -> Iterator[Finding]:
             last_word = str(name).rpartition(".")[2]
             if names_a_secret(last_word) or is_a_token(text):
                 message = f"{name} looks like a secret, and a spec is kept, hashed and shared"
-                yield Finding(path(key), message, "export it where the run starts; remove it here and renew it")
+                place = (*path(key), name) if isinstance(value, dict) else path(key)
+                yield Finding(place, message, "export it where the run starts; remove it here and renew it")
 
 
 def _quoting(view: View) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dfmspec.check.rules.base import ALL, DFM, ERROR, HINT, WARNING, Rule, View
-from dfmspec.diagnostics import FAULT, Finding, Severity
+from dfmspec.diagnostics import FAULT, UNASKED, Finding, Severity
 
 
 def _found_earlier(view: View) -> Iterable[Finding]:
@@ -39,6 +39,19 @@ FAULT_RULE = Rule(
     ),
     "dfmspec itself",
     level="fault",
+)
+
+UNASKED_RULE = Rule(
+    UNASKED,
+    "rules-not-asked",
+    HINT,
+    _found_earlier,
+    (
+        "A value that a rule needs is broken, or follows from one that is: what the rule would say is not known until "
+        "that is mended."
+    ),
+    "dfmspec itself",
+    level="load",
 )
 
 _MERGE = "Megatron-Bridge training/utils/omegaconf_utils.py"
@@ -192,6 +205,7 @@ RULES = (
     ),
     # What is none of the spec's.
     FAULT_RULE,
+    UNASKED_RULE,
     # Names that only the how-to knows.
     _rule(
         "CKP101",

@@ -39,7 +39,7 @@ from dfmspec.record.checkpoints import (
 from dfmspec.record.progress import Identity
 from dfmspec.spec.checkpoints import MANIFEST
 from dfmspec.spec.iterations import LEFT_ASIDE, folder_of
-from dfmspec.spec.model import NETWORK
+from dfmspec.spec.network import NETWORK
 from dfmspec.trainer.checkpoint.state import HostMemory, Snapshot, load_state
 from dfmspec.trainer.data.streams import RankStreams, States, load_states, save_states
 from dfmspec.trainer.setup import Trainer, patience

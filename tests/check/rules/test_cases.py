@@ -140,7 +140,8 @@ def test_the_length_of_wans_packs_is_named_by_the_key_that_cuts_them() -> None:
 
 def test_upstreams_own_example_is_at_most_hinted_at() -> None:
     words = ("target=dfm", "cluster.nproc_per_node=8")
-    findings = check_spec(resolve_spec(load_spec(CORPUS / "dfm" / "dit_pretrain.yaml", words)), levels=("spec",))
+    resolved = resolve_spec(load_spec(CORPUS / "dfm" / "dit_pretrain.yaml", words))
+    findings = check_spec(resolved, levels=("spec", "paths"))
 
     assert {finding.code for finding in findings if finding.severity > Severity.HINT} == set()
     assert "RUN102" in {finding.code for finding in findings}
@@ -355,7 +356,8 @@ def test_a_folder_that_upstream_cannot_number_is_found_at_any_depth(tmp_path: Pa
         ("dfm_flux", "weights.safetensors", "is a file"),
         ("dfm", "upstream", None),
         ("megatron_core", "upstream", None),
-        ("megatron_core", "weights.safetensors", None),
+        ("megatron_core", "weights.safetensors", "is of another network: model.num_layers is 1 there, and 28 here"),
+        ("megatron_core", "own/iter_0000100/manifest.json", "is no safetensors file"),
         ("megatron_core", "empty", "holds no finished checkpoint"),
     ],
 )
@@ -363,7 +365,8 @@ def test_weights_to_start_from_are_what_the_target_starts_from(
     target: str, named: str, words: str | None, tmp_path: Path
 ) -> None:
     shutil.copytree(CORPUS / "rules" / "CKP124", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "weights.safetensors").touch()
+    header = b'{"decoder.layers.0.x.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     (tmp_path / "empty").mkdir()
     place = tmp_path / named
     finding = found(f"target={target}", f"checkpoint.pretrained_checkpoint={place}", levels=("paths",)).get("CKP124")
