@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfmspec import __version__
 from dfmspec.check.report.text import render
 from dfmspec.check.rules import check_spec
 from dfmspec.diagnostics import Severity
@@ -39,6 +40,7 @@ from dfmspec.spec.digest import canonical
 from dfmspec.spec.paths import PATH_KEYS, PLAN_ID, RUN_DIR, absolute
 from dfmspec.spec.resume import Resume
 from dfmspec.targets import DEFAULT_TARGET, target_module
+from dfmspec.targets.layout import layout_of
 
 if TYPE_CHECKING:
     from dfmspec.spec.experiment import Experiment
@@ -53,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     rank_dir = _redirect()
     try:
         resolved = _resolve(args)
-        _say("[INFO] Megatron-Bridge DiT Pretraining Script with YAML & CLI Overrides")
+        if _attempt() is None:  # as the how-to shows it
+            _say("[INFO] Megatron-Bridge DiT Pretraining Script with YAML & CLI Overrides")
         _say("[INFO] Loaded base configuration")
         return _train(resolved)
     except (DfmspecError, OSError) as error:
@@ -166,7 +169,9 @@ def _resolve(args: argparse.Namespace) -> Resolved:
         )
 
     # Every finding is told before any ends the run.
-    findings = [finding for finding in check_spec(resolved) if finding.severity >= Severity.WARNING]
+    # Warnings are for whoever started it: `dfmspec run` has told them.
+    least = Severity.WARNING if _attempt() is None else Severity.ERROR
+    findings = [finding for finding in check_spec(resolved) if finding.severity >= least]
     if resolved["data.source"] == "webdataset" and resolved["dataset.path"] is None:
         raise UsageError("no dataset is named: give --dataset-path, or --mock for random latents")
     for finding in findings:
@@ -199,7 +204,16 @@ def run_paths(value: Any, name: str) -> Any:
 
 def _train(resolved: Resolved) -> int:
     """Hand the configuration to the trainer."""
-    config = target_module(resolved.spec.target).config(resolved.values)
+    target = target_module(resolved.spec.target)
+    config = target.config(resolved.values)
+    if _attempt() is not None:
+        layout = layout_of(resolved.values)
+        _say(
+            f"[INFO] dfmspec {__version__}: {resolved['recipe']}, {target.parameters(resolved.values) / 1e6:,.1f} M "
+            f"parameters, TP {layout.tensor_model_parallel_size} PP {layout.pipeline_model_parallel_size} "
+            f"CP {layout.context_parallel_size} DP {layout.data_parallel_size}, "
+            f"{resolved['train.train_iters']:,} iterations"
+        )
     located = json.loads(canonical(config))
     located["run"] = {"resume": resolved["run.resume"]}
     for key in PATH_KEYS:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 # A short-lived process makes objects, hardly garbage; this alone is 5 % of a cold start.
 gc.set_threshold(100_000, 50, 50)
 
 import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
 
 from dfmspec import __version__  # noqa: E402
-from dfmspec.errors import INTERNAL, PREFLIGHT, DfmspecError  # noqa: E402
+from dfmspec.cli.voice import with_levels  # noqa: E402
+from dfmspec.errors import INTERNAL, OK, PREFLIGHT, USAGE, DfmspecError  # noqa: E402
 
 COMMANDS = {
     "validate": "validate",
@@ -26,8 +29,8 @@ COMMANDS = {
     "runs": "runs",
     "show": "runs",
     "sample": "sample",
-    "data": "data",
     "export": "export",
+    "data": "data",
     "init": "init",
     "import": "importing",
     "rule": "rule",
@@ -38,12 +41,22 @@ COMMANDS = {
 
 The function in the module has the command's name; for `import`, which Python keeps for itself, it is `import_`.
 """
+GROUPS = {
+    "Start": ("init", "import", "data"),
+    "Check": ("validate", "fix", "plan"),
+    "Run": ("run", "runs", "show", "sample", "export"),
+    "Look up": ("explain", "rule", "schema"),
+}
+"""The commands as the top help shows them."""
 
 
 def _version(wanted: bool) -> None:
     """What --version prints."""
     if wanted:
-        typer.echo(f"dfmspec {__version__} (spec version 1; targets: megatron_core 0.16, dfm 7cb7634)")
+        from dfmspec.targets import TARGETS
+
+        known = ", ".join(f"{name} {entry.revision}" for name, entry in TARGETS.items())
+        typer.echo(f"dfmspec {__version__} (spec version 1; targets: {known})")
         raise typer.Exit
 
 
@@ -61,10 +74,27 @@ def root(
     """Check, plan and run Megatron diffusion training from one YAML file."""
 
 
+class _Grouped(TyperGroup):
+    """The program, whose help shows its commands in groups, each with the first line of its own help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """A paragraph a group."""
+        for name, commands in GROUPS.items():
+            rows = []
+            for command in commands:
+                known = self.get_command(ctx, command)
+                if known is not None:
+                    first, *_ = (known.help or "").splitlines()
+                    rows.append((command, first.partition(": ")[0].rstrip(".")))
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
 def application(only: str | None = None) -> typer.Typer:
     """The program with all of its commands, with one, or ("") with none."""
     app = typer.Typer(
         name="dfmspec",
+        cls=_Grouped,
         help="One YAML file in; mistakes found before a GPU is touched; the run supervised and written down.",
         no_args_is_help=True,
         add_completion=True,
@@ -89,19 +119,41 @@ def _add_command(app: typer.Typer, name: str) -> None:
     elif name == "import":
         # Its words are another program's, with options that are not ours.
         foreign = {"ignore_unknown_options": True}
-        app.command(name, context_settings=foreign)(module.import_)
+        app.command(name, context_settings=foreign)(with_levels(module.import_))
     else:
-        app.command(name)(getattr(module, name))
+        app.command(name)(with_levels(getattr(module, name)))
+
+
+def _with_torchrun_words(arguments: list[str]) -> list[str]:
+    """The command line with the words behind `--` as the key of the spec that has torchrun's options."""
+    if "--" not in arguments or arguments[1:2] not in (["run"], ["plan"], ["validate"]):
+        return arguments
+    at = arguments.index("--")
+    words = arguments[at + 1 :]
+    from dfmspec.spec.torchrun import options_of
+
+    options = json.dumps(options_of(words))
+    return [*arguments[:at], f"launcher.torchrun_options={options}"] if words else arguments[:at]
 
 
 def main() -> None:
     """Run the program; every expected error is one message and its exit code, never a traceback."""
+    sys.argv = _with_torchrun_words(sys.argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A locale without the letters of a key is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     try:
-        application(_called(sys.argv))()
+        code = application(_called(sys.argv))(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else OK)
+    except typer.Abort:
+        sys.exit(130)
+    except _Misuse as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help itself
+            typer.echo(error.message, err=True)
+            sys.exit(USAGE)
+        typer.echo(f"error: {_said(error)}", err=True)
+        sys.exit(USAGE)
     except DfmspecError as error:
         kind = "internal error" if error.exit_code == INTERNAL else "error"
         typer.echo(f"{kind}: {error}", err=True)
@@ -117,6 +169,27 @@ def main() -> None:
         sys.exit(130)
     except Exception:
         sys.exit(_report_a_fault())
+
+
+_Misuse: Any = typer.BadParameter.__mro__[2]
+"""What the parser of the command line raises: any of its errors."""
+
+
+def _said(error: Any) -> str:
+    """What the parser says, in the voice of all other errors: what is, and one way out."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "dfmspec"
+    kind = type(error).__name__
+    help_is = f"{command} --help lists what there is"
+    if kind == "NoSuchOption":
+        meant = error.possibilities or []
+        if meant:
+            return f"there is no option {error.option_name}; did you mean {' or '.join(sorted(meant)[:3])}?"
+        return f"there is no option {error.option_name}; values of keys are given as KEY=VALUE, and {help_is}"
+    if kind == "MissingParameter" and None not in (error.param, context):
+        return f"{command} needs {error.param.make_metavar(context)}; {help_is}"
+    message = str(error.format_message()).rstrip(".")
+    return f"{message[:1].lower()}{message[1:]}; {help_is}"
 
 
 def _called(arguments: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ import typer
 
 from dfmspec.check.report import REPORTERS, reporter
 from dfmspec.check.rules import LEVELS, all_findings, check_spec
+from dfmspec.cli.voice import detail, is_quiet
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import InternalError, InvalidSpec, UsageError
 from dfmspec.read.load import load_spec
@@ -208,7 +209,8 @@ def require_valid(*checked: Checked) -> None:
     """
     resolved, _ = checked[0]
     findings = list(dict.fromkeys(finding for _, found in checked for finding in not_suppressed(found)))
-    grave = [finding for finding in findings if finding.severity >= Severity.WARNING]
+    least = Severity.ERROR if is_quiet() else Severity.WARNING
+    grave = [finding for finding in findings if finding.severity >= least]
     if grave:
         report = reporter("full")
         typer.echo(report(grave, texts_of(resolved)), err=True)
@@ -315,6 +317,7 @@ def trainer_module(module: str, *args: str, quiet: bool = False) -> int:
     require_trainer()
     command = [sys.executable, "-P", "-m", f"dfmspec.trainer.{module}", *args]
     stdout = subprocess.DEVNULL if quiet else None
+    detail("starts: " + " ".join(command))
     process = subprocess.Popen(command, stdout=stdout, preexec_fn=left_to_parent)  # noqa: PLW1509  one thread here
     with process:
         try:

@@ -57,7 +57,9 @@ def export(
     program: _For = None,
     raw: _Raw = False,
 ) -> None:
-    """Write a checkpoint's weights, whole, as one safetensors file, whatever layout they were trained in.
+    """Write a checkpoint's weights as one safetensors file.
+
+    They are whole, whatever layout they were trained in.
 
     checkpoint.pretrained_checkpoint starts a run from such a file, of either naming. With --for dfm it is a folder
     with a checkpoint of NVIDIA DFM's DiT, from which either program starts.

@@ -45,7 +45,9 @@ def fix(
     diff: _Diff = False,
     unsafe: _Unsafe = False,
 ) -> None:
-    """Mend names, quoted numbers and stale copies in place; comments and layout stay as they are.
+    """Mend names, numbers and stale copies in place.
+
+    Comments and layout stay as they are.
 
     Example: dfmspec fix --diff specs/
     """

@@ -60,7 +60,9 @@ def import_(
     target: _Target = None,
     out: _Out = None,
 ) -> None:
-    """Take over a command or a file that was made for DFM's script; keys that never did anything become comments.
+    """Make a spec of a command or a file for DFM's script.
+
+    Keys that never did anything become comments.
 
     Example: dfmspec import 'torchrun --nproc-per-node 2
     examples/megatron/recipes/dit/pretrain_dit_model.py train.train_iters=500'

@@ -98,7 +98,7 @@ def init(
     dataset_path: _DatasetPath = None,
     cpu: _Cpu = False,
 ) -> None:
-    """Write a commented spec that is valid as it stands.
+    """Write a commented spec that runs as it stands.
 
     Example: dfmspec init my_run.yaml --recipe dit_s --gpus 2
     """

@@ -41,7 +41,9 @@ _Key = Annotated[
 
 
 def rule(code: _Code = None, format_: _Format = "markdown") -> None:
-    """Print the manual of a rule: what happens, a spec on which it fires, and one on which it does not.
+    """Print the manual of a rule, or list the rules.
+
+    It tells what happens, a spec on which the rule fires, and one on which it does not.
 
     Example: dfmspec rule PAR101
     """
@@ -93,7 +95,7 @@ def _rule_as_json(rule: Rule) -> dict[str, Any]:
 
 
 def explain(key: _Key) -> None:
-    """Print what a key means, for each target that has it: type, default, what it follows from, which rules look at it.
+    """Print what a key means: type, default, what it follows from, which rules look at it.
 
     Example: dfmspec explain scheduler.lr_decay_iters
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from dfmspec.cli.arguments import (
     require_valid,
     trainer_module,
 )
+from dfmspec.cli.voice import detail, is_quiet
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import (
     FINDINGS,
@@ -35,7 +37,7 @@ from dfmspec.errors import (
     PreflightError,
     UsageError,
 )
-from dfmspec.targets import target_module
+from dfmspec.targets import CONFIG, target_module
 
 if TYPE_CHECKING:
     from dfmspec.plan.plan import Plan
@@ -113,7 +115,7 @@ def run(
     cell: CellOption = None,
     keep_going: _KeepGoing = False,
 ) -> None:
-    """Train: check the spec, start the plan's commands, supervise them, and record the run.
+    """Check, start, supervise and record a run.
 
     Progress goes to stderr, the run directory to stdout. The same command again continues an unfinished run.
 
@@ -158,9 +160,7 @@ _SEVERITY = (OK, RESUMABLE, LOCKED, PREFLIGHT, STALE, USAGE, FINDINGS, INTERNAL,
 
 
 def _tell_of_cell(source: _Source, number: int, count: int) -> None:
-    from dfmspec.run.supervise import talk_to_stderr
-
-    talk_to_stderr(f"Cell {number} of {count}: {source.plan.name}")
+    _talk(f"Cell {number} of {count}: {source.plan.name}")
 
 
 def _tell_of_rest(count: int) -> None:
@@ -189,7 +189,7 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
     from dfmspec.record.run_dir import RunDir
     from dfmspec.run.preflight import look_here
     from dfmspec.run.request import Request
-    from dfmspec.run.supervise import execute, talk_to_stderr
+    from dfmspec.run.supervise import execute
 
     # What is started, and whether this machine can.
     plan = source.plan
@@ -200,10 +200,11 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
     found = look_here(plan, looked_at) if is_here else {}
     plan = _with_its_data(plan, is_saved=source.file is None)
 
+    for node in range(min(plan.nnodes, _SHOWN_NODES)):
+        detail(f"node {node} runs: {shlex.join(plan.argv(node))}")
+
     # The run itself, then its pictures.
-    request = Request(
-        plan, source.file, source.text, source.overrides, talk_to_stderr, detach, source.run, looked_at, found
-    )
+    request = Request(plan, source.file, source.text, source.overrides, _talk, detach, source.run, looked_at, found)
     code, run_dir = execute(request)
     is_own = target_module(plan.target).OWN
     if code == OK and plan.run["num_samples"] and is_own and not detach:
@@ -211,6 +212,18 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
             _draw(RunDir(run_dir), plan.run["num_samples"])
     _conclude(RunDir(run_dir), own=is_own)
     return code
+
+
+_SHOWN_NODES = 4
+"""Of how many nodes -v shows the command."""
+
+
+def _talk(line: str) -> None:
+    """Progress, which -q leaves out, but for warnings."""
+    from dfmspec.run.supervise import talk_to_stderr
+
+    if not is_quiet() or line.startswith("[WARNING]"):
+        talk_to_stderr(line)
 
 
 def _level(name: str, known: Sequence[str]) -> str:
@@ -288,7 +301,14 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
         raise UsageError(f"{folder} is a plan already; read {folder}/plan.json, or run it")
     check_guards(plan)  # first: other code may give other files
     check_files(plan, folder)
+    _tell_of_config(plan, folder / CONFIG)
     return _Source(plan, file=None, text=None)
+
+
+def _tell_of_config(plan: Plan, file: Path) -> None:
+    """The warnings that a saved configuration has, which no rank tells."""
+    if target_module(plan.target).OWN and file.is_file():
+        require_valid(load_checked(str(file), (), None, ("spec",)))
 
 
 def _checked(
@@ -417,14 +437,15 @@ def _conclude(run: RunDir, *, own: bool) -> None:
     from dfmspec.run.supervise import talk_to_stderr
 
     manifest = read_manifest(run)
-    talk_to_stderr(f"{manifest.verdict}: {manifest.reason}")
+    say = _talk if manifest.verdict == "succeeded" else talk_to_stderr
+    say(f"{manifest.verdict}: {manifest.reason}")
     for line in _figures(manifest):
-        talk_to_stderr(line)
+        say(line)
     if manifest.verdict == "failed":
         for line in _where_to_look(run, manifest, own=own):
             talk_to_stderr(line)
     for artifact in manifest.artifacts:
-        talk_to_stderr(f"drawn: {run}/{artifact}")
+        _talk(f"drawn: {run}/{artifact}")
     typer.echo(str(run))
 
 

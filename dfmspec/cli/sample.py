@@ -66,7 +66,9 @@ def sample(
     seed: _Seed = 0,
     raw: _Raw = False,
 ) -> None:
-    """Draw pictures with EDM's second-order sampler, on the CPU or one GPU, from any checkpoint.
+    """Draw pictures from a checkpoint.
+
+    With EDM's second-order sampler, on the CPU or one GPU, from any checkpoint.
 
     Prints the path of each picture. Averaged weights are used unless --raw is given.
 

@@ -26,6 +26,7 @@ from dfmspec.cli.arguments import (
     stop_at_faults,
     texts_of,
 )
+from dfmspec.cli.voice import detail, is_quiet, note
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import FINDINGS, USAGE, UsageError
 from dfmspec.figures import counted
@@ -109,10 +110,6 @@ _Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", help="Processes for many files; 0: one a core.", min=0),
 ]
-_Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Errors only, and no word of success."),
-]
 _Hints = Annotated[
     bool,
     typer.Option("--hints", help="Show hints too, in the forms for people, rather than count them."),
@@ -135,7 +132,6 @@ def validate(
     exit_zero: _ExitZero = False,
     jobs: _Jobs = 0,
     dataset_path: DatasetPath = None,
-    quiet: _Quiet = False,
     hints: _Hints = False,
 ) -> None:
     """Check specs and show every finding at once.
@@ -176,8 +172,9 @@ def validate(
         findings = marked_since(diff_base, findings, files, overrides, dataset_path, levels)
     # Hints that count, or that are asked for by name, are shown.
     hints = hints or least is Severity.HINT or bool(chosen)
-    _show(findings, checked.texts, form, reports, quiet=quiet, hints=hints)
-    if not quiet and not checked.unread:
+    _show(findings, checked.texts, form, reports, hints=hints)
+    detail(f"read: {', '.join(checked.texts)}; at levels {', '.join(levels)}")
+    if not checked.unread:
         _tell_of_success(files, findings, hints=hints)
     for message in checked.unread:
         typer.echo(f"error: {message}", err=True)
@@ -203,7 +200,7 @@ def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hi
     found = f"no findings ({len(RULES)} rules)"
     if counted_findings:
         found = f"no errors, {counted(len(counted_findings), 'hint')} (--hints shows them)"
-    typer.echo(f"{what}: {found}", err=True)
+    note(f"{what}: {found}")
 
 
 class _Checked(NamedTuple):
@@ -465,13 +462,12 @@ def _show(
     form: str,
     reports: Sequence[tuple[str, Path]],
     *,
-    quiet: bool,
     hints: bool,
 ) -> None:
     """Report the findings on stdout, into the files that are asked for, and to GitHub."""
     # On stdout first: a report that cannot be written hides nothing.
     printed = findings
-    if quiet:
+    if is_quiet():
         printed = [finding for finding in findings if finding.severity is Severity.ERROR]
     if form == "full":
         from dfmspec.check.report.text import report

@@ -198,6 +198,7 @@ def make_plan(resolved: Resolved) -> Plan:
 
     # The command, and the configuration that it reads.
     flags = _torchrun_flags(nproc, nnodes, values["launcher.rendezvous"])
+    flags += values["launcher.torchrun_options"] or []
     command = ("torchrun", *flags, target.ENTRY, *target.arguments(values, resolved.origins))
     config = target.config(values)
     _require_kept(config, target.read_back(values, config_text(config)))

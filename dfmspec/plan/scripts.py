@@ -50,7 +50,7 @@ def shell_command(words: Sequence[Word], places: Mapping[Role, str] | None = Non
 
 def _has_value(words: Sequence[str]) -> bool:
     """Whether the first word is a flag and the second its value."""
-    if len(words) == 1:
+    if len(words) == 1 or "=" in words[0]:
         return False
     return words[0].startswith("--") and not words[1].startswith("--")
 

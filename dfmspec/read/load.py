@@ -486,6 +486,10 @@ class _Loader:
             self.problems.append(problem)
             if problem.path:
                 self.broken.add(dotted(problem.path[:2]))
+            # A key that is misspelt is not one that nobody set.
+            for edit in problem.fix:
+                if edit.kind == "rename":
+                    self.broken.add(dotted((*edit.path[:-1], edit.value)))
         for key, value, path in layer_entries(data, legal):
             field = legal.field(key)
             if field is None or key in self.broken or legal.is_section(key):

@@ -85,6 +85,7 @@ def question(plan: Plan, wanted: Preflight, *, root: str | None = None) -> dict[
         "together": [],
         "gpus": plan.gpus_per_node,
         "any_revision": wanted.any_revision,
+        "torchrun_options": list(plan.launcher.get("torchrun_options") or ()),  # which earlier plans do not have
     }
     if upstream is None:
         return asked

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def look(question: Facts) -> Facts:
     Args:
         question: modules (module -> how to install it), distributions (whose versions are told), sources (name,
             revision, module, digest), root, variable, together (as dfmspec.targets.Together), gpus (0: none),
-            any_revision.
+            any_revision, torchrun_options (further ones of a spec).
     """
     answer: Facts = {
         "python": sys.version.split()[0],
@@ -46,6 +47,8 @@ def look(question: Facts) -> Facts:
         if found is not None:
             answer["versions"][name] = found
     checks = [_modules, _sources, _together]
+    if question.get("torchrun_options"):
+        checks.append(_torchrun)
     if question["gpus"]:
         checks += [_driver, _gpus, _cuda_build]
     for check in checks:
@@ -88,6 +91,33 @@ def _modules(question: Facts, answer: Facts) -> list[Facts]:
         if not _is_found(module):
             faults.append(_fault("packages", sys.executable, f"it does not find {module}", module, mends))
     return faults
+
+
+_PARSES = (
+    "import sys; from torch.distributed.run import get_args_parser as p; p().parse_args([*sys.argv[1:], 'script'])"
+)
+"""What says whether torchrun takes options: its own parser."""
+
+
+def _torchrun(question: Facts, answer: Facts) -> list[Facts]:
+    """torchrun's own parser takes the options that a spec adds."""
+    options = question["torchrun_options"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _PARSES, *options], capture_output=True, text=True, check=False, timeout=300
+    )
+    if done.returncode == 0:
+        return []
+    said = done.stderr.strip().splitlines() or ["it says nothing"]
+    reason = said[-1].rpartition("error: ")[2]
+    return [
+        _fault(
+            "torchrun",
+            sys.executable,
+            f"torchrun does not take {' '.join(options)}: {reason}",
+            "options that this torchrun has",
+            "mend launcher.torchrun_options, or the words behind --",
+        )
+    ]
 
 
 def _sources(question: Facts, answer: Facts) -> list[Facts]:

@@ -90,6 +90,8 @@ class Launcher(Section):
         "Environment variables of every process, such as NCCL_ALGO; never secrets. OMP_NUM_THREADS and torchrun's "
         "PET_* are those of here alone, whatever the shell has."
     )
+    torchrun_options: list[_Option] = Field(default=[])
+    """Further options of torchrun, such as --max-restarts=2; `dfmspec run SPEC -- WORDS` adds some."""
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""
     root: _Place | None = None

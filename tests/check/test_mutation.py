@@ -176,7 +176,6 @@ CROSS = [
         "PAR101",
         EVERY,
         lambda v, rng: [f"cluster.nproc_per_node={sizes(v)[1] + 1}", "cluster.nnodes=1"] if sizes(v)[1] > 1 else None,
-        "PAR117",
     ),
     Cross(
         "PAR102",
@@ -186,7 +185,7 @@ CROSS = [
             f"cluster.nproc_per_node={n * v[PP] * v[CP]}",
             "cluster.nnodes=1",
         ],
-        "PAR105 SEQ101 PRE108 WAN105 PAR117",
+        "PAR105 SEQ101 PRE108 WAN105",
     ),
     Cross("PAR103", EVERY, lambda v, rng: ["model.sequence_parallel=true"] if v[TP] == 1 else None),
     Cross("PAR104", EVERY, lambda v, rng: [f"model.num_query_groups={v[HEADS] // 2}"] if v[HEADS] % 2 == 0 else None),
@@ -204,7 +203,7 @@ CROSS = [
             f"cluster.nproc_per_node={n * v[TP] * v[CP]}",
             "cluster.nnodes=1",
         ],
-        "PIP102 PIP104 PAR117",
+        "PIP102 PIP104",
     ),
     Cross("PIP102", OURS, lambda v, rng: ["model.virtual_pipeline_model_parallel_size=2"] if v[PP] == 1 else None),
     Cross(
@@ -471,7 +470,21 @@ def test_a_broken_constraint_is_found_and_besides_it_only_what_follows(file: Pat
         codes = {finding.code for finding in found}
 
         assert cross.code in codes, (cross.code, words, sorted(codes - before))
-        assert {f.code for f in found if f.severity > Severity.HINT} - before - {
-            cross.code,
-            *cross.also.split(),
-        } == set(), (cross.code, words)
+        follows = {cross.code, "PAR117", *cross.also.split()}  # more processes than a machine of that GPU has
+        assert {f.code for f in found if f.severity > Severity.HINT} - before - follows == set(), (cross.code, words)
+
+
+def test_one_mistake_is_one_error() -> None:
+    """Of 500 mutations, drawn from broken entries and from broken constraints alike, 95 % give exactly one error."""
+    rng = random.Random(23)
+    entries = [(file, mutation.text, []) for file, mutation in rng.sample(ALL, 250)]
+    crossed = [(file, file.read_text(), words) for file, _, words in rng.sample(CROSSED, 250)]
+    counts = []
+    for file, text, words in [*entries, *crossed]:
+        found = check_spec(resolve_spec(load_spec(file, words, text=text)), levels=("spec",))
+        errors = [finding for finding in found if finding.severity is Severity.ERROR]
+        counts.append(len(errors))
+    told = [count for count in counts if count]  # some constraints are warnings
+
+    assert len(told) >= 400
+    assert sum(count == 1 for count in told) >= 0.95 * len(told)

@@ -37,6 +37,7 @@ ELSEWHERE = {
     # What the start of another's script asks for: tests/run/test_scripts.py.
     "launcher.root",
     "launcher.python",
+    "launcher.torchrun_options",
     # What the entering of a container asks for: tests/run/test_containers.py.
     "launcher.container",
     "run.group",

@@ -131,7 +131,7 @@ def _not_asked(unasked: Sequence[tuple[str, ...]], resolved: Resolved) -> Diagno
         UNASKED,
         "rules-not-asked",
         Severity.HINT,
-        f"{rules} said nothing where they need {listed(keys)}, which is not known: {codes}{more}",
+        f"{rules} could not judge without {listed(keys)}: {codes}{more}",
         "mend the errors, and look again",
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from dfmspec.check.rules.base import DFM, ERROR, HINT, WARNING, Rule, View, excludes, listed, path
 from dfmspec.diagnostics import Finding
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.paths import PATH_KEYS, is_relative, scheme
+from dfmspec.spec.torchrun import FREE, OF_THE_PLAN, name_of
 from dfmspec.targets import minutes_of
 
 KIND = "launcher.kind"
@@ -157,6 +159,31 @@ def _options(view: View) -> Iterator[Finding]:
         )
 
 
+def _torchrun_options(view: View) -> Iterator[Finding]:
+    for index, option in enumerate(view["launcher.torchrun_options"] or ()):
+        name = name_of(option)
+        if name in OF_THE_PLAN:
+            message = f"--{name} is the plan's to give: the run would not be what was checked"
+            hint = f"set {_TORCHRUN_KEYS[name]} instead" if name in _TORCHRUN_KEYS else "remove it"
+        elif name not in FREE:
+            close = get_close_matches(name, FREE, n=1)
+            message = f"torchrun has no option --{name}"
+            hint = f"did you mean --{close[0]}?" if close else f"it has {listed(f'--{each}' for each in FREE)}"
+        else:
+            continue
+        yield Finding(("launcher", "torchrun_options", index), message, hint)
+
+
+_TORCHRUN_KEYS = {
+    "nproc-per-node": "cluster.nproc_per_node",
+    "nnodes": "cluster.nnodes",
+    "master-addr": "cluster.master_addr",
+    "master-port": "cluster.master_port",
+    "rdzv-backend": "launcher.rendezvous",
+}
+"""The keys that give options of torchrun."""
+
+
 def _is_within(place: str, folder: str) -> bool:
     return place == folder or place.startswith(f"{folder}/")
 
@@ -287,6 +314,14 @@ RULES = (
         _options,
         "The job script would ask for another job than the plan that was checked.",
         "sbatch",
+    ),
+    Rule(
+        "RUN129",
+        "torchrun-option-impossible",
+        ERROR,
+        _torchrun_options,
+        "torchrun refuses an option that it does not know, on every node; one of the plan's would start another run.",
+        "torch.distributed.run",
     ),
     Rule(
         "RUN120",

@@ -24,6 +24,7 @@ from dfmspec.check.rules.base import (
     VPP,
     WARNING,
     Rule,
+    UnknownValue,
     View,
     excludes,
     must_divide,
@@ -64,12 +65,18 @@ def _world_size(view: View) -> Iterator[Finding]:
 
     # What works: fewer processes, or another layout, the most similar ones first.
     nearest = world // model_parallel * model_parallel or model_parallel
-    fits = sorted(_legal_sizes(view, world), key=lambda sizes: (distance(sizes), sizes))
-    triples = "; ".join(f"TP {t} PP {p} CP {c}" for t, p, c in fits[:6])
+    hint = f"use {nearest} processes"
+    try:
+        fits = sorted(_legal_sizes(view, world), key=lambda sizes: (distance(sizes), sizes))
+    except UnknownValue:  # what else the sizes must divide is not known
+        view.missed.clear()
+    else:
+        triples = "; ".join(f"TP {t} PP {p} CP {c}" for t, p, c in fits[:6])
+        hint += f", or one of: {triples}"
     yield Finding(
         path(TP if view.is_set_by_user(TP) else _NPROC),
         f"{world} processes are not a multiple of TP {tp} x PP {pp} x CP {cp} = {model_parallel}",
-        f"use {nearest} processes, or one of: {triples}",
+        hint,
     )
 
 
@@ -103,6 +110,15 @@ def _legal_sizes(view: View, world: int) -> list[tuple[int, int, int]]:
 
 def _comma(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+_MLP = must_divide(TP, FFN, words="the MLP is cut over the tensor-parallel ranks")
+
+
+def _mlp_divides(view: View) -> Iterator[Finding]:
+    # A TP that does not divide the heads is told once.
+    if view[HEADS] % view[TP] == 0:
+        yield from _MLP(view)
 
 
 def _within_a_rack(view: View, ranks: int) -> bool:
@@ -282,11 +298,7 @@ RULES = (
         "PAR105",
         "ffn-not-divisible",
         ERROR,
-        must_divide(
-            TP,
-            FFN,
-            words="the MLP is cut over the tensor-parallel ranks",
-        ),
+        _mlp_divides,
         "Column- and row-parallel linear layers need equal slices; the model cannot be built.",
         "megatron-core utils.py, divide",
     ),

@@ -107,7 +107,9 @@ def _model_length(view: View) -> Iterator[Finding]:
     if cp == 1:
         return
     pieces = 2 * cp
-    if length % pieces:
+    # A CP that padding to 64 tokens cannot have either is told once.
+    is_told = view.network == "dit" and PAD % pieces and not view.is_set_by_user(_MODEL_LENGTH)
+    if length % pieces and not is_told:
         near = _or(nearest_multiples(length, pieces))
         cut_by = LENGTH if view.network == "dit" else "dataset.seq_length"
         yield Finding(
