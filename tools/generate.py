@@ -26,7 +26,18 @@ from dfmspec.read.resolve import Resolved, resolve_spec  # noqa: E402
 from dfmspec.record.manifest import manifest_schema  # noqa: E402
 from dfmspec.run.bundle import GUARDS, at, bundle_files  # noqa: E402
 from dfmspec.targets import TARGETS, catalogue  # noqa: E402
-from tools.pages import WITHOUT_EXAMPLE, examples, keys_index, keys_of, keys_page, rule_page, rules_index, valid_specs  # noqa: E402
+from tools.formats import events, findings, plan  # noqa: E402
+from tools.pages import (  # noqa: E402
+    WITHOUT_EXAMPLE,
+    examples,
+    keys_index,
+    keys_of,
+    keys_page,
+    rule_as_data,
+    rule_page,
+    rules_index,
+    valid_specs,
+)
 from tools.schemas import NETWORKS, dfm, experiment, megatron_core, with_names  # noqa: E402
 
 SCHEMAS = ROOT / "schemas"
@@ -50,6 +61,9 @@ def schemas() -> Files:
     made = {ROOT / TARGETS[name].schema: schema for name, schema in targets.items()}
     made[SCHEMAS / "experiment.schema.json"] = experiment(targets)
     made[SCHEMAS / "manifest.schema.json"] = manifest_schema()
+    made[SCHEMAS / "findings.schema.json"] = findings()
+    made[SCHEMAS / "plan.schema.json"] = plan()
+    made[SCHEMAS / "events.schema.json"] = events()
     return {path: _json(schema) for path, schema in made.items()}
 
 
@@ -57,14 +71,17 @@ def pages() -> Files:
     """The manual, which the rules write by running: after the schemas, which they read."""
     files: Files = {}
 
-    # A page a rule; and by the way, which rules look at a key.
+    # A page a rule, and the same as data; and by the way, which rules look at a key.
     codes: dict[str, list[str]] = defaultdict(list)
+    known: dict[str, Any] = {}
     valid = valid_specs()
     for rule in RULES:
         found, keys = _run(rule, valid)
         files[RULE_PAGES / f"{rule.code}.md"] = rule_page(rule, found)
+        known[rule.code] = rule_as_data(rule, found, keys)
         for key in sorted(keys):
             codes[key].append(rule.code)
+    files[SCHEMAS / "rules.json"] = _json(known)
     files[SCHEMAS / "rules_of_keys.json"] = _json(dict(sorted(codes.items())))
     files[RULE_PAGES / "README.md"] = rules_index(RULES)
 
@@ -86,8 +103,8 @@ def _run(rule: Rule, valid: list[Resolved]) -> tuple[dict[str, list[Diagnostic]]
     if rule.level not in WITHOUT_EXAMPLE:
         found, asked = examples(rule)
         keys |= asked
-    for findings in found.values():
-        paths = [finding.path for finding in findings]
+    for said in found.values():
+        paths = [finding.path for finding in said]
         keys.update(dotted(path) for path in paths if len(path) == 2)
     return found, keys
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmspec.check.rules import LEVELS, all_findings
+from dfmspec.check.rules import LETTERS, LEVELS, all_findings
 from dfmspec.check.rules.base import ALL, Rule, UnknownValue, View
 from dfmspec.cli.rule import null_words, type_words
 from dfmspec.diagnostics import Diagnostic
@@ -147,6 +147,34 @@ def rule_page(rule: Rule, found: dict[str, list[Diagnostic]]) -> str:
     return "\n".join(lines)
 
 
+def rule_as_data(rule: Rule, found: dict[str, list[Diagnostic]], keys: set[str]) -> dict[str, Any]:
+    """What a rule's page says, as data."""
+    said = next((findings[0] for findings in found.values() if findings), None)
+    if rule.code in _DEPENDS_ON_THE_MACHINE:
+        said = None
+    examples = {}
+    for name in ("bad", "good"):
+        spec = CORPUS / rule.code / f"{name}.yaml"
+        words = spec.with_suffix(".txt")
+        if spec.exists():
+            overrides = words.read_text().splitlines() if words.exists() else []
+            examples[name] = {"spec": spec.read_text(), "overrides": overrides}
+    return {
+        "code": rule.code,
+        "name": rule.name,
+        "severity": rule.severity.label,
+        "targets": list(rule.targets),
+        "level": rule.level,
+        "why": rule.why,
+        "source": rule.source,
+        "keys": sorted(keys),
+        "message": said.message if said else None,
+        "hint": said.hint if said else None,
+        "examples": examples,
+        "url": f"https://dfmspec.dev/rules/{rule.code}.html",
+    }
+
+
 def _severity(rule: Rule, said: Diagnostic | None) -> str:
     label = rule.severity.label.capitalize()
     if said is None or said.severity == rule.severity:
@@ -172,28 +200,6 @@ def _example(folder: Path, name: str) -> list[str]:
 
 # The index of the rules.
 
-FAMILIES = {
-    "SPC": "The spec itself: reading it, its keys and types, values that follow from others",
-    "SEC": "Secrets",
-    "PAR": "How ranks are arranged, and what the arrangement must divide",
-    "PIP": "Pipeline stages",
-    "SEQ": "The length of packs, and how ranks share it",
-    "BAT": "Batch sizes and the length of a run",
-    "MOD": "The network, and what it recomputes",
-    "SMP": "The sampler",
-    "WAN": "NVIDIA DFM's WAN",
-    "FLX": "NVIDIA DFM's FLUX",
-    "PRE": "Number formats",
-    "OPT": "Optimizer, schedules, seeds",
-    "DDP": "Gradients and parameters over data-parallel ranks",
-    "CKP": "What is saved, where, and what a run resumes from",
-    "EVL": "Evaluation while training",
-    "DAT": "The dataset, its metadata and its samples",
-    "RUN": "Processes, machines, launchers, paths",
-    "ENV": "Environment variables",
-}
-"""The letters of a code, and what such rules look at."""
-
 
 def rules_index(rules: Sequence[Rule]) -> str:
     """All rules by family, a line each."""
@@ -211,17 +217,17 @@ def rules_index(rules: Sequence[Rule]) -> str:
         "| family | rules | about |",
         "|---|---|---|",
     ]
-    for letters, about in FAMILIES.items():
+    for letters, about in LETTERS.items():
         anchor = letters.lower()
         lines.append(f"| [{letters}](#{anchor}) | {len(families[letters])} | {about} |")
 
     # The rules of each.
-    for letters, about in FAMILIES.items():
+    for letters, about in LETTERS.items():
         heading = "| rule | severity | targets | what happens |"
         lines += ["", f"## {letters}", "", f"{about}.", "", heading, "|---|---|---|---|"]
         lines += [_rule_line(rule) for rule in families.pop(letters)]
     unknown = ", ".join(families)
-    assert not families, f"FAMILIES has no words for {unknown}"
+    assert not families, f"LETTERS has no words for {unknown}"
     return "\n".join([*lines, ""])
 
 

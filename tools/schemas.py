@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dfmspec import __version__
 from dfmspec.spec.experiment import Experiment
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.units import SUFFIXES, UNITS, pattern_of, unit_of
@@ -104,7 +105,7 @@ def _document(name: str, description: str, properties: Node) -> Node:
     }
     return {
         "$schema": DRAFT,
-        "$id": f"https://dfmspec.dev/schemas/targets/{name}.schema.json",
+        "$id": f"https://dfmspec.dev/schemas/{__version__}/targets/{name}.schema.json",
         "title": name,
         "description": description,
         "type": "object",
@@ -331,7 +332,7 @@ def experiment(targets: dict[str, Node]) -> Node:
     """The schema of any spec, for editors: chosen by `target`, with all the ways in which a value may be written."""
     return {
         "$schema": DRAFT,
-        "$id": "https://dfmspec.dev/schemas/experiment.schema.json",
+        "$id": f"https://dfmspec.dev/schemas/{__version__}/experiment.schema.json",
         "title": "dfmspec experiment",
         "type": "object",
         "definitions": {

@@ -91,7 +91,7 @@ class _Grouped(TyperGroup):
 
 
 def application(only: str | None = None) -> typer.Typer:
-    """The program with all of its commands, with one, or ("") with none."""
+    """The program with all of its commands, with one, ("") with none, or ("names") with their names alone."""
     app = typer.Typer(
         name="dfmspec",
         cls=_Grouped,
@@ -104,11 +104,23 @@ def application(only: str | None = None) -> typer.Typer:
     )
     app.callback()(root)
     names = list(COMMANDS)
+    if only == _NAMES_ALONE:
+        for name in names:
+            app.command(name)(_nothing)
+        return app
     if only is not None:
         names = [only] if only else []
     for name in names:
         _add_command(app, name)
     return app
+
+
+_NAMES_ALONE = "names"
+"""Asked for where a shell completes the name of a command, for which none is imported."""
+
+
+def _nothing() -> None:
+    """In place of a command."""
 
 
 def _add_command(app: typer.Typer, name: str) -> None:
@@ -194,6 +206,11 @@ def _said(error: Any) -> str:
 
 def _called(arguments: Sequence[str]) -> str | None:
     """The command that a command line calls; "" for the version alone, and None where all are needed."""
+    # The shell that completes a line gives it in a variable.
+    completed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
+    if completed and "_DFMSPEC_COMPLETE" in os.environ:
+        words = completed.split()
+        return words[1] if len(words) > 1 and words[1] in COMMANDS else _NAMES_ALONE
     first = arguments[1] if len(arguments) > 1 else ""
     if first in COMMANDS:
         return first

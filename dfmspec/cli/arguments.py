@@ -17,6 +17,7 @@ from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import InternalError, InvalidSpec, UsageError
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import Resolved, resolve_spec
+from dfmspec.targets import DEFAULT_TARGET
 
 DatasetPath = Annotated[
     str | None,
@@ -259,9 +260,14 @@ def check_format(name: str, known: Sequence[str] = tuple(REPORTERS)) -> str:
 # What the shell offers. Only here are catalogues and rules needed, so they are imported when it asks.
 
 
-def complete_override(incomplete: str) -> list[str]:
-    """Keys for the shell's completion, section by section; files complete by themselves."""
-    keys = keys_of_targets()
+def complete_override(ctx: typer.Context, args: list[str], incomplete: str) -> list[str]:
+    """Keys of the spec's target for the shell's completion, section by section, then values; files by themselves."""
+    words = [*(ctx.params.get("words") or ()), *args]
+    target = _target_of(words)
+    key, equals, begun = incomplete.partition("=")
+    if equals:
+        return [f"{key}={value}" for value in _values_of(key, target) if value.startswith(begun)]
+    keys = keys_of_targets(target)
     if "." in incomplete:
         return [f"{key}=" for key in keys if key.startswith(incomplete)]
     import glob
@@ -271,13 +277,44 @@ def complete_override(incomplete: str) -> list[str]:
     return files + [name for name in names if name.startswith(incomplete)]
 
 
-def keys_of_targets() -> list[str]:
-    """Every key that some target has, sorted."""
+def _target_of(words: Sequence[str]) -> str | None:
+    """The target of a command line: of an override, or of a line of the spec; None: nothing says."""
+    import re
+
+    from dfmspec.targets import TARGETS, unpinned
+
+    for word in reversed(words):
+        if word.startswith("target="):
+            return unpinned(word.removeprefix("target="))[0]
+    for word in words:
+        with suppress(OSError, UnicodeDecodeError):
+            found = re.search(r"^target: *([\w@.]+)", Path(word).read_text(), re.MULTILINE)
+            target = unpinned(found[1])[0] if found else DEFAULT_TARGET
+            return target if target in TARGETS else None
+    return None
+
+
+def _values_of(key: str, target: str | None) -> list[str]:
+    """The values that a key may have, where those are a few words."""
+    from dfmspec.targets import TARGETS, catalogue
+
+    values: dict[str, None] = {}
+    for each in TARGETS if target is None else (target,):
+        field = catalogue(each).field(key) or {}
+        declared = field.get("type", ())
+        if "boolean" in ((declared,) if isinstance(declared, str) else declared):
+            values.update(dict.fromkeys(("true", "false")))
+        values.update(dict.fromkeys(str(value) for value in field.get("enum", ()) if value is not None))
+    return list(values)
+
+
+def keys_of_targets(target: str | None = None) -> list[str]:
+    """Every key that a target has, or (None) some target, sorted."""
     from dfmspec.targets import TARGETS, catalogue
 
     keys: set[str] = set()
-    for target in TARGETS:
-        keys.update(key for key, _ in catalogue(target).defaults())
+    for each in TARGETS if target not in TARGETS else (target,):
+        keys.update(key for key, _ in catalogue(str(each)).defaults())
     return sorted(keys)
 
 
@@ -289,7 +326,28 @@ def _beginning(key: str) -> str:
 
 def complete_key(incomplete: str) -> list[str]:
     """Keys, without the equals sign of an override."""
-    return [name.removesuffix("=") for name in complete_override(incomplete)]
+    keys = keys_of_targets()
+    if "." in incomplete:
+        return [key for key in keys if key.startswith(incomplete)]
+    names = sorted({_beginning(key).removesuffix("=") for key in keys})
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """Targets."""
+    from dfmspec.targets import TARGETS
+
+    return [name for name in TARGETS if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Names of experiments that have runs in the folder `runs`, and the ids of the runs."""
+    names: dict[str, str] = {}
+    for run in sorted(Path("runs").glob("*/*/manifest.json"), reverse=True):
+        names.setdefault(run.parts[1], "its latest run")
+        if run.parts[2] != "latest":
+            names[run.parts[2]] = f"a run of {run.parts[1]}"
+    return [(name, what) for name, what in names.items() if name.startswith(incomplete)]
 
 
 def complete_code(incomplete: str) -> list[tuple[str, str]]:

@@ -14,9 +14,12 @@ import typer
 
 from dfmspec.cli.arguments import complete_override, counted_errors, load_checked, split_words, stop_at_faults
 from dfmspec.cli.validate import expanded
-from dfmspec.diagnostics import Diagnostic, Severity
+from dfmspec.cli.voice import note
+from dfmspec.diagnostics import Diagnostic, Severity, dotted
+from dfmspec.diagnostics import Path as Path_
 from dfmspec.errors import FINDINGS, UsageError
-from dfmspec.read.fixes import fixed
+from dfmspec.read.document import Document, lines_of
+from dfmspec.read.fixes import fixed, scalar
 
 _ROUNDS = 5
 """One mended fault may uncover another."""
@@ -47,7 +50,7 @@ def fix(
 ) -> None:
     """Mend names, numbers and stale copies in place.
 
-    Comments and layout stay as they are.
+    Comments and layout stay as they are. Exit code 0: no error is left. 1: some are, or --diff would change something.
 
     Example: dfmspec fix --diff specs/
     """
@@ -69,17 +72,17 @@ def fix(
             _show_difference(file, mended)
             continue
         _write(Path(file), mended.after)
-        for finding in mended.findings:
-            typer.echo(f"{finding.span}: mended: {finding.message} [{finding.code}]", err=True)
+        for finding, edits in mended.findings:
+            for edit in edits:
+                note(f"{finding.span}: {edit} [{finding.code}]")
 
     # Say what came of it.
     if left:
-        counted = counted_errors(left)
-        typer.echo(f"{counted} left that fix does not mend; dfmspec validate shows them", err=True)
+        typer.echo(f"{counted_errors(left)} left that fix does not mend; dfmspec validate shows them", err=True)
     elif not has_changed:
-        typer.echo("nothing to mend", err=True)
+        note("nothing to mend")
     stop_at_faults(faults)
-    if diff and has_changed:
+    if left or (diff and has_changed):
         raise typer.Exit(FINDINGS)
 
 
@@ -88,8 +91,8 @@ class _Mended(NamedTuple):
 
     before: str
     after: str
-    findings: list[Diagnostic]
-    """The findings that are mended."""
+    findings: list[tuple[Diagnostic, list[str]]]
+    """The findings that are mended, each with what became of what."""
     errors: int
     """How many remain."""
     faults: list[Diagnostic]
@@ -100,21 +103,44 @@ def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
     """A file's text with everything mended that can be."""
     before: str | None = None
     text: str | None = None
-    mended: list[Diagnostic] = []
+    mended: list[tuple[Diagnostic, list[str]]] = []
     errors = 0
     faults: list[Diagnostic] = []
     for _ in range(_ROUNDS):
-        resolved, findings = load_checked(file, overrides, None, ("spec",), text=text)
+        resolved, findings = load_checked(file, overrides, None, ("spec", "paths"), text=text)
         document = resolved.spec.documents[0]
         if before is None:
             before = document.text
         text, now = fixed(document, findings, unsafe=unsafe)
-        mended += now
+        mended += [(finding, _became(document, finding)) for finding in now]
         errors = sum(finding.severity is Severity.ERROR for finding in findings)
         faults = [finding for finding in findings if finding.traceback]
         if not now:
             break
     return _Mended(before or "", text or "", mended, errors, faults)
+
+
+def _became(document: Document, finding: Diagnostic) -> list[str]:
+    """What the edits of a finding make of what stands there: `model.num_layer -> model.num_layers`."""
+    lines = []
+    for edit in finding.fix:
+        key = dotted(edit.path)
+        if edit.kind == "rename":
+            lines.append(f"{key} -> {dotted((*edit.path[:-1], edit.value))}")
+        elif edit.kind == "set":
+            lines.append(f"{key}: {_source(document, edit.path)} -> {scalar(edit.value)}")
+        else:
+            name, value = edit.value
+            lines.append(f"{dotted((*edit.path[:-1], name))}: {scalar(value)}, which is new")
+    return lines
+
+
+def _source(document: Document, path: Path_) -> str:
+    """A value as it is written."""
+    place = document.values[path]
+    line = lines_of(document.text)[place.line - 1]
+    end = place.end_column - 1 if place.end_line == place.line else None
+    return line[place.column - 1 : end].strip()
 
 
 def _show_difference(file: str, mended: _Mended) -> None:

@@ -11,11 +11,21 @@ import typer
 
 from dfmspec.check.rules import check_spec
 from dfmspec.cli.arguments import stop_at_faults
+from dfmspec.cli.init import SCHEMA_URL, schema_beside, sizes_of
+from dfmspec.cli.voice import note
 from dfmspec.diagnostics import dotted
 from dfmspec.errors import UsageError
 from dfmspec.files import write_named
-from dfmspec.read.importing import Imported, import_command, import_file, import_script, spec_of, split_command
-from dfmspec.read.load import ALIASES, load_spec
+from dfmspec.read.importing import (
+    Imported,
+    import_command,
+    import_file,
+    import_script,
+    renamed_checkpoints,
+    spec_of,
+    split_command,
+)
+from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import TARGETS
@@ -31,7 +41,6 @@ _DEAD = (
     "SPC304",
 )
 """Rules whose finding says that a key is not the target's, or changes nothing."""
-_ALIASES = tuple(f"checkpoint.{alias}" for alias, _ in ALIASES)
 _TARGETS = ", ".join(TARGETS)
 
 _Words = Annotated[
@@ -75,24 +84,36 @@ def import_(
         for key in PATH_KEYS & found.values.keys():
             found.values[key] = _relative_to(out.parent, found.values[key])
 
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists, and nothing of yours is overwritten; name another file")
+    for alias, key in renamed_checkpoints(found):
+        note(f"taken as meant: {alias}, which upstream does not know, as {key}")
+
     # What of it is alive, as a spec; the rest is told.
     dead = _dead_keys(found, found.target)
     text = spec_of(found, found.target, dead)
-    for key in found.values:
-        if key in _ALIASES:
-            typer.echo(f"taken as meant: {key}, which upstream does not know", err=True)
     for word, why in [*dead.items(), *found.dead]:
-        typer.echo(f"left out: {word} ({why})", err=True)
+        note(f"left out: {word} ({why})")
 
-    # The spec, printed or written.
+    # The spec as init writes one, printed or written.
     if out is None:
-        typer.echo(text, nl=False)
+        typer.echo(_head("-", SCHEMA_URL, found) + text, nl=False)
         return
-    if out.exists():
-        raise UsageError(f"{out} exists, and nothing of yours is overwritten; name another file")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_named(out, text)
+    write_named(out, _head(str(out), schema_beside(out), found) + text)
     typer.echo(out)
+
+
+def _head(file: str, schema: str, found: Imported) -> str:
+    """The first lines of a spec, as init has them; a recipe that nothing named is the target's own."""
+    lines = [f"# yaml-language-server: $schema={schema}"]
+    if file != "-":
+        lines.append(f"# Check it with: dfmspec validate {file}      What a key means: dfmspec explain KEY")
+    lines.append("spec_version: 1")
+    if "recipe" not in found.values:
+        recipe = TARGETS[found.target].default_recipe
+        lines.append(f"recipe: {recipe}  # {sizes_of(recipe)}")
+    return "\n".join(lines) + "\n"
 
 
 def _imported(words: Sequence[str], target: str | None) -> Imported:

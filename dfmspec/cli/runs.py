@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfmspec.cli.arguments import check_format
+from dfmspec.cli.arguments import check_format, complete_run
 from dfmspec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ _Format = Annotated[
 ]
 _Run = Annotated[
     str,
-    typer.Argument(help="A run directory, a run id, or an experiment's name (its latest run)."),
+    typer.Argument(
+        help="A run directory, a run id, or an experiment's name (its latest run).", autocompletion=complete_run
+    ),
 ]
 
 

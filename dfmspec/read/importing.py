@@ -13,7 +13,9 @@ from dfmspec.bounded import SPEC_BYTES, read_text
 from dfmspec.errors import UsageError
 from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
+from dfmspec.read.load import unaliased
 from dfmspec.read.shell import commands_of
+from dfmspec.spec.iterations import split_iteration
 from dfmspec.spec.paths import RUN_DIR
 from dfmspec.spec.secrets import names_a_secret
 from dfmspec.targets import DEFAULT_UPSTREAM, TARGETS, target_module
@@ -380,6 +382,29 @@ def _override(text: str, found: Imported) -> None:
             _keep(key, value, value_of(value), found)
         except Refused:
             found.dead.append((text, "Hydra's grammar has no such value unquoted, so the command line fails"))
+
+
+def renamed_checkpoints(found: Imported) -> list[tuple[str, str]]:
+    """Give the how-to's names for keys of checkpoints their real ones, and return which were renamed.
+
+    The how-to names the folder of an iteration to be loaded; the key takes the folder above it, and ckpt_step the
+    iteration.
+    """
+    renamed = []
+    values: dict[str, Any] = {}
+    for name, value in found.values.items():
+        key = unaliased(name)
+        if key == name or key in found.values:
+            values[name] = value
+            continue
+        renamed.append((name, key))
+        values[key] = value
+        if key == "checkpoint.load" and isinstance(value, str):
+            values[key], step = split_iteration(value)
+            if step is not None:
+                values.setdefault("checkpoint.ckpt_step", step)
+    found.values = values
+    return renamed
 
 
 def spec_of(found: Imported, target: str, dead_keys: dict[str, str]) -> str:

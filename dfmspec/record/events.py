@@ -52,6 +52,11 @@ _OPTIONAL: dict[str, Any] = {
 """Fields that came with later versions, or that not every event of a type has."""
 
 
+def needed_fields() -> dict[str, dict[str, Any]]:
+    """Each type of event, and the Python types of the fields without which it is none."""
+    return _NEEDED
+
+
 def read_events(path: Path, offset: int = 0, kinds: Collection[str] = tuple(_NEEDED)) -> list[Event]:
     """The events after a byte offset, those of some types; a line that was cut short or damaged is left out."""
     try:

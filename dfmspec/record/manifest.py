@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from dfmspec import __version__
 from dfmspec.files import write_aside
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import RunDir
@@ -140,7 +141,11 @@ class Manifest(_Record):
 
 def manifest_schema() -> dict[str, Any]:
     """The JSON Schema of manifest.json."""
-    return {"$id": "https://dfmspec.dev/schemas/manifest.schema.json", **Manifest.model_json_schema()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"https://dfmspec.dev/schemas/{__version__}/manifest.schema.json",
+        **Manifest.model_json_schema(),
+    }
 
 
 def now() -> str:

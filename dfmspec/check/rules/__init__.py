@@ -57,6 +57,27 @@ FAMILIES = (
     containers,
 )
 RULES: tuple[Rule, ...] = tuple(chain.from_iterable(family.RULES for family in FAMILIES))
+LETTERS = {
+    "SPC": "The spec itself: reading it, its keys and types, values that follow from others",
+    "SEC": "Secrets",
+    "PAR": "How ranks are arranged, and what the arrangement must divide",
+    "PIP": "Pipeline stages",
+    "SEQ": "The length of packs, and how ranks share it",
+    "BAT": "Batch sizes and the length of a run",
+    "MOD": "The network, and what it recomputes",
+    "SMP": "The sampler",
+    "WAN": "NVIDIA DFM's WAN",
+    "FLX": "NVIDIA DFM's FLUX",
+    "PRE": "Number formats",
+    "OPT": "Optimizer, schedules, seeds",
+    "DDP": "Gradients and parameters over data-parallel ranks",
+    "CKP": "What is saved, where, and what a run resumes from",
+    "EVL": "Evaluation while training",
+    "DAT": "The dataset, its metadata and its samples",
+    "RUN": "Processes, machines, launchers, paths",
+    "ENV": "Environment variables",
+}
+"""The letters of a code, and what such rules look at."""
 LEVELS = ("spec", "paths", "data")
 """What a check may look at: the spec alone, files too, samples too."""
 

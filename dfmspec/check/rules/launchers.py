@@ -243,6 +243,18 @@ def _local_head(view: View) -> Iterator[Finding]:
         )
 
 
+def _on_one_machine(view: View) -> Iterator[Finding]:
+    nodes = view[_NNODES]
+    if view[KIND] != "local" or nodes == 1 or view["cluster.device"] != "cuda":
+        return
+    at = view.key_set_by_user(KIND, otherwise=_NNODES)
+    message = f"launcher local starts all {nodes} nodes on this machine, and their processes share its GPUs"
+    hint = (
+        "launcher.kind slurm or ssh starts them on their own; or start each node's script by hand, as plan shows them"
+    )
+    yield Finding(path(at), message, hint, None if view.starts else HINT)
+
+
 def _own_disk(view: View) -> bool:
     place = view[_OUTPUT]
     over_machines = view[KIND] in ("ssh", "slurm") and view[_NNODES] > 1
@@ -273,6 +285,14 @@ RULES = (
         _local_head,
         "Every node waits at its own door until the timeout, without a word.",
         "torch.distributed.run",
+    ),
+    Rule(
+        "RUN130",
+        "nodes-on-one-machine",
+        ERROR,
+        _on_one_machine,
+        "Twice as many processes as GPUs: each GPU holds two models, or the second finds none.",
+        "dfmspec's launchers",
     ),
     # What is meant for a launcher, or missing for it.
     Rule(
