@@ -47,10 +47,10 @@ class Edit(NamedTuple):
     """A change of one entry of a file: another name for its key, another value, or a further entry behind it."""
 
     kind: str
-    """"rename", "set" or "insert"."""
+    """"rename", "set", "insert", or "move" to another section."""
     path: Path
     value: Any = None
-    """The new name; the new value; or (name, value)."""
+    """The new name; the new value; (name, value); or the path to move to."""
     safe: bool = True
     """Whether it keeps what the file means, or says what can only have been meant."""
 

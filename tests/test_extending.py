@@ -76,6 +76,7 @@ RULE = """    Rule(
 ENTRY_OF_THE_TARGET = """    "standin": Entry(
         module="dfmspec.targets.standin",
         schema="schemas/targets/standin.schema.json",
+        revision="1",
         code="standin",
         network="dit",
         recipes=("dit",),

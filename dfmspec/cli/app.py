@@ -156,7 +156,7 @@ def main() -> None:
             # A locale without the letters of a key is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = application(_called(sys.argv))(standalone_mode=False)
+        code = application(_called(sys.argv))(prog_name="dfmspec", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else OK)
     except typer.Abort:
         sys.exit(130)

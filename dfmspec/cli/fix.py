@@ -15,11 +15,13 @@ import typer
 from dfmspec.cli.arguments import complete_override, counted_errors, load_checked, split_words, stop_at_faults
 from dfmspec.cli.validate import expanded
 from dfmspec.cli.voice import note
-from dfmspec.diagnostics import Diagnostic, Severity, dotted
+from dfmspec.diagnostics import Diagnostic, Edit, Severity, dotted
 from dfmspec.diagnostics import Path as Path_
 from dfmspec.errors import FINDINGS, UsageError
 from dfmspec.read.document import Document, lines_of
 from dfmspec.read.fixes import fixed, scalar
+from dfmspec.targets import TARGETS
+from dfmspec.targets.renames import RENAMES
 
 _ROUNDS = 5
 """One mended fault may uncover another."""
@@ -43,10 +45,17 @@ _Unsafe = Annotated[
 ]
 
 
+_Upgrade = Annotated[
+    bool,
+    typer.Option("--upgrade", help="Also keys under the names of other versions of the target, such as validation.*."),
+]
+
+
 def fix(
     words: _Words,
     diff: _Diff = False,
     unsafe: _Unsafe = False,
+    upgrade: _Upgrade = False,
 ) -> None:
     """Mend names, numbers and stale copies in place.
 
@@ -62,7 +71,7 @@ def fix(
     for file in expanded(files):
         if file == "-":
             raise UsageError("fix works on files; stdin has no place to write to")
-        mended = _mended(file, overrides, unsafe)
+        mended = _mended(file, overrides, unsafe=unsafe, upgrade=upgrade)
         left += mended.errors
         faults += mended.faults
         if mended.after == mended.before:
@@ -99,7 +108,7 @@ class _Mended(NamedTuple):
     """What dfmspec itself failed at."""
 
 
-def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
+def _mended(file: str, overrides: Sequence[str], *, unsafe: bool, upgrade: bool) -> _Mended:
     """A file's text with everything mended that can be."""
     before: str | None = None
     text: str | None = None
@@ -111,13 +120,28 @@ def _mended(file: str, overrides: Sequence[str], unsafe: bool) -> _Mended:
         document = resolved.spec.documents[0]
         if before is None:
             before = document.text
-        text, now = fixed(document, findings, unsafe=unsafe)
+        asked = [*(_renamed(finding, resolved.spec.target, document) for finding in findings)] if upgrade else findings
+        text, now = fixed(document, asked, unsafe=unsafe)
         mended += [(finding, _became(document, finding)) for finding in now]
         errors = sum(finding.severity is Severity.ERROR for finding in findings)
         faults = [finding for finding in findings if finding.traceback]
         if not now:
             break
     return _Mended(before or "", text or "", mended, errors, faults)
+
+
+def _renamed(finding: Diagnostic, target: str, document: Document) -> Diagnostic:
+    """A finding of an unknown key, with the edit to its name at the revision that the target's catalogue is of."""
+    renames = RENAMES.get((target, TARGETS[target].revision), {})
+    if finding.code != "SPC201":
+        return finding
+    # A section that is not known is one finding, of all its keys.
+    moves = []
+    for old, new in renames.items():
+        path = tuple(old.split("."))
+        if path in document.keys and path[: len(finding.path)] == finding.path:
+            moves.append(Edit("move", path, tuple(new.split("."))))
+    return finding._replace(fix=tuple(moves)) if moves else finding
 
 
 def _became(document: Document, finding: Diagnostic) -> list[str]:
@@ -127,6 +151,8 @@ def _became(document: Document, finding: Diagnostic) -> list[str]:
         key = dotted(edit.path)
         if edit.kind == "rename":
             lines.append(f"{key} -> {dotted((*edit.path[:-1], edit.value))}")
+        elif edit.kind == "move":
+            lines.append(f"{key} -> {dotted(edit.value)}")
         elif edit.kind == "set":
             lines.append(f"{key}: {_source(document, edit.path)} -> {scalar(edit.value)}")
         else:

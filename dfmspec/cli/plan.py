@@ -127,7 +127,11 @@ def plan(
     # Of many, bundles; of one, whatever is asked.
     wholes = [load_checked(file, overrides, dataset_path, ("spec",)) for file in files]
     is_about_one = cell is not None or node is not None or form == "yaml" or any((ranks, why, diff))
-    if not is_about_one and (len(wholes) > 1 or wholes[0].resolved.spec.cells):
+    # A folder of one spec counts as several: the next one is to change nothing.
+    has_cells = any(whole.resolved.spec.cells for whole in wholes)
+    is_written = out is not None or check is not None or form == "json"
+    are_several = len(files) > 1 or files != names
+    if not is_about_one and (has_cells or (are_several and is_written)):
         _answer_many(_all_plans(wholes, overrides, dataset_path), out, check, form)
         return
     if len(wholes) > 1:

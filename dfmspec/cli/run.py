@@ -148,15 +148,22 @@ def run(
         if len(sources) > 1:
             _tell_of_cell(source, number, len(sources))
         code = _run_one(source, looked_at, run_output, detach=detach, keep_going=keep_going)
-        worst = max(worst, code, key=_SEVERITY.index)
-        if code == RESUMABLE or (code != OK and not keep_going):
+        worst = max(worst, code, key=_severity)
+        was_stopped = code == RESUMABLE or code > _SIGNAL
+        if was_stopped or (code != OK and not keep_going):
             _tell_of_rest(len(sources) - number)
             break
     raise typer.Exit(worst)
 
 
-_SEVERITY = (OK, RESUMABLE, LOCKED, PREFLIGHT, STALE, USAGE, FINDINGS, INTERNAL, 130)
-"""Exit codes, the worst last."""
+_SIGNAL = 128
+"""Above it, an exit code is of a signal."""
+_SEVERITY = (OK, RESUMABLE, LOCKED, PREFLIGHT, STALE, USAGE, FINDINGS, INTERNAL)
+"""Exit codes, the worst last; only that of a signal is worse."""
+
+
+def _severity(code: int) -> int:
+    return _SEVERITY.index(code) if code in _SEVERITY else len(_SEVERITY)
 
 
 def _tell_of_cell(source: _Source, number: int, count: int) -> None:

@@ -142,25 +142,16 @@ def validate(
     """
     # What is asked for, and whether it can be done.
     levels = check_levels(check)
-    form = check_format(format_ or _usual_format())
-    reports = [_report_argument(text) for text in report or ()]
-    if not format_ and not reports and os.environ.get("GITLAB_CI"):
-        reports = [("gitlab", Path(_CODE_QUALITY))]
-    if fail_on.upper() not in Severity.__members__:
-        raise UsageError(f"--fail-on {fail_on}: error, warning or hint")
+    form, reports = _forms(format_, report or ())
+    least = _severity(fail_on)
     chosen = _codes("--select", select)
     ignored = _codes("--ignore", ignore)
     names, overrides = split_words(words)
     files = _without_excluded(names, exclude or (), forced=force_exclude)
     if not files:
-        typer.echo("nothing to check: every file is excluded", err=True)
+        note("nothing to check: every file is excluded")
         return
-    outputs = [path for _, path in reports]
-    if write_baseline:
-        outputs.append(write_baseline)
-    _refuse_inputs(files, outputs)
-
-    least = Severity[fail_on.upper()]
+    _refuse_inputs(files, [*(path for _, path in reports), *filter(None, [write_baseline])])
 
     # The findings, less those that do not count.
     checked = _check_all(files, overrides, dataset_path, levels, jobs)
@@ -183,9 +174,7 @@ def validate(
     stop_at_faults(checked.findings)
     if checked.unread:
         raise typer.Exit(USAGE)
-    counted = [finding for finding in findings if finding.suppression is None]
-    has_failed = any(finding.severity >= least for finding in counted)
-    if has_failed and not exit_zero:
+    if not exit_zero and any(finding.severity >= least for finding in not_suppressed(findings)):
         raise typer.Exit(FINDINGS)
 
 
@@ -201,6 +190,30 @@ def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hi
     if counted_findings:
         found = f"no errors, {counted(len(counted_findings), 'hint')} (--hints shows them)"
     note(f"{what}: {found}")
+
+
+def _forms(format_: str | None, report: Sequence[str]) -> tuple[str, list[tuple[str, Path]]]:
+    """The form for stdout, and those for files; by themselves those that the CI around us takes.
+
+    Raises:
+        UsageError: one is not known.
+    """
+    form = check_format(format_ or _usual_format())
+    reports = [_report_argument(text) for text in report]
+    if not format_ and not reports and os.environ.get("GITLAB_CI"):
+        reports = [("gitlab", Path(_CODE_QUALITY))]
+    return form, reports
+
+
+def _severity(name: str) -> Severity:
+    """The severity of --fail-on.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name.upper() not in Severity.__members__:
+        raise UsageError(f"--fail-on {name}: error, warning or hint")
+    return Severity[name.upper()]
 
 
 class _Checked(NamedTuple):

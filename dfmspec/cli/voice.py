@@ -57,6 +57,7 @@ def with_levels(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Quiet),
         inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Verbose),
     ]
-    called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])  # type: ignore[attr-defined]
+    taken = [*signature.parameters.values(), *own]
+    called.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
     called.__annotations__ = {**command.__annotations__, "quiet": _Quiet, "verbose": _Verbose}
     return called

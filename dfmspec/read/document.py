@@ -263,16 +263,39 @@ def _syntax_error(name: str, text: str, error: yaml.MarkedYAMLError) -> Diagnost
         column = mark.column + 1
         place = Span(name, line, column, line, column + 1)
 
-    # The mistake. A marker of a merge is no YAML, whatever the parser calls it.
+    # The mistake, in a user's words. A marker of a merge is no YAML, whatever the parser calls it.
+    said = str(error.problem or error.context)
+    lines = lines_of(text)
+    written = lines[place.line - 1] if 0 < place.line <= len(lines) else ""
+    indent = written[: len(written) - len(written.lstrip())]
     if re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE):
         hint = "the file has merge-conflict markers"
-    elif "\\t" in str(error.problem):
+    elif "\t" in (*indent, written[place.column - 1 : place.column]):
+        said = "a tab, which YAML does not take for indentation"
         hint = "indent with spaces"
     elif "Unicode character escape" in str(error.problem):
         hint = "write the character itself, or its number in eight digits, such as \\U0001F98B"
     else:
         hint = "the text before this place may miss a quote, a bracket or a colon, or be indented differently"
-    return _malformed(place, str(error.problem or error.context), hint)
+    for theirs, ours in _IN_OUR_WORDS.items():
+        said = said.replace(theirs, ours)
+    return _malformed(place, said, hint)
+
+
+_IN_OUR_WORDS = {
+    "mapping values are not allowed in this context": "a colon where no key can be: a value with a colon needs quotes",
+    "did not find expected key": "no key here, where one has to be",
+    "did not find expected '-' indicator": "no - here, where the list has to go on or be indented less",
+    "did not find expected ',' or '}'": "no comma or } here, where the braces have to go on or end",
+    "did not find expected ',' or ']'": "no comma or ] here, where the brackets have to go on or end",
+    "found unexpected end of stream": "the file ends inside quotes",
+    "found character that cannot start any token": "a character that nothing can begin with outside quotes",
+    "could not find expected ':'": "a line that is neither a key with a colon nor the rest of a value",
+    "while scanning a simple key": "this line is no key",
+    "found undefined alias": "an alias (*) that no anchor (&) has been given",
+    "block sequence entries are not allowed in this context": "a - where no list can begin",
+}
+"""What the parser says, and what it means for who wrote the file."""
 
 
 def _broken(name: str, text: str, message: str, hint: str, place: Span | None = None) -> Document:
@@ -471,10 +494,16 @@ def _ambiguous(place: Span, text: str, value: Any, path: Path) -> Diagnostic:
         "SPC103",
         "ambiguous-scalar",
         Severity.WARNING,
-        f"{text} is {meaning} in YAML 1.2 and something else in YAML 1.1 readers",
+        f"{text} is {meaning} in YAML 1.2, and {_in_yaml_1_1(text)} to YAML 1.1, by which others read",
         "quote it if it is text, or write true, false or a plain number",
         path,
     )
+
+
+def _in_yaml_1_1(text: str) -> str:
+    """What YAML 1.1 makes of a plain scalar, for a message."""
+    value = yaml.safe_load(text)
+    return json.dumps(value, default=str) if not isinstance(value, str) else f'the string "{value}"'
 
 
 def read_scalar(text: str) -> Any:

@@ -57,6 +57,9 @@ def _edited(document: Document, edit: Edit) -> Document | None:
     """The document after one edit; None when it cannot be made, or when the result does not say exactly that."""
     key = document.keys.get(edit.path)
     value = document.values.get(edit.path)
+    if edit.kind == "move":
+        text = _moved(document, edit)
+        return None if text is None else _proven(document, edit, text)
     if key is None or value is None:
         return None
     if edit.kind == "rename":
@@ -66,7 +69,11 @@ def _edited(document: Document, edit: Edit) -> Document | None:
     else:
         text = _with_entry(document.text, key, value, edit)
 
-    # The proof.
+    return _proven(document, edit, text)
+
+
+def _proven(document: Document, edit: Edit, text: str) -> Document | None:
+    """The document with another text; None when that does not say exactly what the edit means."""
     after = parse_document(text.encode(), document.file)
     is_as_meant = _same(after.data, _expected(document.data, edit))
     if not is_as_meant or len(after.problems) > len(document.problems):
@@ -96,6 +103,42 @@ def _with_entry(text: str, key: Span, value: Span, edit: Edit) -> str:
     return "".join(lines)
 
 
+def _moved(document: Document, edit: Edit) -> str | None:
+    """A text with an entry of one section in another; None where the entry shares its line with others."""
+    key = document.keys.get(edit.path)
+    value = document.values.get(edit.path)
+    if key is None or value is None or value.end_line != key.line:
+        return None
+    lines = lines_of(document.text)
+    line = lines[key.line - 1]
+    indent = line[: key.column - 1]
+    if indent.strip():
+        return None
+
+    # The section that it goes to, or a new one in the place of the old; the old one goes with its last entry.
+    section, name = edit.value
+    there = document.keys.get((section,))
+    entry = line[: key.column - 1] + str(name) + line[key.end_column - 1 :]
+    entry = entry if entry.endswith(("\n", "\r")) else entry + "\n"
+    left = [path for path in document.keys if len(path) == 2 and path[0] == edit.path[0] and path != edit.path]
+    old = document.keys[edit.path[:1]]
+    if there is None:
+        entry = f"{section}:{lines[old.line - 1][old.end_column :]}{entry}" if not left else f"{section}:\n{entry}"
+        at = old.line - 1
+    else:
+        at = there.line
+    edited = {key.line - 1, *([] if left else [old.line - 1])}
+    kept: list[str] = []
+    for number, each in enumerate(lines):
+        if number == at:
+            kept.append(entry)
+        if number not in edited:
+            kept.append(each)
+    if at >= len(lines):
+        kept.append(entry)
+    return "".join(kept)
+
+
 def _replaced(text: str, place: Span, new: str) -> str:
     """A text with something else at a place."""
     lines = lines_of(text)
@@ -114,7 +157,13 @@ def _expected(data: Any, edit: Edit) -> Any:
     for part in edit.path[:-1]:
         node = node[part]
     last = edit.path[-1]
-    if edit.kind == "rename":
+    if edit.kind == "move":
+        section, name = edit.value
+        content = node.pop(last)
+        if not node:
+            del out[edit.path[0]]
+        out.setdefault(section, {})[name] = content
+    elif edit.kind == "rename":
         node[edit.value] = node.pop(last)
     elif edit.kind == "set":
         node[last] = edit.value

@@ -416,12 +416,7 @@ class _Loader:
             origins[key] = Origin("environment", Span("<environment>"))
 
         # What the matrix makes of it.
-        cells: list[Cell] = []
-        if cell is None and matrices:
-            from dfmspec.read.matrix import cells_of
-
-            cells, problems = cells_of(matrices, {override.partition("=")[0] for override in overrides})
-            self.problems += problems
+        cells = [] if cell is not None or not matrices else self._cells(matrices, overrides)
         name = values["name"] or _as_name(stem)
         if cell is not None:
             name = _lay_own(cell, name, values, origins)
@@ -443,6 +438,14 @@ class _Loader:
             cells=tuple(cells),
             cell=cell,
         )
+
+    def _cells(self, matrices: list[tuple[Any, Document]], overrides: tuple[str, ...]) -> list[Cell]:
+        """The cells of the matrices of all layers, under the command line; what is wrong with them is reported."""
+        from dfmspec.read.matrix import cells_of
+
+        cells, problems = cells_of(matrices, {override.partition("=")[0] for override in overrides})
+        self.problems += problems
+        return cells
 
     def _choice(self, key: str, legal: tuple[str, ...], default: str) -> str:
         """`target` or `recipe`: needed before anything can be checked; an illegal one is reported with the rest."""

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import Diagnostic, Edit, Path, Severity, Span, dotted
 from dfmspec.read.document import Budget, Document, read_scalar
+from dfmspec.read.interpolation import SYNTAX
 from dfmspec.spec.catalogue import Catalogue, types
+from dfmspec.spec.units import has_some_unit, in_words
 from dfmspec.targets import TARGETS, catalogue
+from dfmspec.targets.renames import RENAMES
 
 SHORT_NAMES = {
     "tp": "model.tensor_model_parallel_size",
@@ -271,7 +274,7 @@ def _unknown_key(path: Path, document: Document, legal: Catalogue, target: str, 
         "unknown-key",
         Severity.ERROR,
         message,
-        _hint_for_unknown(name, section, meant, legal),
+        _hint_for_unknown(name, section, meant, legal, target),
         path,
         fix=_rename_to(meant, section, path, document),
     )
@@ -285,8 +288,14 @@ def _target_that_has(key: str, target: str) -> str | None:
     return None
 
 
-def _hint_for_unknown(name: str, section: str, meant: str | None, legal: Catalogue) -> str:
+def _hint_for_unknown(name: str, section: str, meant: str | None, legal: Catalogue, target: str) -> str:
     """What to write instead of an unknown key."""
+    renames = RENAMES.get((target, TARGETS[target].revision), {})
+    key = f"{section}.{name}" if section else name
+    if any(old == key or old.startswith(f"{key}.") for old in renames):
+        return (
+            f"another version of {target} has it; dfmspec fix --upgrade writes the names of {TARGETS[target].revision}"
+        )
     if not section and "." in name and legal.field(name) is not None:
         parts = name.split(".")
         return f"nest it: {parts[0]}: {{{parts[1]}: ...}}; a dotted key is one key to YAML"
@@ -558,6 +567,11 @@ def _retype(value: Any, field: dict[str, Any], path: Path) -> tuple[str, Fix]:
     """A way out of a wrong type, in words and, where it is certain, as an edit."""
     legal = types(field)
     if isinstance(value, str):
+        # What would have been filled in, or counted.
+        if "${" in value:
+            return f"a spec refers by {SYNTAX}", ()
+        if has_some_unit(value) and {"integer", "number"} & {*legal}:
+            return in_words(field), ()
         # A number in quotes.
         unquoted = read_scalar(value)
         if _is_of(unquoted, legal):

@@ -49,7 +49,10 @@ _Host = Annotated[
 ]
 _Minutes = Annotated[
     str,
-    _form(r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$", "minutes, hours:minutes:seconds or days-hours, in quotes"),
+    _form(
+        r"^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$",
+        "a time such as 4h, 1h30m or 2d; or as Slurm writes it, in quotes: minutes, hours:minutes:seconds, days-hours",
+    ),
 ]
 _Option = Annotated[
     str,
@@ -124,7 +127,7 @@ class Launcher(Section):
     """[slurm] Quality of service."""
     time_limit: _Minutes | None = None
     (
-        '[slurm] Most time of an attempt, such as "4:00:00" or "2-00" (days-hours); '
+        '[slurm] Most time of an attempt, such as 4h or 2d, or as Slurm writes it: "4:00:00", "2-00" (days-hours); '
         "a run that is not done by then saves, and is queued again."
     )
     stop_before: Annotated[int, Field(ge=0, le=65535)] = 180

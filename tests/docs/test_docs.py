@@ -145,7 +145,7 @@ def test_every_whole_spec_of_a_how_to_is_valid(page: Path) -> None:
 
 
 def test_the_workflow_that_the_how_to_shows_is_the_example() -> None:
-    assert (ROOT / "examples" / "ci" / "specs.yml").read_text() in fenced(DOCS / "howto" / "ci.md", "yaml")
+    assert (ROOT / "examples" / "ci" / "github.yml").read_text() in fenced(DOCS / "howto" / "ci.md", "yaml")
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=name)

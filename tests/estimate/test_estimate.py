@@ -68,7 +68,7 @@ def test_a_plan_of_every_network_tells_tokens_and_operations(target: str, tmp_pa
     )
     done = dfmspec("plan", tmp_path / "s.yaml")
 
-    assert re.search(r"an iteration is [\d,]+ tokens and [\d.,]+ PFLOP", done.stdout), done.stderr
+    assert re.search(r"an iteration is [\d,]+ tokens and [\d.]+ [TPE]FLOP", done.stdout), done.stderr
 
 
 def test_ranks_come_as_data_too_and_flag_what_crosses_nodes(tmp_path) -> None:

@@ -48,7 +48,9 @@ def test_names_quoted_numbers_and_stale_copies_are_mended_in_place(tmp_path: Pat
     assert "+  global_batch_size: 8" in shown.stdout
     assert file.read_text() == BEFORE
 
-    assert dfmspec("fix", str(file)).returncode == 0
+    mended = dfmspec("fix", str(file))
+    assert mended.returncode == 1
+    assert mended.stderr.splitlines()[-1] == "3 errors left that fix does not mend; dfmspec validate shows them"
     assert file.read_text() == AFTER
     assert file.stat().st_mode & 0o777 == 0o640
     assert dfmspec("fix", "--diff", str(file)).stdout == ""  # nothing is left to do
@@ -57,9 +59,9 @@ def test_names_quoted_numbers_and_stale_copies_are_mended_in_place(tmp_path: Pat
 def test_what_may_change_the_meaning_needs_the_word(tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text("target: dfm\ncluster: {nproc_per_node: 8}\ntrain: {micro_batch_size: 2, global_batch_size: 30}\n")
-    assert dfmspec("fix", "--diff", str(file)).returncode == 0
+    assert dfmspec("fix", "--diff", str(file)).stdout == ""
 
-    dfmspec("fix", "--unsafe", str(file))
+    assert dfmspec("fix", "--unsafe", str(file)).returncode == 0
     assert yaml.safe_load(file.read_text())["train"] == {"micro_batch_size": 1, "global_batch_size": 32}
 
 
@@ -141,3 +143,35 @@ def test_a_number_is_written_so_that_every_reader_has_it_back(value: object) -> 
         == {"v": value}
         == yaml.safe_load(f"v: {scalar(value)}")
     )
+
+
+UPGRADES = [
+    (
+        "validation:\n  eval_iters: 3  # few\n  eval_interval: 10\ntrain:\n  train_iters: 9\n",
+        "train:\n  eval_iters: 3  # few\n  eval_interval: 10\n  train_iters: 9\n",
+    ),
+    (
+        "# mine\nvalidation:\n    eval_iters: 3  # few\nmodel: {}\n",
+        "# mine\ntrain:\n    eval_iters: 3  # few\nmodel: {}\n",
+    ),
+    ("train:\n  train_iters: 9\nvalidation:\n  eval_iters: 3", "train:\n  eval_iters: 3\n  train_iters: 9\n"),
+    ("validation: {eval_iters: 3}\n", None),
+    ("validation:\n  eval_iters: 3\ntrain: {train_iters: 9}\n", None),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), UPGRADES)
+def test_keys_of_another_version_are_moved_where_each_has_a_line_of_its_own(
+    before: str, after: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(before)
+    told = dfmspec("validate", file, "--check", "spec")
+    done = dfmspec("fix", file, "--upgrade")
+
+    assert "dfmspec fix --upgrade" in told.stdout
+    assert yaml.safe_load(file.read_text()) == yaml.safe_load(after or before)
+    assert file.read_text().strip() == (after or before).strip()
+    assert done.returncode == (0 if after else 1)
+    if after:
+        assert "validation.eval_iters -> train.eval_iters" in done.stderr

@@ -204,7 +204,8 @@ def test_a_resumed_run_has_the_rate_that_it_is_given(whole: Path, setting: list[
 
 
 def test_another_network_is_refused(whole: Path, setting: list[str], tmp_path: Path) -> None:
-    said = train(cut(whole, tmp_path / "run", 2), *setting, "model.num_layers=1", "model.adaln_lora_rank=8", expect=1)
+    words = [*setting, "model.num_layers=1", "model.adaln_lora_rank=8", "checkpoint.pretrained_checkpoint=null"]
+    said = train(cut(whole, tmp_path / "run", 2), *words, expect=1)
 
     assert "is of another network: model.num_layers is 2, not 1, model.adaln_lora_rank is 16, not 8" in said
     assert "Traceback" not in said

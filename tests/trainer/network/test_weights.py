@@ -137,7 +137,7 @@ def test_weights_of_another_network_are_an_error(dataset: Path, tmp_path: Path) 
         expect=1,
     )
 
-    assert "x_embedder.weight is [3, 3] there and [64, 64] in this model" in said
+    assert "is of another network: model.hidden_size is 3 there, and 64 here" in said
     assert "Traceback" not in said
 
 
