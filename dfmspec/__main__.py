@@ -7,6 +7,6 @@ if __name__ == "__main__":
     if not sys.flags.safe_path:
         sys.path.pop(0)
 
-    from dfmspec.cli.app import main
+    from dfmspec.cli.app import program
 
-    main()
+    program()

@@ -148,6 +148,29 @@ def _with_torchrun_words(arguments: list[str]) -> list[str]:
     return [*arguments[:at], f"launcher.torchrun_options={options}"] if words else arguments[:at]
 
 
+_HAS_CHILDREN = ("run", "sample", "export", "data")
+"""Commands that start processes or threads, and end as Python ends."""
+
+
+def program() -> None:
+    """What `dfmspec` is: main, and then no taking apart of what the process has in memory, a sixth of a short command.
+
+    Its output is flushed; what else there is, the operating system frees.
+    """
+    try:
+        main()
+    except SystemExit as ending:
+        is_plain = ending.code is None or isinstance(ending.code, int)
+        if not is_plain or set(sys.argv[1:2]) & set(_HAS_CHILDREN):
+            raise
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody reads it any more
+            raise ending from None
+        os._exit(int(ending.code or OK))
+
+
 def main() -> None:
     """Run the program; every expected error is one message and its exit code, never a traceback."""
     sys.argv = _with_torchrun_words(sys.argv)
