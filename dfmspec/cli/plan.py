@@ -111,13 +111,7 @@ def plan(
     Example: dfmspec plan spec.yaml cluster.nnodes=2 cluster.nproc_per_node=8
     """
     # What is asked for.
-    answers = {
-        "--out": out,
-        "--ranks": ranks or None,
-        "--why": why,
-        "--diff": diff,
-        "--check": check,
-    }
+    answers = {"--out": out, "--ranks": ranks or None, "--why": why, "--diff": diff, "--check": check}
     form = _form(format_, node, answers)
     if exit_code and diff is None:
         raise UsageError("--exit-code says whether plans differ: give --diff OTHER too")
