@@ -19,6 +19,7 @@ from typer.core import TyperGroup  # noqa: E402
 
 from dfmspec import __version__  # noqa: E402
 from dfmspec.cli.voice import with_levels  # noqa: E402
+from dfmspec.colours import RED, painted  # noqa: E402
 from dfmspec.errors import INTERNAL, OK, PREFLIGHT, USAGE, DfmspecError  # noqa: E402
 
 COMMANDS = {
@@ -187,23 +188,28 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help itself
             typer.echo(error.message, err=True)
             sys.exit(USAGE)
-        typer.echo(f"error: {_said(error)}", err=True)
+        _tell("error", _said(error))
         sys.exit(USAGE)
     except DfmspecError as error:
         kind = "internal error" if error.exit_code == INTERNAL else "error"
-        typer.echo(f"{kind}: {error}", err=True)
+        _tell(kind, str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader has left, such as head; the interpreter's own last flush is to fail nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        typer.echo(f"error: {error}", err=True)
+        _tell("error", str(error))
         sys.exit(PREFLIGHT)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
         sys.exit(_report_a_fault())
+
+
+def _tell(kind: str, message: str) -> None:
+    """An error on stderr."""
+    typer.echo(f"{painted(kind, RED, sys.stderr)}: {message}", err=True)
 
 
 _Misuse: Any = typer.BadParameter.__mro__[2]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dfmspec.check.report import REPORTERS, reporter
+from dfmspec.check.report import REPORTERS
 from dfmspec.check.rules import LEVELS, all_findings, check_spec
 from dfmspec.cli.voice import detail, is_quiet
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
@@ -73,6 +73,26 @@ def one_file(words: Sequence[str]) -> tuple[str, list[str]]:
         named = ", ".join(files) or "none"
         raise UsageError(f"give one spec, then key=value overrides; got {len(files)} files: {named}")
     return files[0], overrides
+
+
+def named_folder(place: Path, what: str) -> Path:
+    """A folder that is named itself, or by a run's name or id, as `dfmspec show` takes it.
+
+    Args:
+        place: what is named.
+        what: what a folder may be here, for a message.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if place.is_dir():
+        return place
+    if not place.exists():
+        from dfmspec.record.runs import find_run
+
+        with suppress(UsageError):
+            return find_run(str(place), Path("runs")).path
+    raise UsageError(f"{place} is not a folder; name {what}, or a run by its name or id")
 
 
 def load_checked(
@@ -213,8 +233,9 @@ def require_valid(*checked: Checked) -> None:
     least = Severity.ERROR if is_quiet() else Severity.WARNING
     grave = [finding for finding in findings if finding.severity >= least]
     if grave:
-        report = reporter("full")
-        typer.echo(report(grave, texts_of(resolved)), err=True)
+        from dfmspec.check.report.text import report
+
+        typer.echo(report(grave, texts_of(resolved), stream=sys.stderr), err=True)
     stop_at_faults(findings)
     errors = sum(finding.severity is Severity.ERROR for finding in grave)
     if errors:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.cli.arguments import trainer_module
+from dfmspec.cli.arguments import complete_run, named_folder, trainer_module
 from dfmspec.errors import UsageError
 
 
@@ -29,7 +29,8 @@ _Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CKPT",
-        help="An iter_N folder, a folder of checkpoints, or a run directory.",
+        help="An iter_N folder, a folder of checkpoints, a run directory, or a run by its name or id.",
+        autocompletion=complete_run,
     ),
 ]
 _Out = Annotated[
@@ -66,10 +67,7 @@ def export(
 
     Example: dfmspec export runs/butterfly_tiny_cpu/latest -o butterfly.safetensors --names dfm
     """
-    if not checkpoint.is_dir():
-        raise UsageError(
-            f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory"
-        )
+    checkpoint = named_folder(checkpoint, "an iter_N folder, a folder of checkpoints, a run directory")
     if out.exists():
         raise UsageError(f"--out {out}: it exists already; name another file")
     if not out.absolute().parent.is_dir():

@@ -18,6 +18,7 @@ from dfmspec.cli.arguments import (
     check_format,
     complete_override,
     load_checked,
+    named_folder,
     of_cell,
     require_valid,
     split_words,
@@ -126,7 +127,7 @@ def plan(
     is_written = out is not None or check is not None or form == "json"
     are_several = len(files) > 1 or files != names
     if not is_about_one and (has_cells or (are_several and is_written)):
-        _answer_many(_all_plans(wholes, overrides, dataset_path), out, check, form)
+        _answer_many(*_all_plans(wholes, overrides, dataset_path), out, check, form)
         return
     if len(wholes) > 1:
         named = ", ".join(files)
@@ -154,7 +155,7 @@ def _answer(resolved: Resolved, made: Plan, out: Path | None, check: str | None,
     elif check is not None:
         _check_golden(made, Path(check))
     elif out is not None:
-        _write_bundle(made, out)
+        _write_bundle(resolved, made, out)
     elif form == "json":
         _print_json(made)
     elif form == "yaml":
@@ -190,8 +191,10 @@ def _form(form: str, node: int | None, answers: Mapping[str, object]) -> str:
     return "sh"
 
 
-def _all_plans(wholes: Sequence[Checked], overrides: Sequence[str], dataset_path: str | None) -> dict[str, Plan]:
-    """The plans of all specs and of their cells, by the names that their bundles have.
+def _all_plans(
+    wholes: Sequence[Checked], overrides: Sequence[str], dataset_path: str | None
+) -> tuple[dict[str, Plan], dict[str, Resolved]]:
+    """The plans of all specs and of their cells, by the names that their bundles have; and what they are made of.
 
     Raises:
         UsageError: two have the same name.
@@ -201,16 +204,20 @@ def _all_plans(wholes: Sequence[Checked], overrides: Sequence[str], dataset_path
     found = [cells_checked(whole, overrides, dataset_path, ("spec",)) for whole in wholes]
     require_valid(*chain.from_iterable(found))
     made: dict[str, Plan] = {}
+    made_of: dict[str, Resolved] = {}
     for resolved, _ in chain.from_iterable(found):
         cell = resolved.spec.cell
         name = cell.name if cell is not None and len(wholes) == 1 else resolved["name"]
         if name in made:
             raise UsageError(f"two plans would have the name {name}; give the specs names of their own")
         made[name] = make_plan(resolved)
-    return made
+        made_of[name] = resolved
+    return made, made_of
 
 
-def _answer_many(made: Mapping[str, Plan], out: Path | None, check: str | None, form: str) -> None:
+def _answer_many(
+    made: Mapping[str, Plan], made_of: Mapping[str, Resolved], out: Path | None, check: str | None, form: str
+) -> None:
     """The plans of several specs, or of a matrix: a bundle each in a folder of its name, all as data, or a line each.
 
     Raises:
@@ -226,11 +233,11 @@ def _answer_many(made: Mapping[str, Plan], out: Path | None, check: str | None, 
             raise StalePlanError(f"{len(stale)} of {counted(len(made), 'bundle')} stale: {', '.join(stale)}")
         typer.echo(f"{counted(len(made), 'bundle')} in {check}: as their specs have them", err=True)
     elif out is not None:
-        from dfmspec.run.bundle import require_new, write_bundle
+        from dfmspec.run.bundle import Source, require_new, write_bundle
 
         require_new(out)
         for name, plan in made.items():
-            write_bundle(plan, out / name)
+            write_bundle(plan, out / name, Source.of(made_of[name]))
         typer.echo(out)
     elif form == "json":
         typer.echo(json.dumps([plan.as_json() for plan in made.values()], indent=2, sort_keys=True))
@@ -295,11 +302,11 @@ def _print_difference(other: Plan, made: Plan, form: str = "text") -> None:
     typer.echo(difference.in_markdown(found, made.name) if form == "markdown" else difference.described(found))
 
 
-def _write_bundle(made: Plan, folder: Path) -> None:
+def _write_bundle(resolved: Resolved, made: Plan, folder: Path) -> None:
     """--out: the plan as files."""
-    from dfmspec.run.bundle import write_bundle
+    from dfmspec.run.bundle import Source, write_bundle
 
-    write_bundle(made, folder)
+    write_bundle(made, folder, Source.of(resolved))
     typer.echo(folder)
 
 
@@ -350,6 +357,8 @@ def _other_plan(place: Path, spec: str, overrides: list[str], cell: str | None) 
     if place.suffix == ".json":
         return read_plan(place)
     is_override = "=" in place.name and not place.exists()
+    if not is_override and not place.exists() and place.suffix not in (".yaml", ".yml"):
+        return read_bundle(named_folder(place, "a bundle, a spec, a run directory"))
     file, words = (spec, [*overrides, str(place)]) if is_override else (str(place), [])
     whole = load_checked(file, words, None, ("spec",))
     checked = of_cell(whole, cell if whole.resolved.spec.cells else None, words, None, ("spec",))

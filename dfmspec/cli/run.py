@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +16,14 @@ from dfmspec.cli.arguments import (
     CellOption,
     cells_checked,
     load_checked,
+    named_folder,
     of_cell,
     one_file,
     require_valid,
     trainer_module,
 )
 from dfmspec.cli.voice import detail, is_quiet
+from dfmspec.colours import GREEN, RED, YELLOW, painted
 from dfmspec.diagnostics import Diagnostic, Severity
 from dfmspec.errors import (
     FINDINGS,
@@ -52,12 +55,14 @@ class _Source(NamedTuple):
 
     plan: Plan
     file: str | None
-    """The spec; None: a bundle."""
+    """The spec; None: nobody knows."""
     text: str | None
     """The text of the spec."""
     overrides: tuple[str, ...] = ()
     run: RunDir | None = None
     """The run that goes on; None: the plan's, or a new one."""
+    is_saved: bool = False
+    """The plan was made before, and is run as its guards hold."""
 
 
 _Words = Annotated[
@@ -131,13 +136,15 @@ def run(
     # The plans: as one was saved, or compiled now.
     file, overrides = one_file(words)
     looked_at = Preflight(_level(preflight, LEVELS), allow_revision)
+    if not Path(file).exists() and file != "-" and not file.endswith((".yaml", ".yml")):
+        file = str(named_folder(Path(file), "a spec, a bundle, a run directory"))
     if Path(file).is_dir():
         if cell is not None:
             raise UsageError("--cell is for a spec; a bundle or a run is of one cell already")
         sources = [_from_folder(Path(file), overrides, run_output, dry_run=dry_run)]
     else:
         checked = _checked(file, overrides, dataset_path, cell, dry_run=dry_run)
-        sources = [_from_spec(file, overrides, resolved) for resolved in checked]
+        sources = [_from_spec(file, resolved) for resolved in checked]
         if dry_run:
             _show(checked, [source.plan for source in sources])
             return
@@ -205,7 +212,7 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
     _require_startable(plan, detach=detach)
     is_here = plan.launcher["kind"] == "local"
     found = look_here(plan, looked_at) if is_here else {}
-    plan = _with_its_data(plan, is_saved=source.file is None)
+    plan = _with_its_data(plan, is_saved=source.is_saved)
 
     for node in range(min(plan.nnodes, _SHOWN_NODES)):
         detail(f"node {node} runs: {shlex.join(plan.argv(node))}")
@@ -288,7 +295,7 @@ def _from_run(run: RunDir) -> _Source:
         raise CheckpointError(f"{run.plan} is not the plan that {run.manifest} names; put it back")
     if manifest.verdict != "succeeded":
         check_guards(plan)
-    return _Source(plan, manifest.spec_file, None, tuple(manifest.overrides), run)
+    return _Source(plan, manifest.spec_file, None, tuple(manifest.overrides), run, is_saved=manifest.spec_file is None)
 
 
 def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _Source:
@@ -298,7 +305,7 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
         UsageError: overrides or --dry-run, which are for a spec.
         StalePlanError: its files, the code or the data are not those of the plan.
     """
-    from dfmspec.run.bundle import check_files, read_bundle
+    from dfmspec.run.bundle import check_files, read_bundle, read_source
     from dfmspec.run.guards import check_guards
 
     if overrides:
@@ -309,7 +316,10 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
     check_guards(plan)  # first: other code may give other files
     check_files(plan, folder)
     _tell_of_config(plan, folder / CONFIG)
-    return _Source(plan, file=None, text=None)
+    source = read_source(folder, plan)
+    if source is None:
+        return _Source(plan, file=None, text=None, is_saved=True)
+    return _Source(plan, source.spec_file, source.spec_text, source.overrides, is_saved=True)
 
 
 def _tell_of_config(plan: Plan, file: Path) -> None:
@@ -343,12 +353,12 @@ def _checked(
     return [resolved for resolved, _ in found]
 
 
-def _from_spec(file: str, overrides: Sequence[str], resolved: Resolved) -> _Source:
+def _from_spec(file: str, resolved: Resolved) -> _Source:
     from dfmspec.plan.plan import make_plan
+    from dfmspec.run.bundle import Source
 
-    documents = resolved.spec.documents
-    text = documents[0].text if documents else None
-    return _Source(make_plan(resolved), file, text, tuple(overrides))
+    source = Source.of(resolved)
+    return _Source(make_plan(resolved), file, source.spec_text, source.overrides)
 
 
 def _show(checked: Sequence[Resolved], plans: Sequence[Plan]) -> None:
@@ -445,7 +455,8 @@ def _conclude(run: RunDir, *, own: bool) -> None:
 
     manifest = read_manifest(run)
     say = _talk if manifest.verdict == "succeeded" else talk_to_stderr
-    say(f"{manifest.verdict}: {manifest.reason}")
+    colour = {"succeeded": GREEN, "failed": RED}.get(manifest.verdict, YELLOW)
+    say(f"{painted(manifest.verdict, colour, sys.stderr)}: {manifest.reason}")
     for line in _figures(manifest):
         say(line)
     if manifest.verdict == "failed":

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.cli.arguments import trainer_module
+from dfmspec.cli.arguments import complete_run, named_folder, trainer_module
 from dfmspec.errors import UsageError
 
 _Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CKPT",
-        help="An iter_N folder, a folder of checkpoints, or a run directory.",
+        help="An iter_N folder, a folder of checkpoints, a run directory, or a run by its name or id.",
+        autocompletion=complete_run,
     ),
 ]
 _Out = Annotated[
@@ -75,10 +76,7 @@ def sample(
     Example: dfmspec sample runs/butterfly_tiny_cpu/latest --caption "blue butterfly with round spotted wings"
     """
     # What can be seen from here.
-    if not checkpoint.is_dir():
-        raise UsageError(
-            f"{checkpoint} is not a folder; name an iter_N folder, a folder of checkpoints, or a run directory"
-        )
+    checkpoint = named_folder(checkpoint, "an iter_N folder, a folder of checkpoints, a run directory")
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
     if resolution is not None and resolution % 16:

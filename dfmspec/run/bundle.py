@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfmspec.bounded import METADATA_BYTES, read_text
 from dfmspec.errors import StalePlanError, UsageError
@@ -20,11 +20,39 @@ from dfmspec.plan.scripts import RANK_PROGRAM, node_script, script_names
 from dfmspec.resources import resource
 from dfmspec.run.launch import launcher
 from dfmspec.run.preflight import RANK_FILE
+from dfmspec.spec.digest import canonical
 from dfmspec.targets import CONFIG, target_module
+
+if TYPE_CHECKING:
+    from dfmspec.read.resolve import Resolved
 
 PLAN = "plan.json"
 GUARDS = "guards.json"
 """What the plan takes for granted, on the machine where the bundle was written."""
+SOURCE = "source.json"
+"""What the plan was made of: a comment of the spec changes it, and no plan."""
+_OF_A_MACHINE = (GUARDS, SOURCE)
+"""Files that say nothing of whether a bundle is fresh."""
+
+
+class Source(NamedTuple):
+    """What a plan was made of."""
+
+    spec_file: str
+    """The spec's name, as it was given."""
+    spec_text: str
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Source:
+        """Of a configuration."""
+        documents = resolved.spec.documents
+        cell = resolved.spec.cell
+        text = documents[0].text if documents else ""
+        overrides = resolved.spec.overrides
+        if cell is not None:
+            overrides = (*(f"{key}={canonical(value)}" for key, value, _ in cell.settings), *overrides)
+        return cls(resolved.spec.file, text, overrides)
 
 
 def at(plan: Plan, folder: Path) -> Plan:
@@ -66,14 +94,28 @@ def programs(plan: Plan) -> dict[str, str]:
     return files
 
 
-def write_bundle(plan: Plan, out: Path) -> None:
-    """Write the files of a plan.
+def write_bundle(plan: Plan, out: Path, source: Source | None = None) -> None:
+    """Write the files of a plan, and what it was made of.
 
     Raises:
         UsageError: the folder exists and is not empty.
     """
     require_new(out)
-    write_files(bundle_files(at(plan, out)), out)
+    files = bundle_files(at(plan, out))
+    if source is not None:
+        files[SOURCE] = as_text({"format_version": 1, "plan_id": plan.recorded_id, **source._asdict()})
+    write_files(files, out)
+
+
+def read_source(folder: Path, plan: Plan) -> Source | None:
+    """What the plan of a bundle was made of; None where the bundle does not say, or says it of another plan."""
+    try:
+        stored = json.loads(read_text(folder / SOURCE, most=METADATA_BYTES))
+        if stored["plan_id"] != plan.recorded_id:
+            return None
+        return Source(str(stored["spec_file"]), str(stored["spec_text"]), tuple(map(str, stored["overrides"])))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def require_new(out: Path) -> None:
@@ -185,7 +227,7 @@ def stale_files(plan: Plan, folder: Path) -> list[str]:
     fresh = bundle_files(at(plan, folder))
     del fresh[GUARDS]
     own_folders = {Path(name).parts[0] for name in fresh if "/" in name}
-    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {GUARDS}
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {*_OF_A_MACHINE}
     judged = fresh.keys() | {name for name in present if not _is_of_a_run(name, own_folders)}
     return sorted(name for name in judged if not _is_fresh(fresh.get(name), folder / name))
 

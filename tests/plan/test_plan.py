@@ -224,7 +224,7 @@ def test_work_and_memory_grow_no_faster_than_the_nodes(tmp_path: Path) -> None:
         assert kilobytes < 500_000
 
     assert many < 4.2 * few
-    assert len(files) == 5
+    assert len(files) == 6
     assert sum(file.stat().st_size for file in files) < 200_000
 
 
@@ -451,7 +451,7 @@ def test_thousands_of_nodes_share_one_script_and_any_of_theirs_can_be_printed(tm
     made = read_bundle(tmp_path / "plan")
     files = {file.name for file in (tmp_path / "plan").iterdir()}
 
-    assert files == {"plan.json", "guards.json", "config.yaml", "node.sh", "examples"}
+    assert files == {"plan.json", "guards.json", "source.json", "config.yaml", "node.sh", "examples"}
     assert sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 50_000
     assert made.argv(4095)[made.argv(4095).index("--node-rank") + 1] == "4095"
     assert "--node-rank 4095" in dfmspec("plan", spec, "--format", "sh", "--node", "4095").stdout

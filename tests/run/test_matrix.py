@@ -39,6 +39,7 @@ def test_a_matrix_is_validated_planned_and_run_cell_by_cell(dataset: Path, tmp_p
     manifests = [json.loads((Path(folder) / "manifest.json").read_text()) for folder in folders]
     assert [manifest["name"] for manifest in manifests] == ["s-train_iters-1", "s-train_iters-2"]
     assert {manifest["group"] for manifest in manifests} == {"s"}
+    assert [manifest["overrides"][0] for manifest in manifests] == ["train.train_iters=1", "train.train_iters=2"]
     assert {manifest["verdict"] for manifest in manifests} == {"succeeded"}
     again = dfmspec("run", "s.yaml", *words, cwd=tmp_path)
     assert (again.returncode, again.stdout.split()) == (0, folders)

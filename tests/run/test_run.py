@@ -410,6 +410,13 @@ def test_a_bundle_is_run_twice_from_its_own_folder(spec: Path, tmp_path: Path) -
     assert first.returncode == 0, first.stderr
     assert second.returncode == 0
     assert "finished already" in second.stderr
+    # What was asked is in the record as if the spec had been run; a run is named by its experiment, too.
+    manifest = manifest_of(first.stdout)
+    assert (manifest["spec_file"], manifest["overrides"][-1]) == (str(spec), "train.train_iters=1")
+    assert (Path(first.stdout.strip()) / "spec.yaml").read_text() == spec.read_text()
+    assert dfmspec("run", "tiny", cwd=bundle).stdout == first.stdout
+    same = dfmspec("plan", spec, *manifest["overrides"], "--diff", "tiny", "--exit-code", cwd=bundle)
+    assert (same.returncode, same.stdout) == (0, "no difference\n")
 
 
 @pytest.mark.long

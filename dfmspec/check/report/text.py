@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import TextIO
 
 from dfmspec.check.report import printable
+from dfmspec.colours import BLUE, CYAN, GREEN, RED, YELLOW, painted
 from dfmspec.diagnostics import COMMAND_LINE, UNASKED, Diagnostic, Severity, Span, not_suppressed
 from dfmspec.read.document import lines_of
 
-_COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.HINT: "36"}
+_COLOURS = {Severity.ERROR: RED, Severity.WARNING: YELLOW, Severity.HINT: CYAN}
 
 _WIDTH = 160
 """How many characters of a line are shown."""
@@ -24,7 +25,9 @@ _LAYERS = {
 """How a layer is called where the place alone does not tell."""
 
 
-def report(findings: Sequence[Diagnostic], texts: Mapping[str, str], *, hints: bool = True) -> str:
+def report(
+    findings: Sequence[Diagnostic], texts: Mapping[str, str], *, hints: bool = True, stream: TextIO | None = None
+) -> str:
     """All findings, the worst first, then a count; nothing for nothing.
 
     Those about values that nobody set stand in a block of their own, without a line that would be at fault.
@@ -33,12 +36,14 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str], *, hints: b
         findings: those of all files.
         texts: of each file.
         hints: whether hints are shown, rather than counted.
+        stream: where it is printed; None: on stdout.
     """
+    to = stream or sys.stdout
     worst_first = sorted(not_suppressed(findings), key=lambda finding: -finding.severity)
     shown = [finding for finding in worst_first if hints or finding.severity > Severity.HINT]
     shown = [finding for finding in shown if finding.code != UNASKED]
-    blocks = [render(finding, texts.get(finding.span.file, "")) for finding in shown if not finding.is_of_nobody]
-    unset = [render(finding) for finding in shown if finding.is_of_nobody]
+    blocks = [render(finding, texts.get(finding.span.file, ""), to) for finding in shown if not finding.is_of_nobody]
+    unset = [render(finding, "", to) for finding in shown if finding.is_of_nobody]
     if unset:
         blocks += ["About values that the spec does not set:", *unset]
     blocks += [f"note: {finding.message}" for finding in worst_first if finding.code == UNASKED]
@@ -51,27 +56,28 @@ def report(findings: Sequence[Diagnostic], texts: Mapping[str, str], *, hints: b
     return "\n\n".join(blocks)
 
 
-def render(finding: Diagnostic, text: str = "") -> str:
-    """One finding: place, severity and code, message, the line, one way out."""
+def render(finding: Diagnostic, text: str = "", stream: TextIO | None = None) -> str:
+    """One finding: place, severity and code, message, the line, one way out; as the stream (None: stdout) shows it."""
+    to = stream or sys.stdout
     place = printable(finding.span.file if finding.is_of_nobody else str(finding.span))
-    label = _colour(finding.severity.label, _COLOURS[finding.severity])
+    label = painted(finding.severity.label, _COLOURS[finding.severity], to)
     message = printable(finding.message)
     lines = [f"{place}: {label}: {message} [{finding.code} {finding.name}]"]
     # A secret is not printed again.
     if not finding.code.startswith("SEC"):
-        lines += _frame(finding.span, text)
+        lines += _frame(finding.span, text, to)
     # Why a value is what it is, where no line of the spec says it.
     if finding.layer and not finding.layer.startswith("derived"):
-        word = _colour("from", "34")
+        word = painted("from", BLUE, to)
         layer = _LAYERS.get(finding.layer, finding.layer)
         lines.append(f"  {word}: {layer}")
     if finding.hint:
-        word = _colour("help", "32")
+        word = painted("help", GREEN, to)
         lines.append(f"  {word}: {printable(finding.hint)}")
     return "\n".join(lines)
 
 
-def _frame(span: Span, text: str) -> list[str]:
+def _frame(span: Span, text: str, stream: TextIO) -> list[str]:
     """The line of the finding, and carets under the place."""
     lines = _shown_lines(text)
     if not span.line or span.line > len(lines):
@@ -85,7 +91,7 @@ def _frame(span: Span, text: str) -> list[str]:
     if span.end_line == span.line:
         end = min(end, span.end_column)
     width = max(1, end - span.column)
-    carets = " " * (span.column - 1) + _colour("^" * width, "31")
+    carets = " " * (span.column - 1) + painted("^" * width, RED, stream)
 
     # An override has no number that a reader could look up.
     gutter = " " if span.file == COMMAND_LINE else str(span.line)
@@ -108,17 +114,3 @@ def summary(findings: Sequence[Diagnostic]) -> str:
             plural = "" if count == 1 else "s"
             words.append(f"{count} {severity.label}{plural}")
     return ", ".join(words)
-
-
-def _colour(text: str, code: str) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if coloured() else text
-
-
-@lru_cache
-def coloured() -> bool:
-    """Colours on a terminal only, and never under NO_COLOR."""
-    unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    if unwanted:
-        return False
-    wanted = bool(os.environ.get("FORCE_COLOR"))
-    return wanted or sys.stdout.isatty()

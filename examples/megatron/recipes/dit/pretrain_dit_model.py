@@ -5,7 +5,17 @@
 
 import sys
 
-from dfmspec.entry import main
+try:
+    from dfmspec.entry import main
+except ModuleNotFoundError as missing:
+    if missing.name != "dfmspec":
+        raise
+    print(
+        f"error: {sys.executable} on this node finds no dfmspec; run: pip install 'dfmspec[train]' there, or name the "
+        "interpreter that has it with launcher.python",
+        file=sys.stderr,
+    )
+    sys.exit(4)
 
 if __name__ == "__main__":
     sys.exit(main())
