@@ -228,19 +228,24 @@ def require_valid(*checked: Checked) -> None:
         InternalError: a rule failed.
         InvalidSpec: there are errors.
     """
-    resolved, _ = checked[0]
+    texts: dict[str, str] = {}
+    for resolved, _ in checked:
+        texts.update(texts_of(resolved))
     findings = list(dict.fromkeys(finding for _, found in checked for finding in not_suppressed(found)))
     least = Severity.ERROR if is_quiet() else Severity.WARNING
     grave = [finding for finding in findings if finding.severity >= least]
     if grave:
         from dfmspec.check.report.text import report
 
-        typer.echo(report(grave, texts_of(resolved), stream=sys.stderr), err=True)
+        typer.echo(report(grave, texts, stream=sys.stderr), err=True)
     stop_at_faults(findings)
-    errors = sum(finding.severity is Severity.ERROR for finding in grave)
+    errors = [finding for finding in grave if finding.severity is Severity.ERROR]
     if errors:
-        counted = counted_errors(errors)
-        raise InvalidSpec(f"{resolved.spec.file} has {counted}; nothing was started")
+        wrong = dict.fromkeys(
+            resolved.spec.file for resolved, found in checked if not {*errors}.isdisjoint(not_suppressed(found))
+        )
+        have = "has" if len(wrong) == 1 else "have"
+        raise InvalidSpec(f"{', '.join(wrong)} {have} {counted_errors(len(errors))}; nothing was started")
 
 
 def counted_errors(number: int) -> str:

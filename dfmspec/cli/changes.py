@@ -75,6 +75,8 @@ def _key(finding: Diagnostic) -> tuple[str, str]:
 
 def _require(revision: str) -> None:
     done = _git(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"], Path.cwd())
+    if _git(["rev-parse", "--is-inside-work-tree"], Path.cwd()) is None:
+        raise UsageError(f"--diff-base {revision}: this is no working tree of git")
     if done is None:
         raise UsageError(
             f"--diff-base {revision}: git knows no such revision here; fetch it with its history, or name another"

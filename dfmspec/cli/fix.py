@@ -6,13 +6,21 @@ import codecs
 import difflib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
-from dfmspec.cli.arguments import complete_override, counted_errors, load_checked, split_words, stop_at_faults
+from dfmspec.cli.arguments import (
+    cells_checked,
+    complete_override,
+    counted_errors,
+    load_checked,
+    split_words,
+    stop_at_faults,
+)
 from dfmspec.cli.validate import expanded
 from dfmspec.cli.voice import note
 from dfmspec.diagnostics import Diagnostic, Edit, Severity, dotted
@@ -23,6 +31,7 @@ from dfmspec.read.fixes import fixed, scalar
 from dfmspec.targets import TARGETS
 from dfmspec.targets.renames import RENAMES
 
+_LEVELS = ("spec", "paths")
 _ROUNDS = 5
 """One mended fault may uncover another."""
 
@@ -116,18 +125,32 @@ def _mended(file: str, overrides: Sequence[str], *, unsafe: bool, upgrade: bool)
     errors = 0
     faults: list[Diagnostic] = []
     for _ in range(_ROUNDS):
-        resolved, findings = load_checked(file, overrides, None, ("spec", "paths"), text=text)
+        whole = load_checked(file, overrides, None, _LEVELS, text=text)
+        resolved = whole.resolved
+        cells = cells_checked(whole, overrides, None, _LEVELS)
+        findings = list(dict.fromkeys(chain.from_iterable(found for _, found in cells)))
         document = resolved.spec.documents[0]
         if before is None:
             before = document.text
         asked = [*(_renamed(finding, resolved.spec.target, document) for finding in findings)] if upgrade else findings
         text, now = fixed(document, asked, unsafe=unsafe)
         mended += [(finding, _became(document, finding)) for finding in now]
+        if not now:
+            _tell_of_moves(finding for finding in asked if finding.fix and finding not in now)
         errors = sum(finding.severity is Severity.ERROR for finding in findings)
         faults = [finding for finding in findings if finding.traceback]
         if not now:
             break
     return _Mended(before or "", text or "", mended, errors, faults)
+
+
+def _tell_of_moves(findings: Iterable[Diagnostic]) -> None:
+    """Keys that would go to another section, and share their lines with others."""
+    for finding in findings:
+        for edit in finding.fix:
+            if edit.kind == "move":
+                move = f"{dotted(edit.path)} -> {dotted(edit.value)}"
+                note(f"{finding.span}: {move} is made where both sections are blocks with a line for each key")
 
 
 def _renamed(finding: Diagnostic, target: str, document: Document) -> Diagnostic:

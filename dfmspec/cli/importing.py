@@ -109,7 +109,8 @@ def _head(file: str, schema: str, found: Imported) -> str:
     lines = [f"# yaml-language-server: $schema={schema}"]
     if file != "-":
         lines.append(f"# Check it with: dfmspec validate {file}      What a key means: dfmspec explain KEY")
-    lines.append("spec_version: 1")
+    if "spec_version" not in found.values:
+        lines.append("spec_version: 1")
     if "recipe" not in found.values:
         recipe = TARGETS[found.target].default_recipe
         lines.append(f"recipe: {recipe}  # {sizes_of(recipe)}")

@@ -189,7 +189,10 @@ def _asked(
 ) -> _Answers:
     """What the options leave open, asked on the terminal: at most five questions, each with its usual answer."""
     if not cpu and nodes is None and gpus is None:
-        cpu = not _ask("Train on GPUs", "y").lower().startswith("y")
+        answer = ""
+        while answer not in ("y", "n", "yes", "no"):
+            answer = _ask("Train on GPUs, y or n", "y").lower()
+        cpu = answer.startswith("n")
     if gpus is None:
         gpus = _ask_number("Processes", 2) if cpu else _ask_number("GPUs of a node", 8)
     if nodes is None and not cpu:

@@ -24,6 +24,7 @@ from dfmspec.cli.arguments import (
     split_words,
 )
 from dfmspec.cli.validate import expanded
+from dfmspec.cli.voice import note
 from dfmspec.errors import STALE, StalePlanError, UsageError
 from dfmspec.figures import counted
 
@@ -69,7 +70,7 @@ _Why = Annotated[
 _Diff = Annotated[
     Path | None,
     typer.Option(
-        help="Print what differs from another plan, run or spec; or from this spec with KEY=VALUE, such as target=dfm.",
+        help="Print what differs from another plan, run or spec; or what KEY=VALUE would change, such as target=dfm.",
         metavar="OTHER",
     ),
 ]
@@ -129,27 +130,42 @@ def plan(
     if not is_about_one and (has_cells or (are_several and is_written)):
         _answer_many(*_all_plans(wholes, overrides, dataset_path), out, check, form)
         return
-    if len(wholes) > 1:
-        named = ", ".join(files)
-        raise UsageError(f"that is asked of one spec, and there are {len(files)}: {named}")
+    if diff is not None and cell is None and (has_cells or are_several) and _holds_bundles(diff):
+        made, _ = _all_plans(wholes, overrides, dataset_path)
+        _show_differences(made, diff, form, exit_code=exit_code)
+        return
+    _require_one(files)
     checked = of_cell(wholes[0], cell, overrides, dataset_path, ("spec",))
     require_valid(checked)
     if why is not None:
         _print_reason(checked.resolved, why)
     elif ranks:
         _print_ranks(checked.resolved, form)
+    elif diff is not None:
+        _answer_difference(checked, _other_plan(diff, files[0], overrides, cell), diff, form, exit_code=exit_code)
     else:
-        from dfmspec.plan.plan import make_plan
-
-        made = make_plan(checked.resolved)
-        if diff is not None:
-            _answer_difference(_other_plan(diff, files[0], overrides, cell), made, form, exit_code=exit_code)
-        else:
-            _answer(checked.resolved, made, out, check, form, node)
+        _answer(checked.resolved, out, check, form, node)
 
 
-def _answer(resolved: Resolved, made: Plan, out: Path | None, check: str | None, form: str, node: int | None) -> None:
+def _require_one(files: Sequence[str]) -> None:
+    """Refuse several specs, where one answer is asked for."""
+    if len(files) > 1:
+        raise UsageError(
+            f"that is asked of one spec, and there are {len(files)}: {', '.join(files)}; several are written with -o, "
+            "and compared with --check or --diff FOLDER"
+        )
+
+
+def _holds_bundles(folder: Path) -> bool:
+    """Whether a folder is one of bundles, rather than a bundle or a run itself."""
+    return folder.is_dir() and not (folder / "plan.json").is_file()
+
+
+def _answer(resolved: Resolved, out: Path | None, check: str | None, form: str, node: int | None) -> None:
     """One answer about a plan."""
+    from dfmspec.plan.plan import make_plan
+
+    made = make_plan(resolved)
     if check == "scheduler":
         _check_scheduler(made)
     elif check is not None:
@@ -229,6 +245,9 @@ def _answer_many(
         raise UsageError(f"that is asked of one plan, and there are {len(made)}: {names}")
     if check is not None:
         stale = [name for name, plan in made.items() if not _is_golden(plan, Path(check) / name)]
+        for orphan in sorted(folder.parent.name for folder in Path(check).glob("*/plan.json")):
+            if orphan not in made:
+                note(f"{check}/{orphan} is of none of these specs")
         if stale:
             raise StalePlanError(f"{len(stale)} of {counted(len(made), 'bundle')} stale: {', '.join(stale)}")
         typer.echo(f"{counted(len(made), 'bundle')} in {check}: as their specs have them", err=True)
@@ -243,6 +262,27 @@ def _answer_many(
         typer.echo(json.dumps([plan.as_json() for plan in made.values()], indent=2, sort_keys=True))
     else:
         typer.echo(cells_shown(made))
+
+
+def _show_differences(made: Mapping[str, Plan], folder: Path, form: str, *, exit_code: bool) -> None:
+    """What differs between several plans and their bundles in a folder; one without a bundle is new."""
+    from dfmspec.run.bundle import PLAN, read_bundle
+
+    differs = False
+    for name, plan in made.items():
+        if not (folder / name / PLAN).is_file():
+            typer.echo(f"**{name}**: a new plan" if form == "markdown" else f"{name}: a new plan")
+            differs = True
+            continue
+        before = read_bundle(folder / name)
+        differs = differs or before.plan_id != plan.plan_id
+        if form != "markdown":
+            typer.echo(f"{name}:")
+        _print_difference(before, plan, form)
+        if form == "markdown":
+            typer.echo()
+    if exit_code and differs:
+        raise typer.Exit(STALE)
 
 
 def _is_golden(made: Plan, golden: Path) -> bool:
@@ -283,9 +323,13 @@ def _print_ranks(resolved: Resolved, form: str) -> None:
         typer.echo(describe.rank_table(resolved))
 
 
-def _answer_difference(other: Plan, made: Plan, form: str, *, exit_code: bool) -> None:
-    """--diff: what differs from another plan, and with --exit-code whether anything does."""
-    _print_difference(other, made, form)
+def _answer_difference(checked: Checked, other: Plan, named: Path, form: str, *, exit_code: bool) -> None:
+    """--diff: what differs from another plan, or what an override would change; with --exit-code whether anything."""
+    from dfmspec.plan.plan import make_plan
+
+    made = make_plan(checked.resolved)
+    before, after = (made, other) if _is_override(named) else (other, made)
+    _print_difference(before, after, form)
     if exit_code and other.plan_id != made.plan_id:
         raise typer.Exit(STALE)
 
@@ -344,6 +388,11 @@ def _print_description(resolved: Resolved, made: Plan) -> None:
     typer.echo(describe.described(resolved, made))
 
 
+def _is_override(place: Path) -> bool:
+    """Whether what a plan is compared with is itself with one more override: what would that change?"""
+    return "=" in place.name and not place.exists()
+
+
 def _other_plan(place: Path, spec: str, overrides: list[str], cell: str | None) -> Plan:
     """A saved plan, the plan of a run, or what another spec compiles to; or this one, with one more override.
 
@@ -356,7 +405,7 @@ def _other_plan(place: Path, spec: str, overrides: list[str], cell: str | None) 
         return read_bundle(place)
     if place.suffix == ".json":
         return read_plan(place)
-    is_override = "=" in place.name and not place.exists()
+    is_override = _is_override(place)
     if not is_override and not place.exists() and place.suffix not in (".yaml", ".yml"):
         return read_bundle(named_folder(place, "a bundle, a spec, a run directory"))
     file, words = (spec, [*overrides, str(place)]) if is_override else (str(place), [])
@@ -378,9 +427,13 @@ def _check_golden(made: Plan, golden: Path) -> None:
         raise UsageError(f"--check {golden} is no bundle: it has no {PLAN}; dfmspec plan -o {golden} writes one")
     stale = stale_files(made, golden)
     if stale:
-        _print_difference(read_bundle(golden), made)
+        before = read_bundle(golden)
+        if before.plan_id != made.plan_id:
+            _print_difference(before, made)
         names = ", ".join(stale)
-        raise StalePlanError(f"{golden} is stale: {names} differ; look at the difference, then write it again with -o")
+        raise StalePlanError(
+            f"{golden} is stale: {names} differ; if that is meant, remove it and write it again with -o"
+        )
 
 
 def _check_scheduler(made: Plan) -> None:

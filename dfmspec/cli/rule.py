@@ -27,7 +27,7 @@ _LISTED_FORMATS = ", ".join(FORMATS)
 _Code = Annotated[
     str | None,
     typer.Argument(
-        help="A rule's code or name; without one, all are listed.",
+        help="A rule's code or name, or the letters of a family; without one, all are listed.",
         autocompletion=complete_code,
         show_default=False,
     ),
@@ -62,6 +62,11 @@ def rule(code: _Code = None, target: _Target = None, of_key: _OfKey = None, form
     Example: dfmspec rule PAR101
     """
     form = check_format(format_, FORMATS)
+    from dfmspec.check.rules import LETTERS, RULES
+
+    if code is not None and code.upper() in LETTERS:
+        _list(_of([each for each in RULES if each.code.startswith(code.upper())], target, of_key))
+        return
     if code is not None and (target or of_key):
         raise UsageError("--target and --key choose from the list; leave the code out")
     chosen = _of(_rules_named(code), target, of_key)

@@ -124,6 +124,8 @@ def run(
 
     Progress goes to stderr, the run directory to stdout. The same command again continues an unfinished run.
 
+    Words behind -- are torchrun's: dfmspec run spec.yaml -- --max-restarts=2
+
     Of a spec with a matrix, all cells one after the other, each a run of its own; the exit code is that of the worst.
 
     Exit code 0: the last iteration was reached and its checkpoint is whole. 1: findings, or training failed. 3: a stale
@@ -349,7 +351,8 @@ def _checked(
             _refuse_accepted(findings)
         is_mock = resolved.values.get("data.source") == "mock"
         if resolved["dataset.path"] is None and not is_mock and not dry_run:
-            raise UsageError("no dataset is named: give --dataset-path or dataset.path, or data.source=embedded")
+            trial = "embedded" if target_module(resolved.spec.target).OWN else "mock"
+            raise UsageError(f"no dataset is named: give --dataset-path or dataset.path, or data.source={trial}")
     return [resolved for resolved, _ in found]
 
 

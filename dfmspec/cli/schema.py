@@ -45,6 +45,8 @@ def schema(name: _Name = "experiment", field: _Field = None) -> None:
     if field is None:
         typer.echo(resource(_NAMES[name]).read_text(), nl=False)
         return
+    if name not in (*TARGETS, "experiment"):
+        raise UsageError(f"--field is for the keys of a spec; leave {name} out")
     key = unaliased(field)
     targets = [name] if name in TARGETS else list(TARGETS)
     known = {target: catalogue(target).field(key) for target in targets}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -166,7 +168,7 @@ def validate(
     _show(findings, checked.texts, form, reports, hints=hints)
     detail(f"read: {', '.join(checked.texts)}; at levels {', '.join(levels)}")
     if not checked.unread:
-        _tell_of_success(files, findings, hints=hints)
+        _tell_of_success(files, findings, hints=hints, of_all=not (chosen or ignored))
     for message in checked.unread:
         typer.echo(f"error: {message}", err=True)
 
@@ -178,7 +180,7 @@ def validate(
         raise typer.Exit(FINDINGS)
 
 
-def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hints: bool) -> None:
+def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hints: bool, of_all: bool) -> None:
     """Say on stderr that nothing was found, or nothing but hints that are not shown."""
     from dfmspec.check.rules import RULES
 
@@ -186,7 +188,10 @@ def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hi
     if any(finding.severity > Severity.HINT for finding in counted_findings) or (hints and counted_findings):
         return
     what = files[0] if len(files) == 1 else counted(len(files), "spec")
-    found = f"no findings ({len(RULES)} rules)"
+    found = f"no findings ({len(RULES)} rules)" if of_all else "no findings of the rules that were asked"
+    known = len(findings) - len(counted_findings)
+    if known:
+        found = f"no new findings, and {known} that are accepted or were known before"
     if counted_findings:
         found = f"no errors, {counted(len(counted_findings), 'hint')} (--hints shows them)"
     note(f"{what}: {found}")
@@ -344,6 +349,17 @@ def _usual_format() -> str:
     return "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "full"
 
 
+def _add_to_code_quality(file: Path, issues: list[dict[str, object]]) -> None:
+    """Add findings to the report of a job of GitLab's, which other tools of the job may have begun."""
+    others: list[dict[str, object]] = []
+    with suppress(OSError, ValueError):
+        others = [issue for issue in json.loads(file.read_text()) if isinstance(issue, dict)]
+    known = {issue.get("fingerprint") for issue in issues}
+    kept = [issue for issue in others if issue.get("fingerprint") not in known]
+    write_named(file, json.dumps([*kept, *issues], indent=1) + "\n")
+    note(f"{file}: {counted(len(issues), 'finding')} for GitLab's page of the merge request")
+
+
 def _without_excluded(names: Sequence[str], patterns: Sequence[str], *, forced: bool) -> list[str]:
     """The files that words name, less those that are excluded; one that is named itself only by force."""
     files = expanded(names)
@@ -370,16 +386,24 @@ def _is_excluded(file: str, patterns: Sequence[str]) -> bool:
 
 
 def _yaml_files(name: str) -> list[str]:
-    """The YAML files in a folder and its folders, less the hidden ones."""
+    """The YAML files in a folder and its folders, less the hidden ones, and those of bundles and runs."""
     folder = Path(name)
+    if _is_written(folder):
+        raise UsageError(f"{name} is a bundle or a run, which a spec gives; name the spec")
     files = []
     for file in folder.rglob("*"):
         is_yaml = file.suffix in (".yaml", ".yml") and file.is_file()
-        if is_yaml and not _is_hidden(file.relative_to(folder)):
+        if is_yaml and not _is_hidden(file.relative_to(folder)) and not any(map(_is_written, file.parents)):
             files.append(str(file))
     if not files:
         raise UsageError(f"{name} holds no .yaml or .yml files")
     return sorted(files)
+
+
+@lru_cache(maxsize=4096)
+def _is_written(folder: Path) -> bool:
+    """Whether a folder is a bundle or a run directory, whose files nobody edits."""
+    return (folder / "plan.json").is_file()
 
 
 def _is_hidden(file: Path) -> bool:
@@ -459,6 +483,11 @@ def _against_baseline(
         from dfmspec.check.baseline import write_baseline
 
         accepted = [finding for finding in findings if not _is_structural(finding)]
+        left = len(findings) - len(accepted)
+        if left:
+            note(
+                f"{counted(left, 'error')} of reading cannot be accepted: the rest is judged without what stands there"
+            )
         write_baseline(accepted, write)
         baseline = write
     if baseline is None:
@@ -494,6 +523,9 @@ def _show(
 
     # Into files, which have no colours; the name of a file may have bytes that are no text.
     for name, file in reports:
+        if file == Path(_CODE_QUALITY):
+            _add_to_code_quality(file, json.loads(reporter(name)(findings, texts)))
+            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         text = reporter(name)(findings, texts)
         plain = re.sub(r"\x1b\[\d*m", "", text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from importlib import import_module
@@ -96,6 +97,13 @@ BRIDGE_METADATA_NAMES: frozenset[Name] = METADATA_NAMES | {
     (f"{_CHECKPOINT}.planner", "WriteItemType"),
 }
 """The same as the megatron-core writes it that NVIDIA DFM pins."""
+ENUM_NAMES: frozenset[Name] = frozenset(
+    {
+        (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
+        (f"{_CHECKPOINT}.planner", "WriteItemType"),
+    }
+)
+"""Enumerations among these. Python up to 3.11.3 pickles a member as `getattr(enumeration, its name)`."""
 TRAIN_STATE_NAMES: frozenset[Name] = frozenset(
     {
         ("collections", "OrderedDict"),
@@ -136,9 +144,27 @@ class RestrictedUnpickler(pickle.Unpickler):
         self._allowed = allowed
         self._binder = binder
         self._holds = holds
+        self._enumerations: list[Any] = []
+
+    def _member(self, enumeration: Any, name: Any) -> Any:
+        """A member of an enumeration by its name: all that `getattr` may be asked for.
+
+        Raises:
+            DataError: it is asked of something else, or for something that is no member's name.
+        """
+        is_one = any(enumeration is known for known in self._enumerations)
+        if not is_one or not isinstance(name, str) or re.fullmatch("[A-Z][A-Z0-9_]*", name) is None:
+            raise DataError(f"its pickle wants to run builtins.getattr, which {self._holds} does not need")
+        return getattr(enumeration, name, None)
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name of the pickle stands for."""
+        if (module, name) == ("builtins", "getattr") and self._allowed & ENUM_NAMES:
+            return self._member
+        if (module, name) in self._allowed & ENUM_NAMES:
+            enumeration = self._binder(module, name)
+            self._enumerations.append(enumeration)
+            return enumeration
         if (module, name) in self._allowed:
             return self._binder(module, name)
         if module == "torch" and name in STORAGE_NAMES:
@@ -164,8 +190,8 @@ class _Inert:
 
 
 def _inert(module: str, name: str) -> Any:
-    """The binder of nothing: imports nothing, and builds nothing."""
-    return _Inert
+    """The binder of nothing: imports nothing, and builds nothing; an enumeration is told from all else."""
+    return type(name, (_Inert,), {}) if (module, name) in ENUM_NAMES else _Inert
 
 
 class _Reader(RestrictedUnpickler):

@@ -407,6 +407,8 @@ class _Loader:
                     origins[key] = default_origins[key]
                     continue
                 place = _place(path, layer.document)
+                if layer.kind == "matrix":
+                    place = layer.document.values.get(path, place)
                 adds = layer.kind == "override" and _is_inside(key, layer.document)
                 laid = _merged(values[key], value) if adds else value
                 values[key] = self._located(key, laid, layer)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Setting(NamedTuple):
     key: str
     value: Any
     place: Span
+    """Of the value."""
+    key_place: Span
 
 
 class Cell(NamedTuple):
@@ -52,16 +55,17 @@ class Cell(NamedTuple):
         """What it sets, as data and as the document that findings are placed by."""
         data: dict[str, Any] = {}
         keys: dict[Path, Span] = {}
-        for key, value, place in self.settings:
+        values: dict[Path, Span] = {}
+        for key, value, place, key_place in self.settings:
             path: Path = tuple(key.split("."))
             node = data
             for depth, part in enumerate(path[:-1], 1):
-                keys[path[:depth]] = place
+                keys[path[:depth]] = key_place
                 node = node.setdefault(str(part), {})
-            keys[path] = place
+            keys[path] = key_place
+            values[path] = place
             node[str(path[-1])] = value
-        file = self.settings[0].place.file if self.settings else ""
-        return data, Document(file, " ", keys=keys, values=keys)
+        return data, Document(self.settings[0].place.file, " ", keys=keys, values=values)
 
 
 _Axes = dict[str, tuple[Any, Document]]
@@ -121,13 +125,17 @@ def _column(key: str, value: Any, document: Document, problems: list[Diagnostic]
     path: Path = (MATRIX, key)
     if key in _NO_AXES:
         problems.append(_malformed(document, path, f"{key} is no axis: it is the same in all cells"))
+    near = get_close_matches(key, _EXTRA, n=1)
+    if near:
+        problems.append(_malformed(document, path, f"{key} is no key", f"did you mean {near[0]}?", at_key=True))
+        return []
     if not isinstance(value, list) or not value:
-        problems.append(_malformed(document, path, f"{key} must be a list of the values that it takes"))
+        problems.append(_malformed(document, path, f"{key} must be a list of the values that it takes, at least one"))
         return []
     column = []
     for index, item in enumerate(value):
         place = document.values.get((*path, index)) or document.span(path)
-        column.append(Setting(key, item, place))
+        column.append(Setting(key, item, place, document.span(path)))
     if len({json.dumps(plain(item), default=str) for item in value}) < len(value):
         problems.append(_malformed(document, path, f"{key} has a value twice"))
     return column
@@ -153,7 +161,9 @@ def _entries(name: str, axes: _Axes, overridden: Collection[str], problems: list
                 what = "is no axis" if name == "exclude" else "is the same in all cells"
                 problems.append(_malformed(document, path, f"{key} {what}"))
             if key not in overridden or name == "exclude":
-                settings.append(Setting(key, item, document.values.get(path) or document.span(path)))
+                settings.append(
+                    Setting(key, item, document.values.get(path) or document.span(path), document.span(path))
+                )
         found.append(settings)
     return found
 
@@ -195,10 +205,11 @@ def _too_many(axes: _Axes, count: int) -> Diagnostic:
     return _malformed(document, (MATRIX,), message, "take an axis out, or exclude cells")
 
 
-def _malformed(document: Document, path: Path, message: str, hint: str = "") -> Diagnostic:
+def _malformed(document: Document, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Diagnostic:
     """What is wrong with a matrix."""
+    place = document.span(path) if at_key else document.values.get(path)
     return Diagnostic(
-        document.values.get(path) or document.span(path),
+        place or document.span(path),
         "SPC109",
         "malformed-matrix",
         Severity.ERROR,

@@ -93,7 +93,8 @@ class _Filling:
         for part in path:
             node = node[part]
         draft.values[key] = canonical(node, legal.field(key) or {})
-        draft.origins[key] = origin._replace(note=written if isinstance(written, str) else json.dumps(written))
+        shown = origin.note or (written if isinstance(written, str) else json.dumps(written))
+        draft.origins[key] = origin._replace(note=shown)
 
     def _value(self, key: str) -> Any:
         """The value of a key, derived where it is."""

@@ -51,7 +51,7 @@ class Source(NamedTuple):
         text = documents[0].text if documents else ""
         overrides = resolved.spec.overrides
         if cell is not None:
-            overrides = (*(f"{key}={canonical(value)}" for key, value, _ in cell.settings), *overrides)
+            overrides = (*(f"{key}={canonical(value)}" for key, value, *_ in cell.settings), *overrides)
         return cls(resolved.spec.file, text, overrides)
 
 
@@ -149,7 +149,9 @@ def read_bundle(folder: Path) -> Plan:
         StalePlanError: plan.json is damaged, was edited, or is of another version.
     """
     if not (folder / PLAN).is_file():
-        raise UsageError(f"{folder} is no bundle: it has no {PLAN}; dfmspec plan -o writes one")
+        inside = sorted(plan.parent.name for plan in folder.glob(f"*/{PLAN}"))
+        hint = f"it holds {', '.join(inside[:4])}, each of which is one" if inside else "dfmspec plan -o writes one"
+        raise UsageError(f"{folder} is no bundle: it has no {PLAN}; {hint}")
     return read_plan(folder / PLAN)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfmspec.data.pickles import METADATA_NAMES, TENSOR_NAMES, RestrictedUnpickler, look_through
 from dfmspec.data.tensors import read_tensor
 from dfmspec.errors import DataError
 from dfmspec.trainer.data.decode import load_context, load_latent
@@ -72,3 +73,38 @@ def test_any_other_name_is_refused_before_it_is_imported(hostile: object, protoc
             read()
 
     assert not Path("/tmp/dfmspec-was-here").exists()
+
+
+def asked_for(*words: bytes) -> bytes:
+    """A pickle that calls `getattr`, as Python 3.11.2 writes a member of an enumeration, with two arguments."""
+    return b"\x80\x02cbuiltins\ngetattr\n" + b"".join(words) + b"\x86R."
+
+
+ENUMERATION = b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "is_taken"),
+    [
+        (asked_for(ENUMERATION, b"X\x17\x00\x00\x00TORCH_CONTIGUOUS_FORMAT"), True),
+        (asked_for(ENUMERATION, b"X\x0b\x00\x00\x00__members__"), False),
+        (asked_for(ENUMERATION, b"X\x03\x00\x00\x00mro"), False),
+        (asked_for(b"cpathlib\nPosixPath\n", b"X\x06\x00\x00\x00unlink"), False),
+        (asked_for(b"cpathlib\nPosixPath\n", b"X\x06\x00\x00\x00UNLINK"), False),
+        (asked_for(b"cbuiltins\ngetattr\n", b"X\x01\x00\x00\x00A"), False),
+    ],
+)
+def test_a_member_of_an_enumeration_is_all_that_getattr_gives(pickled: bytes, is_taken: bool) -> None:
+    if is_taken:
+        look_through(pickled, METADATA_NAMES, holds="a checkpoint", is_zip=False)
+        member = RestrictedUnpickler(io.BytesIO(pickled), METADATA_NAMES).load()
+        assert member.name == "TORCH_CONTIGUOUS_FORMAT"
+        return
+    for read in (
+        lambda: look_through(pickled, METADATA_NAMES, holds="a checkpoint", is_zip=False),
+        lambda: RestrictedUnpickler(io.BytesIO(pickled), METADATA_NAMES).load(),
+    ):
+        with pytest.raises(DataError, match=r"builtins\.getattr"):
+            read()
+    with pytest.raises(DataError, match=r"builtins\.getattr"):
+        look_through(asked_for(ENUMERATION, b"X\x01\x00\x00\x00A"), TENSOR_NAMES, holds="a tensor", is_zip=False)

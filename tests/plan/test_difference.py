@@ -180,9 +180,9 @@ def test_a_golden_plan_is_checked_and_a_stale_one_is_shown(spec: Path, tmp_path:
     assert dfmspec("plan", spec, "--check", tmp_path / "nowhere").returncode == 2
 
 
-def between(spec: Path, *words: str, other: str = "target=dfm") -> dict[str, str]:
+def between(spec: Path, *words: str, other: str = "target=megatron_core") -> dict[str, str]:
     """The parts of what two targets make of a spec, by their first lines."""
-    done = dfmspec("plan", spec, "target=megatron_core", *words, "--diff", other)
+    done = dfmspec("plan", spec, "target=dfm", *words, "--diff", other)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 120
     parts = done.stdout.strip().split("\n\n")
@@ -217,7 +217,7 @@ def test_a_deviation_is_told_where_a_spec_meets_it(spec: Path) -> None:
 
 
 def test_the_same_is_told_from_the_other_side_and_of_another_network(spec: Path) -> None:
-    turned = dfmspec("plan", spec, "target=dfm", "--diff", "target=megatron_core").stdout
+    turned = dfmspec("plan", spec, "target=megatron_core", "--diff", "target=dfm").stdout
     assert turned.startswith("target: megatron_core -> dfm\n")
     assert "averaged weights: EMA, saved, resumed, sampled from -> none" in turned
 
@@ -227,7 +227,7 @@ def test_the_same_is_told_from_the_other_side_and_of_another_network(spec: Path)
 
 
 def test_one_more_override_is_compared_with(spec: Path) -> None:
-    done = dfmspec("plan", spec, "optimizer.lr=2.0e-4", "--diff", "optimizer.lr=1.0e-4")
+    done = dfmspec("plan", spec, "optimizer.lr=1.0e-4", "--diff", "optimizer.lr=2.0e-4")
     assert "  optimizer.lr: 0.0001 -> 0.0002" in done.stdout.splitlines()
 
 
@@ -242,7 +242,7 @@ def test_exit_code_says_whether_plans_differ_and_markdown_is_for_a_pull_request(
         "",
         "| key | was | is | |",
         "|---|---|---|---|",
-        "| `rng.seed` | `7` | `1234` | changes the numbers |",
+        "| `rng.seed` | `1234` | `7` | changes the numbers |",
     ]
     for words in (["--exit-code"], ["--format", "markdown"], ["--diff", spec, "--format", "json"]):
         assert dfmspec("plan", spec, *words).returncode == 2

@@ -104,7 +104,7 @@ def test_the_findings_of_a_cell_stand_at_its_value(tmp_path: Path) -> None:
     found = check_spec(resolve_spec(load_spec(tmp_path / "s.yaml", cell=spec.cells[1])), levels=("spec",))
     errors = {(finding.code, finding.span.line, finding.span.column) for finding in found if finding.severity == 2}
 
-    assert errors == {("SPC204", 2, 26), ("SPC201", 3, 19)}
+    assert errors == {("SPC204", 2, 26), ("SPC201", 3, 3)}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ _LOADER = "dataset.dataloader_type"
 
 def is_placeholder(value: str) -> bool:
     """Whether a path is one of those that examples have."""
-    return bool(re.search(r"(^|/)path/to(/|$)|DATASET_FOLDER|<[^>]+>|/your/", value))
+    return bool(re.search(r"(^|/)path/to(/|$)|DATASET_FOLDER|<[^>]+>|/your/|\{\{|^(TODO|FIXME|CHANGEME)$", value))
 
 
 def _dataset_given(view: View) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
 from dfmspec.diagnostics import Edit, Finding, Path
 from dfmspec.read.interpolation import SYNTAX, variables
-from dfmspec.spec.paths import RUN_DIR
+from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
 from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import Derived, catalogue, target_module
 from dfmspec.targets.dfm.script import OVERLAPS
@@ -203,6 +203,9 @@ def _interpolations(view: View) -> Iterator[Finding]:
             elif "${" in text.replace(RUN_DIR, ""):
                 what = f"a spec refers by {SYNTAX}, and to {RUN_DIR}"
                 hint = _meant_reference(text, view) or hint
+            elif key in PATH_KEYS and (variable := re.search(r"\$([A-Za-z_]\w*)", text)):
+                what = "no shell fills it in, and the folder would have that name"
+                hint = f"write ${{env:{variable[1]}}}"
             else:
                 continue
             yield Finding(place, f"{key} {text}: {what}", hint)
