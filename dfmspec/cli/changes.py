@@ -55,18 +55,27 @@ def _found_at(
         return []
     # What it builds on is what it built on then; which files those are, the texts themselves say.
     then: dict[str, str] = {}
+    unknown: set[str] = set()
     while True:
         whole = load_checked(file, overrides, dataset_path, levels, text=text, texts=then)
-        built_on = [document.file for document in whole.resolved.spec.documents[1:] if Path(document.file).is_file()]
-        unread = [os.path.realpath(place) for place in built_on if os.path.realpath(place) not in then]
-        if not unread:
+        named = [_place_of(problem) for problem in whole.resolved.spec.problems if problem.code == "SPC104"]
+        built_on = [document.file for document in whole.resolved.spec.documents[1:]]
+        files = {os.path.realpath(place) for place in (*built_on, *named) if place and not place.startswith("<")}
+        before = {place: _text_at(revision, place) for place in files - then.keys() - unknown}
+        unknown |= before.keys()
+        found_then = {place: old for place, old in before.items() if old is not None}
+        if not found_then:
             break
-        for place in unread:
-            then[place] = _text_at(revision, place) or ""
+        then.update(found_then)  # one that git does not know is taken as it is today
     found: dict[Diagnostic, None] = {}
     for _, findings in cells_checked(whole, overrides, dataset_path, levels, texts=then):
         found.update(dict.fromkeys(findings))
     return list(found)
+
+
+def _place_of(problem: Diagnostic) -> str:
+    """The file that a spec builds on and that cannot be read today, such as one that was renamed since."""
+    return problem.message.partition(": ")[2].partition(" cannot be read")[0]
 
 
 def _key(finding: Diagnostic) -> tuple[str, str]:
@@ -85,14 +94,16 @@ def _require(revision: str) -> None:
 
 def _text_at(revision: str, file: str) -> str | None:
     """What a file held at a revision; None where it was not there."""
-    folder = Path(file).resolve().parent
-    return _git(["show", f"{revision}:./{Path(file).name}"], folder)
+    place = Path(file).resolve()
+    return _git(["show", f"{revision}:./{place.name}"], place.parent)
 
 
 def _git(words: Sequence[str], folder: Path) -> str | None:
     """What git prints; None where it fails."""
+    # In a hook, git names its own repository to those that it starts.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True)
+        done = subprocess.run(["git", *words], cwd=folder, env=env, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.decode(errors="surrogateescape")

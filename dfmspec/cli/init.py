@@ -270,7 +270,9 @@ def _wanted(
         )
     if launcher == "ssh" and len(named) != nodes:
         raise UsageError(f"--launcher ssh needs --hosts with {counted(nodes, 'name')}, node 0 first, as in node0,node1")
-    usual = 2 if cpu else GPUS[gpu].per_node if gpu in ("gb200", "gb300") else 8
+    if named and launcher != "ssh":
+        raise UsageError(f"--hosts is for launcher ssh; leave it or --launcher {launcher} out")
+    usual = 2 if cpu else min(8, GPUS[gpu].per_node if gpu else 8)
     return Wanted(recipe, target, nodes, gpus or usual, gpu, launcher, named, None, cpu)
 
 
@@ -290,7 +292,7 @@ def schema_beside(file: Path) -> str:
     copy = file.parent / _SCHEMA_BESIDE
     copy.parent.mkdir(exist_ok=True)
     text = place.read_text()
-    if not copy.exists() or copy.read_text() != text:
+    if not copy.exists() or copy.read_bytes() != text.encode():
         write_named(copy, text)
     return _SCHEMA_BESIDE.as_posix()
 

@@ -142,7 +142,9 @@ def plan(
     elif ranks:
         _print_ranks(checked.resolved, form)
     elif diff is not None:
-        _answer_difference(checked, _other_plan(diff, files[0], overrides, cell), diff, form, exit_code=exit_code)
+        _answer_difference(
+            checked, _other_plan(diff, checked, overrides, cell, dataset_path), diff, form, exit_code=exit_code
+        )
     else:
         _answer(checked.resolved, out, check, form, node)
 
@@ -274,11 +276,9 @@ def _show_differences(made: Mapping[str, Plan], folder: Path, form: str, *, exit
             typer.echo(f"**{name}**: a new plan" if form == "markdown" else f"{name}: a new plan")
             differs = True
             continue
-        before = read_bundle(folder / name)
-        differs = differs or before.plan_id != plan.plan_id
         if form != "markdown":
             typer.echo(f"{name}:")
-        _print_difference(before, plan, form)
+        differs = _print_difference(read_bundle(folder / name), plan, form) or differs
         if form == "markdown":
             typer.echo()
     if exit_code and differs:
@@ -329,21 +329,21 @@ def _answer_difference(checked: Checked, other: Plan, named: Path, form: str, *,
 
     made = make_plan(checked.resolved)
     before, after = (made, other) if _is_override(named) else (other, made)
-    _print_difference(before, after, form)
-    if exit_code and other.plan_id != made.plan_id:
+    if _print_difference(before, after, form) and exit_code:
         raise typer.Exit(STALE)
 
 
-def _print_difference(other: Plan, made: Plan, form: str = "text") -> None:
-    """What differs from another plan, for a terminal or for a pull request."""
+def _print_difference(other: Plan, made: Plan, form: str = "text") -> bool:
+    """What differs from another plan, for a terminal or for a pull request; whether anything does."""
     from dfmspec.plan import difference
 
     if other.target != made.target:
         text = difference.across_targets(other, made)
         typer.echo(f"```\n{text}\n```" if form == "markdown" else text)
-        return
+        return True
     found = difference.differences(other, made)
     typer.echo(difference.in_markdown(found, made.name) if form == "markdown" else difference.described(found))
+    return bool(found)
 
 
 def _write_bundle(resolved: Resolved, made: Plan, folder: Path) -> None:
@@ -393,10 +393,10 @@ def _is_override(place: Path) -> bool:
     return "=" in place.name and not place.exists()
 
 
-def _other_plan(place: Path, spec: str, overrides: list[str], cell: str | None) -> Plan:
+def _other_plan(place: Path, ours: Checked, overrides: list[str], cell: str | None, dataset_path: str | None) -> Plan:
     """A saved plan, the plan of a run, or what another spec compiles to; or this one, with one more override.
 
-    Of a spec with a matrix, the cell of the same name or number.
+    Of another spec with a matrix, the cell of the same name or number.
     """
     from dfmspec.plan.plan import make_plan
     from dfmspec.run.bundle import read_bundle, read_plan
@@ -408,9 +408,14 @@ def _other_plan(place: Path, spec: str, overrides: list[str], cell: str | None) 
     is_override = _is_override(place)
     if not is_override and not place.exists() and place.suffix not in (".yaml", ".yml"):
         return read_bundle(named_folder(place, "a bundle, a spec, a run directory"))
-    file, words = (spec, [*overrides, str(place)]) if is_override else (str(place), [])
-    whole = load_checked(file, words, None, ("spec",))
-    checked = of_cell(whole, cell if whole.resolved.spec.cells else None, words, None, ("spec",))
+    if is_override:
+        spec = ours.resolved.spec
+        text = spec.documents[0].text if spec.documents else None
+        words = [*overrides, str(place)]
+        checked = load_checked(spec.file, words, dataset_path, ("spec",), text=text, cell=spec.cell)
+    else:
+        whole = load_checked(str(place), (), None, ("spec",))
+        checked = of_cell(whole, cell if whole.resolved.spec.cells else None, (), None, ("spec",))
     require_valid(checked)
     return make_plan(checked.resolved)
 

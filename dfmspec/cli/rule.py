@@ -64,7 +64,7 @@ def rule(code: _Code = None, target: _Target = None, of_key: _OfKey = None, form
     form = check_format(format_, FORMATS)
     from dfmspec.check.rules import LETTERS, RULES
 
-    if code is not None and code.upper() in LETTERS:
+    if code is not None and code.upper() in LETTERS and form == "markdown":
         _list(_of([each for each in RULES if each.code.startswith(code.upper())], target, of_key))
         return
     if code is not None and (target or of_key):

@@ -153,10 +153,12 @@ def validate(
     if not files:
         note("nothing to check: every file is excluded")
         return
-    _refuse_inputs(files, [*(path for _, path in reports), *filter(None, [write_baseline])])
+    outputs = [*(path for _, path in reports), *filter(None, [write_baseline])]
+    _refuse_inputs(files, outputs)
 
     # The findings, less those that do not count.
     checked = _check_all(files, overrides, dataset_path, levels, jobs)
+    _refuse_inputs(list(checked.texts), outputs)
     findings = _chosen(checked.findings, chosen, ignored)
     findings = _against_baseline(findings, baseline, write_baseline)
     if diff_base is not None:
@@ -430,7 +432,7 @@ def _refuse_inputs(files: Sequence[str], outputs: Sequence[Path]) -> None:
     inputs = {os.path.realpath(file) for file in files}
     for path in outputs:
         if os.path.realpath(path) in inputs:
-            raise UsageError(f"{path} is one of the specs, and nothing of yours is overwritten; name another file")
+            raise UsageError(f"{path} is a part of the specs, and nothing of yours is overwritten; name another file")
 
 
 def _is_structural(finding: Diagnostic) -> bool:
@@ -509,7 +511,7 @@ def _show(
     """Report the findings on stdout, into the files that are asked for, and to GitHub."""
     # On stdout first: a report that cannot be written hides nothing.
     printed = findings
-    if is_quiet():
+    if is_quiet() and form in ("full", "concise"):
         printed = [finding for finding in findings if finding.severity is Severity.ERROR]
     if form == "full":
         from dfmspec.check.report.text import report

@@ -30,7 +30,7 @@ def fixed(document: Document, findings: Iterable[Diagnostic], *, unsafe: bool = 
     for finding in findings:
         if not proofs:
             break
-        if not finding.fix or finding.span.file != document.file:
+        if not finding.fix or finding.span.file != document.file or not _stands_there(finding, document):
             continue
         if not unsafe and not all(edit.safe for edit in finding.fix):
             continue
@@ -40,6 +40,12 @@ def fixed(document: Document, findings: Iterable[Diagnostic], *, unsafe: bool = 
             document = after
             mended.append(finding)
     return document.text, mended
+
+
+def _stands_there(finding: Diagnostic, document: Document) -> bool:
+    """Whether a finding is about the entry of its path, and not about a cell of a matrix that sets the same key."""
+    path = finding.path
+    return finding.span in (document.keys.get(path), document.values.get(path))
 
 
 def _all_edited(document: Document, edits: Iterable[Edit]) -> Document | None:
@@ -64,6 +70,8 @@ def _edited(document: Document, edit: Edit) -> Document | None:
         return None
     if edit.kind == "rename":
         text = _replaced(document.text, key, edit.value)
+    elif edit.kind == "set" and "${" in _taken(document.text, value):
+        return None  # what it refers to is to be mended, not the reference
     elif edit.kind == "set":
         text = _replaced(document.text, value, scalar(edit.value))
     else:
@@ -137,6 +145,13 @@ def _moved(document: Document, edit: Edit) -> str | None:
     if at >= len(lines):
         kept.append(entry)
     return "".join(kept)
+
+
+def _taken(text: str, place: Span) -> str:
+    """What stands at a place."""
+    lines = lines_of(text)[place.line - 1 : place.end_line]
+    lines[-1] = lines[-1][: place.end_column - 1]
+    return "".join(lines)[place.column - 1 :]
 
 
 def _replaced(text: str, place: Span, new: str) -> str:

@@ -23,6 +23,14 @@ class Typeless(NamedTuple):
     text: str
 
 
+_LONGEST = 65_536
+"""Of a text with references filled in, which may refer to one another."""
+
+
+class Unfit(Exception):
+    """A value that no text can hold."""
+
+
 class Unset(Exception):
     """A variable that is not there, and has no default."""
 
@@ -74,6 +82,9 @@ def with_keys(value: Any, of: Callable[[str], Any]) -> Any:
     Args:
         value: what a layer has.
         of: the value of a key.
+
+    Raises:
+        Unfit: a text cannot hold what it refers to, or becomes too long.
     """
     if isinstance(value, dict):
         return {name: with_keys(inner, of) for name, inner in value.items()}
@@ -86,7 +97,18 @@ def with_keys(value: Any, of: Callable[[str], Any]) -> Any:
     if whole is not None:
         found = of(whole[1])
         return found if found is None or isinstance(found, list | dict) else Typeless(_as_text(found))
-    return re.sub(_KEY, lambda match: _as_text(of(match[1])), value)
+    text = re.sub(_KEY, lambda match: _inside(match[1], of(match[1])), value)
+    if len(text) > _LONGEST:
+        raise Unfit(f"its references make a text of more than {_LONGEST:,} letters")
+    return text
+
+
+def _inside(key: str, value: Any) -> str:
+    """A value in the middle of a text."""
+    if value is None or isinstance(value, list | dict):
+        what = "null" if value is None else "no single value"
+        raise Unfit(f"${{spec.{key}}} is {what}, which no text can hold")
+    return _as_text(value)
 
 
 def texts_in(value: Any) -> Iterator[str]:

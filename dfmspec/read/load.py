@@ -163,7 +163,7 @@ def _own_document(file: str | FilePath | None, text: str | None, budget: Budget)
         return Document("<defaults>", "", data={})
     if text is None:
         return read_document(file, budget, may_be_a_pipe=True)
-    return parse_document(text.encode(), str(file), budget)
+    return parse_document(text.encode(errors="surrogateescape"), str(file), budget)
 
 
 # Why a file cannot be laid: code, name and hint.
@@ -301,6 +301,17 @@ class _Loader:
         document = Document(COMMAND_LINE, text, keys=keys, values={path: value_span})
         self.lay("override", self._filled(node, document, ()), document)
 
+    def _without_value(self, problem: Diagnostic, data: dict[str, Any], document: Document) -> Diagnostic:
+        """A finding about a value of a variable's, which says what is written there: the variable may be secret."""
+        written = self._written_at(problem.path, document)
+        value: Any = data
+        for part in problem.path if written else ():
+            value = value.get(part) if isinstance(value, dict) else None
+        if not written or not isinstance(value, str) or not value:
+            return problem
+        told = problem.message.replace(value[:60], written).replace(value[:57], written)
+        return problem._replace(message=told, hint="see what the variable holds", fix=())
+
     def _written_at(self, path: Path, document: Document) -> str:
         """What is written at a path, or below it, where a variable was filled in."""
         if not self.written:
@@ -323,7 +334,9 @@ class _Loader:
             return {key: value for key, value in filled.items() if value is not _LOST}
         if isinstance(node, list):
             items = [self._filled(value, document, (*path, index)) for index, value in enumerate(node)]
-            return [plain(value) for value in items if value is not _LOST]
+            # A value of an axis has the type of its key; one of a list, its own.
+            of_a_matrix = path[:1] == (MATRIX,)
+            return [value if of_a_matrix else plain(value) for value in items if value is not _LOST]
         text = plain(node)
         if not isinstance(text, str) or "${env:" not in text:
             return node
@@ -418,7 +431,7 @@ class _Loader:
             origins[key] = Origin("environment", Span("<environment>"))
 
         # What the matrix makes of it.
-        cells = [] if cell is not None or not matrices else self._cells(matrices, overrides)
+        cells = [] if cell is not None or not matrices else self._cells(matrices, overrides, legal)
         name = values["name"] or _as_name(stem)
         if cell is not None:
             name = _lay_own(cell, name, values, origins)
@@ -441,11 +454,11 @@ class _Loader:
             cell=cell,
         )
 
-    def _cells(self, matrices: list[tuple[Any, Document]], overrides: tuple[str, ...]) -> list[Cell]:
+    def _cells(self, matrices: list[tuple[Any, Document]], overrides: tuple[str, ...], legal: Catalogue) -> list[Cell]:
         """The cells of the matrices of all layers, under the command line; what is wrong with them is reported."""
         from dfmspec.read.matrix import cells_of
 
-        cells, problems = cells_of(matrices, {override.partition("=")[0] for override in overrides})
+        cells, problems = cells_of(matrices, {override.partition("=")[0] for override in overrides}, legal)
         self.problems += problems
         return cells
 
@@ -465,7 +478,7 @@ class _Loader:
         """A relative path in a file, as seen from the working directory."""
         if key not in PATH_KEYS or layer.kind not in _FILE_LAYERS:
             return value
-        if not isinstance(value, str):
+        if not isinstance(value, str) or refers(value):  # which is located once it is filled in
             return value
         folder = os.path.realpath(FilePath(layer.document.file).parent)
         if value.startswith(SPEC_DIR):
@@ -488,7 +501,7 @@ class _Loader:
         may_refer = "${spec." in layer.document.text or layer.kind == "matrix"
         certain = _without_references(data, legal) if may_refer else data
         for problem in structural_findings(certain, layer.document, legal, target, self.budget):
-            self.problems.append(problem)
+            self.problems.append(self._without_value(problem, data, layer.document))
             if problem.path:
                 self.broken.add(dotted(problem.path[:2]))
             # A key that is misspelt is not one that nobody set.
@@ -662,6 +675,16 @@ def _without_references(data: dict[str, Any], legal: Catalogue) -> dict[str, Any
     return kept
 
 
+_WRITTEN_TO = (
+    "checkpoint.save",
+    "checkpoint.non_persistent_global_ckpt_dir",
+    "checkpoint.non_persistent_local_ckpt_dir",
+    "logger.tensorboard_dir",
+    "logger.wandb_save_dir",
+)
+"""Keys of folders that a run writes into."""
+
+
 def _lay_own(cell: Cell, name: str, values: dict[str, Any], origins: dict[str, Origin]) -> str:
     """Lay what a cell has of its own beside what it sets: its group's name, a folder for its checkpoints, a name.
 
@@ -672,10 +695,12 @@ def _lay_own(cell: Cell, name: str, values: dict[str, Any], origins: dict[str, O
         own["run.group"] = name
     # A folder that all cells name would be written by all of them.
     save = values.get("checkpoint.save")
-    if save is not None and origins["checkpoint.save"].is_set_by_user and not in_run_dir(save):
-        own["checkpoint.save"] = f"{save}/{cell.name}"
-        if values.get("checkpoint.load") == save:
-            own["checkpoint.load"] = own["checkpoint.save"]
+    for key in _WRITTEN_TO:
+        place = values.get(key)
+        if isinstance(place, str) and origins[key].is_set_by_user and not in_run_dir(place):
+            own[key] = f"{place}/{cell.name}"
+    if "checkpoint.save" in own and values.get("checkpoint.load") == save:
+        own["checkpoint.load"] = own["checkpoint.save"]
     values.update(own)
     origins.update(dict.fromkeys(own, Origin("matrix", cell.settings[0].place)))
     return own["name"]

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
 from dfmspec.read.document import Document
-from dfmspec.read.scalars import plain
-from dfmspec.spec.catalogue import COMPOSITION, MATRIX
+from dfmspec.read.scalars import canonical, plain, typed
+from dfmspec.spec.catalogue import COMPOSITION, MATRIX, Catalogue
 
 MAX_CELLS = 256
 """How many cells a matrix has."""
@@ -84,13 +84,14 @@ def _laid(matrices: Iterable[tuple[Any, Document]]) -> _Axes:
 
 
 def cells_of(
-    matrices: Iterable[tuple[Any, Document]], overridden: Collection[str]
+    matrices: Iterable[tuple[Any, Document]], overridden: Collection[str], legal: Catalogue
 ) -> tuple[list[Cell], list[Diagnostic]]:
     """The cells of a matrix, in the order of its axes, and what is wrong with it; no cells where something is.
 
     Args:
         matrices: those of all layers, the lowest first, each with its document.
         overridden: keys of the command line, which lie over every cell: as axes they would only repeat cells.
+        legal: the target's keys, by whose types values are the same or not.
     """
     axes = _laid(matrices)
     problems: list[Diagnostic] = []
@@ -98,14 +99,20 @@ def cells_of(
     for key, (value, document) in axes.items():
         if key in _EXTRA or key in overridden:
             continue
-        column = _column(key, value, document, problems)
+        column = _column(key, value, document, problems, legal)
         columns.append(column)
     count = 1
     for column in columns:
         count *= len(column)
     # Of an axis that the command line replaces, no value is left that could be excluded.
-    excluded = _entries("exclude", axes, overridden, problems)
-    included = _entries("include", axes, overridden, problems)
+    excluded = _entries("exclude", axes, overridden, problems, legal)
+    included = _entries("include", axes, overridden, problems, legal)
+    names = [*axes, *(setting.key for entry in included for setting in entry)]
+    for key in dict.fromkeys(names):
+        outer = next((name for name in names if key.startswith(f"{name}.")), None)
+        if outer is not None:
+            _, document = next(iter(axes.values()))
+            problems.append(_malformed(document, (MATRIX,), f"{outer} is all of what {key} is a part of", "name keys"))
     if problems:
         return [], problems
 
@@ -114,17 +121,40 @@ def cells_of(
         return [], [_too_many(axes, count + len(included))]
     rows = [row for row in product(*columns) if not any(_has(row, entry) for entry in excluded)] if columns else []
     rows += [tuple(entry) for entry in included]
-    rows = [row for row in rows if row]
+    rows = list({_identity(row): row for row in reversed(rows) if row}.values())[::-1]
+    if not rows and axes:
+        _, document = next(iter(axes.values()))
+        return [], [_malformed(document, (MATRIX,), "no cell is left", "exclude fewer, or take the matrix out")]
     if len(rows) > MAX_CELLS:
         return [], [_too_many(axes, len(rows))]
     return _named(rows), []
 
 
-def _column(key: str, value: Any, document: Document, problems: list[Diagnostic]) -> list[Setting]:
+def _identity(row: Iterable[Setting]) -> str:
+    """What a cell sets, whatever the order."""
+    return json.dumps({setting.key: setting.value for setting in row}, sort_keys=True, default=str)
+
+
+def _typed(key: str, value: Any, legal: Catalogue) -> Any:
+    """A value of an axis by the type of its key, so that 20k and 20000 are one."""
+    parts = key.split(".")
+    node: Any = value
+    for part in reversed(parts):
+        node = {part: node}
+    node = typed(node, legal)
+    for part in parts:
+        node = node[part]
+    return canonical(node, legal.field(key) or {})
+
+
+def _column(key: str, value: Any, document: Document, problems: list[Diagnostic], legal: Catalogue) -> list[Setting]:
     """The settings of one axis, each at the place of its value."""
     path: Path = (MATRIX, key)
     if key in _NO_AXES:
         problems.append(_malformed(document, path, f"{key} is no axis: it is the same in all cells"))
+    if re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key) is None or legal.is_section(key):
+        problems.append(_malformed(document, path, f"{key!r} is no key with a value", at_key=True))
+        return []
     near = get_close_matches(key, _EXTRA, n=1)
     if near:
         problems.append(_malformed(document, path, f"{key} is no key", f"did you mean {near[0]}?", at_key=True))
@@ -135,13 +165,15 @@ def _column(key: str, value: Any, document: Document, problems: list[Diagnostic]
     column = []
     for index, item in enumerate(value):
         place = document.values.get((*path, index)) or document.span(path)
-        column.append(Setting(key, item, place, document.span(path)))
-    if len({json.dumps(plain(item), default=str) for item in value}) < len(value):
+        column.append(Setting(key, _typed(key, item, legal), place, document.span(path)))
+    if len({_identity([setting]) for setting in column}) < len(column):
         problems.append(_malformed(document, path, f"{key} has a value twice"))
     return column
 
 
-def _entries(name: str, axes: _Axes, overridden: Collection[str], problems: list[Diagnostic]) -> list[list[Setting]]:
+def _entries(
+    name: str, axes: _Axes, overridden: Collection[str], problems: list[Diagnostic], legal: Catalogue
+) -> list[list[Setting]]:
     """The entries of include or exclude, each as settings."""
     if name not in axes:
         return []
@@ -150,6 +182,9 @@ def _entries(name: str, axes: _Axes, overridden: Collection[str], problems: list
     if not is_list:
         message = f"{name} must be a list of mappings from keys to values"
         problems.append(_malformed(document, (MATRIX, name), message))
+        return []
+    if len(value) > MAX_CELLS:
+        problems.append(_malformed(document, (MATRIX, name), f"{name} has more than {MAX_CELLS} entries"))
         return []
     found = []
     for index, entry in enumerate(value):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from dfmspec.diagnostics import Diagnostic, Path, Severity
 from dfmspec.read.document import Budget, Document
-from dfmspec.read.interpolation import keys_in, with_keys
+from dfmspec.read.interpolation import Unfit, keys_in, with_keys
 from dfmspec.read.scalars import canonical, typed
 from dfmspec.read.structure import meant_key, structural_findings
+from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import catalogue, target_module
 
 if TYPE_CHECKING:
@@ -77,7 +80,11 @@ class _Filling:
         draft = self.draft
         legal = catalogue(draft.spec.target)
         path: Path = tuple(key.split("."))
-        value = with_keys(written, self._value)
+        try:
+            value = with_keys(written, self._value)
+        except Unfit as unfit:
+            self._report(key, "SPC106", "unresolved-reference", f"{key}: {unfit}", "refer to a key with one value")
+            return
         node: Any = value
         for part in reversed(path):
             node = {part: node}
@@ -92,9 +99,17 @@ class _Filling:
             return
         for part in path:
             node = node[part]
-        draft.values[key] = canonical(node, legal.field(key) or {})
+        draft.values[key] = self._located(key, written, canonical(node, legal.field(key) or {}))
         shown = origin.note or (written if isinstance(written, str) else json.dumps(written))
         draft.origins[key] = origin._replace(note=shown)
+
+    def _located(self, key: str, written: Any, value: Any) -> Any:
+        """A relative path in a file, as seen from the working directory; what begins with a path is so already."""
+        file = FilePath(self.draft.origins[key].span.file)
+        is_located = any(str(written).startswith(f"${{spec.{other}}}") for other in PATH_KEYS)
+        if key not in PATH_KEYS or is_located or not is_relative(value) or not file.is_file():
+            return value
+        return os.path.relpath(os.path.join(os.path.realpath(file.parent), value))
 
     def _value(self, key: str) -> Any:
         """The value of a key, derived where it is."""

@@ -164,6 +164,8 @@ def read_plan(file: Path) -> Plan:
     """
     try:
         stored = json.loads(read_text(file, most=METADATA_BYTES, may_be_a_pipe=True))
+        if not isinstance(stored, dict):
+            raise ValueError("it is no object")
         guards = stored["guards"] if _has_guards(stored) else _guards_beside(file, stored["plan_id"])
         plan = Plan(
             name=stored["name"],
@@ -192,7 +194,7 @@ def read_plan(file: Path) -> Plan:
 
 def _has_guards(stored: dict[str, Any]) -> bool:
     """Whether a plan.json is of the first format, which had them in it."""
-    return stored.get("format_version") == 1
+    return isinstance(stored, dict) and stored.get("format_version") == 1
 
 
 def _guards_beside(file: Path, plan_id: str) -> dict[str, str]:
@@ -204,8 +206,11 @@ def _guards_beside(file: Path, plan_id: str) -> dict[str, str]:
     place = file.parent / GUARDS
     if file.name != PLAN or not place.is_file():
         return {}
-    stored = json.loads(read_text(place, most=METADATA_BYTES))
-    return dict(stored["guards"]) if stored["plan_id"] == plan_id else {}
+    try:
+        stored = json.loads(read_text(place, most=METADATA_BYTES))
+        return dict(stored["guards"]) if stored["plan_id"] == plan_id else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StalePlanError(f"{place} cannot be read: {error}; make the plan again") from error
 
 
 def check_files(plan: Plan, folder: Path) -> None:
@@ -249,7 +254,7 @@ def _is_fresh(text: str | None, file: Path) -> bool:
         found = file.read_bytes()
         if file.name == PLAN and _has_guards(stored := json.loads(found)):
             text = as_text(_in_first_format(json.loads(text), stored))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return text.encode("utf-8", "surrogateescape") == found
 

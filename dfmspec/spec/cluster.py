@@ -61,6 +61,10 @@ _Option = Annotated[
         "one option a line of the list, such as --exclusive or --constraint=h200",
     ),
 ]
+_TorchrunOption = Annotated[
+    str,
+    _form(r"^--[a-z][a-z_-]*(=[^\n]*)?$", "one option of torchrun's, such as --max-restarts=2"),
+]
 _Place = Annotated[
     str,
     _form(r"^/[^\n]*$", "an absolute path"),
@@ -93,7 +97,7 @@ class Launcher(Section):
         "Environment variables of every process, such as NCCL_ALGO; never secrets. OMP_NUM_THREADS and torchrun's "
         "PET_* are those of here alone, whatever the shell has."
     )
-    torchrun_options: list[_Option] = Field(default=[])
+    torchrun_options: list[_TorchrunOption] = Field(default=[])
     """Further options of torchrun, such as --max-restarts=2; `dfmspec run SPEC -- WORDS` adds some."""
     setup: list[str] = Field(default=[])
     """Shell lines that each node runs first, such as `source /shared/venv/bin/activate` or `module load cuda`."""

@@ -85,10 +85,13 @@ def with_unit(text: str, field: Mapping[str, Any]) -> int | float | str | None:
     found = [sizes[suffix] for _, suffix in parts]
     if len(parts) > 1 and (sizes is not _SECONDS or found != sorted(set(found), reverse=True)):
         return None
-    total = sum((Fraction(number) * sizes[suffix] for number, suffix in parts), Fraction())
-    if unit == SLURM_TIME:
-        return _as_slurm_has_it(total)
-    return _plain(total / 60 if unit == "minutes" else total)
+    try:
+        total = sum((Fraction(number) * sizes[suffix] for number, suffix in parts), Fraction())
+        if unit == SLURM_TIME:
+            return _as_slurm_has_it(total)
+        return _plain(total / 60 if unit == "minutes" else total)
+    except (ValueError, OverflowError):  # more digits than any number of a spec
+        return None
 
 
 def unit_of(field: Mapping[str, Any]) -> str:
@@ -122,7 +125,7 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 def _as_slurm_has_it(seconds: Fraction) -> str:
     """A time as days-hours:minutes:seconds, the days where there are some."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(-(-seconds.numerator // seconds.denominator), 60)  # 0 would be no limit at all
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:

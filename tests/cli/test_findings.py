@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from dfmspec.cli.app import COMMANDS
-from tests.conftest import ROOT, dfmspec
+from tests.conftest import ROOT, dfmspec, environment
 
 BASE = "cluster: {nproc_per_node: 8}\ndata: {source: mock}\n"
 
@@ -210,3 +211,51 @@ def test_a_rule_as_data_is_all_of_its_page() -> None:
     assert "BAT102" not in chosen
     key = json.loads(dfmspec("explain", "lr", "--format", "json").stdout)
     assert (key["key"], sorted(key["targets"])[0]) == ("optimizer.lr", "dfm")
+
+
+def test_a_report_is_not_written_over_what_a_spec_builds_on(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "s.yaml").write_text("extends: base.yaml\n")
+
+    for words in (["--report", "json=base.yaml"], ["--write-baseline", "base.yaml"]):
+        done = dfmspec("validate", "s.yaml", *words, cwd=tmp_path)
+        assert done.returncode == 2, words
+        assert (tmp_path / "base.yaml").read_text() == BASE
+
+
+def test_a_renamed_base_is_compared_with_itself(repository: Path) -> None:
+    subprocess.run(["git", "mv", "base.yaml", "ground.yaml"], cwd=repository, check=True)
+    (repository / "s.yaml").write_text((repository / "s.yaml").read_text().replace("base.yaml", "ground.yaml"))
+    done = dfmspec("validate", "s.yaml", "--check", "spec", "--diff-base", "HEAD", "--format", "json", cwd=repository)
+    counted = [found for found in json.loads(done.stdout)["findings"] if found["suppressed"] is None]
+
+    # The file has another name, so what stands in it is told; what stands in the spec was there.
+    assert {found["file"] for found in counted if found["severity"] == "error"} == {"ground.yaml"}
+
+
+def test_an_override_is_compared_with_the_same_spec_also_from_stdin(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(BASE + "matrix: {rng.seed: [1, 2], optimizer.lr: [1.0e-4, 2.0e-4]}\n")
+    with (tmp_path / "s.yaml").open() as spec:
+        command = [sys.executable, "-m", "dfmspec", "plan", "-", "--cell", "3", "--diff", "optimizer.lr=5.0e-4"]
+        done = subprocess.run(
+            command, stdin=spec, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+
+    assert done.stdout.splitlines() == [
+        "changes the numbers:",
+        "  optimizer.lr: 0.0001 -> 0.0005",
+        "  optimizer.min_lr: 1e-05 -> 5e-05",
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", '{"plan_id": []}'])
+@pytest.mark.parametrize("name", ["plan.json", "guards.json", "source.json"])
+def test_a_damaged_file_of_a_bundle_is_told(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(BASE)
+    assert dfmspec("plan", "s.yaml", "-o", "bundle", cwd=tmp_path).returncode == 0
+    (tmp_path / "bundle" / name).write_text(text)
+    done = dfmspec("run", "bundle", "--preflight", "off", cwd=tmp_path)
+
+    assert done.returncode in (3, 4, 1)
+    assert done.stderr.startswith("error:" if name != "source.json" else ("error:", "Run"))
+    assert "Traceback" not in done.stderr

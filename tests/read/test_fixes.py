@@ -175,3 +175,19 @@ def test_keys_of_another_version_are_moved_where_each_has_a_line_of_its_own(
     assert done.returncode == (0 if after else 1)
     if after:
         assert "validation.eval_iters -> train.eval_iters" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rng: {seed: '${env:DFMSPEC_TEST_NUMBER}'}\n",
+        "logger: {log_interval: 10}\nmatrix: {logger.log_interval: [2.0, 3]}\n",
+    ],
+)
+def test_a_reference_is_not_written_over_nor_a_key_for_its_axis(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(text)
+    done = dfmspec("fix", file, DFMSPEC_TEST_NUMBER="2.0")
+
+    assert file.read_text() == text
+    assert done.returncode == 1  # as validate finds errors

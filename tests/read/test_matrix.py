@@ -118,6 +118,12 @@ def test_the_findings_of_a_cell_stand_at_its_value(tmp_path: Path) -> None:
         ("{optimizer.lr: [1.0e-4], exclude: [{rng.seed: 1}]}", "is no axis"),
         ("{optimizer.lr: [1.0e-4], include: [1]}", "must be a list of mappings"),
         (f"{{rng.seed: {list(range(MAX_CELLS + 1))}}}", "257 cells, and at most 256"),
+        ("{optimizer.lr: [1.0e-4], exclude: [{optimizer.lr: 1.0e-4}]}", "no cell is left"),
+        ("{train.train_iters: [20k, 20000]}", "has a value twice"),
+        ("{optimizer: [1]}", "is no key with a value"),
+        ("{'': [1]}", "is no key with a value"),
+        ("{launcher.env: [{A: b}], launcher.env.A: [c]}", "is all of what launcher.env.A is a part of"),
+        ("{includes: [{rng.seed: 1}]}", "includes is no key"),
         (f"{{rng.seed: {list(range(999))}, train.train_iters: {list(range(1, 999))}}}", "997,002 cells"),
     ],
 )
@@ -137,3 +143,27 @@ def test_a_cell_is_chosen_by_its_name_or_its_number(tmp_path: Path) -> None:
     assert chosen(spec.cells, "3") == spec.cells[2]
     assert chosen(spec.cells, "lr-0.001_train_iters-20k") == spec.cells[3]
     assert chosen(spec.cells, "0") is chosen(spec.cells, "5") is chosen(spec.cells, "lr") is None
+
+
+def test_values_are_the_same_by_their_type_however_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFMSPEC_TEST_RATE", "3.0e-4")
+    found = cells(
+        tmp_path,
+        "matrix:\n  train.train_iters: [20k, 30k]\n  optimizer.lr: ['${env:DFMSPEC_TEST_RATE}', 1.0e-4]\n"
+        "  exclude: [{train.train_iters: 20000, optimizer.lr: 3.0e-4}]\n"
+        "  include: [{train.train_iters: 30000, optimizer.lr: 1.0e-4}]\n",
+    )
+
+    assert [(cell["train.train_iters"], cell["optimizer.lr"]) for cell in found] == [
+        (20_000, 1e-4),
+        (30_000, 3e-4),
+        (30_000, 1e-4),
+    ]
+
+
+def test_each_cell_writes_into_folders_of_its_own(tmp_path: Path) -> None:
+    found = cells(tmp_path, "logger: {tensorboard_dir: tb}\nmatrix: {rng.seed: [1, 2]}\n")
+
+    assert len({cell["logger.tensorboard_dir"] for cell in found}) == 2

@@ -118,3 +118,46 @@ def test_the_reason_of_a_value_shows_what_was_written(tmp_path: Path) -> None:
     told = explain(found, "checkpoint.save")
     assert json.dumps("/scratch/me/c") in told
     assert "s.yaml:2:14, ${env:DFMSPEC_TEST_PLACE}/c" in told
+
+
+def test_a_path_with_a_reference_is_the_same_from_wherever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "s.yaml").write_text(
+        "name: night\ncheckpoint: {save: '${spec.name}/ck', load: 'a/${spec.name}'}\n"
+    )
+    places = []
+    for folder, name in ((tmp_path, "sub/s.yaml"), (tmp_path / "sub", "s.yaml")):
+        monkeypatch.chdir(folder)
+        found = resolve_spec(load_spec(name))
+        places.append([(folder / found[key]).resolve() for key in ("checkpoint.save", "checkpoint.load")])
+
+    assert places[0] == places[1] == [tmp_path / "sub" / "night" / "ck", tmp_path / "sub" / "a" / "night"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("checkpoint: {save: '/ckpt/${spec.dataset.path}'}", "is null, which no text can hold"),
+        ("checkpoint: {save: '/ckpt/${spec.launcher.env}'}", "is no single value"),
+        (
+            f"name: {'a' * 99}\nlauncher: {{env: {{A: '{'${spec.name}' * 700}'}}}}",
+            "a text of more than 65,536 letters",
+        ),
+    ],
+)
+def test_a_reference_that_no_text_can_hold_is_told(text: str, words: str, tmp_path: Path) -> None:
+    assert words in codes(resolved(tmp_path, f"cluster: {{nproc_per_node: 1}}\n{text}\n"))["SPC106"]
+
+
+def test_what_a_variable_holds_is_not_printed_where_it_is_of_the_wrong_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFMSPEC_TEST_PLACE", "hf_supersecret123456789")
+    found = codes(
+        resolved(tmp_path, "launcher: {env: '${env:DFMSPEC_TEST_PLACE}'}\nrng: {seed: '${env:DFMSPEC_TEST_PLACE}'}\n")
+    )
+
+    assert "supersecret" not in str(found)
+    assert "${env:DFMSPEC_TEST_PLACE}" in found["SPC202"]

@@ -143,7 +143,7 @@ def _findings(rule: Rule, view: View) -> list[Diagnostic]:
 
 def _not_asked(unasked: Sequence[tuple[str, ...]], resolved: Resolved) -> Diagnostic:
     """One note of all rules that could not judge, since a value that they need is not known."""
-    keys = sorted({key for _, *keys in unasked for key in keys} & resolved.spec.broken) or ["a value"]
+    keys = sorted({key for _, *keys in unasked for key in keys} & resolved.unknown) or ["a value"]
     codes = listed(code for code, *_ in unasked[:_LISTED_CODES])
     more = ", ..." if len(unasked) > _LISTED_CODES else ""
     rules = counted(len(unasked), "rule")
