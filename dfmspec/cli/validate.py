@@ -30,7 +30,7 @@ from dfmspec.cli.arguments import (
 )
 from dfmspec.cli.voice import detail, is_quiet, note
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
-from dfmspec.errors import FINDINGS, USAGE, UsageError
+from dfmspec.errors import FINDINGS, OK, USAGE, UsageError
 from dfmspec.figures import counted
 from dfmspec.files import write_named
 
@@ -176,10 +176,15 @@ def validate(
 
     # The exit code.
     stop_at_faults(checked.findings)
-    if checked.unread:
-        raise typer.Exit(USAGE)
-    if not exit_zero and any(finding.severity >= least for finding in not_suppressed(findings)):
-        raise typer.Exit(FINDINGS)
+    code = USAGE if checked.unread else _code_of(findings, least, exit_zero=exit_zero)
+    if code != OK:
+        raise typer.Exit(code)
+
+
+def _code_of(findings: Sequence[Diagnostic], least: Severity, *, exit_zero: bool) -> int:
+    """The exit code that findings give."""
+    counts = any(finding.severity >= least for finding in not_suppressed(findings))
+    return FINDINGS if counts and not exit_zero else OK
 
 
 def _tell_of_success(files: Sequence[str], findings: Sequence[Diagnostic], *, hints: bool, of_all: bool) -> None:
