@@ -155,7 +155,6 @@ def validate(
         return
     outputs = [*(path for _, path in reports), *filter(None, [write_baseline])]
     _refuse_inputs(files, outputs)
-
     # The findings, less those that do not count.
     checked = _check_all(files, overrides, dataset_path, levels, jobs)
     _refuse_inputs(list(checked.texts), outputs)
@@ -176,9 +175,7 @@ def validate(
 
     # The exit code.
     stop_at_faults(checked.findings)
-    code = USAGE if checked.unread else _code_of(findings, least, exit_zero=exit_zero)
-    if code != OK:
-        raise typer.Exit(code)
+    raise typer.Exit(USAGE if checked.unread else _code_of(findings, least, exit_zero=exit_zero))
 
 
 def _code_of(findings: Sequence[Diagnostic], least: Severity, *, exit_zero: bool) -> int:
