@@ -252,7 +252,7 @@ def test_a_script_that_does_not_exit_is_ended_and_has_succeeded(spec: Path, tmp_
     manifest = manifest_of(done.stdout)
 
     assert done.returncode == 0, done.stderr
-    assert "its processes did not exit, and were ended 60 s after their last word" in manifest["reason"]
+    assert re.search(r"its processes did not exit, and were ended 6\d s after their last word", manifest["reason"])
     assert not [
         pid for pid in (the_run(tmp_path) / "attempts/1/node0").glob("rank*/pid") if is_alive(int(pid.read_text()))
     ]
