@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from dfmspec.diagnostics import Diagnostic, Path, Severity, Span, dotted
 from dfmspec.read.document import Document
-from dfmspec.read.scalars import canonical, plain, typed
+from dfmspec.read.scalars import as_field, plain
 from dfmspec.spec.catalogue import COMPOSITION, MATRIX, Catalogue
 
 MAX_CELLS = 256
@@ -105,8 +105,8 @@ def cells_of(
     for column in columns:
         count *= len(column)
     # Of an axis that the command line replaces, no value is left that could be excluded.
-    excluded = _entries("exclude", axes, overridden, problems, legal)
-    included = _entries("include", axes, overridden, problems, legal)
+    excluded = [_values(entry, legal) for entry in _entries("exclude", axes, overridden, problems)]
+    included = _entries("include", axes, overridden, problems)
     names = [*axes, *(setting.key for entry in included for setting in entry)]
     for key in dict.fromkeys(names):
         outer = next((name for name in names if key.startswith(f"{name}.")), None)
@@ -121,7 +121,7 @@ def cells_of(
         return [], [_too_many(axes, count + len(included))]
     rows = [row for row in product(*columns) if not any(_has(row, entry) for entry in excluded)] if columns else []
     rows += [tuple(entry) for entry in included]
-    rows = list({_identity(row): row for row in reversed(rows) if row}.values())[::-1]
+    rows = list({_identity(row, legal): row for row in reversed(rows) if row}.values())[::-1]
     if not rows and axes:
         _, document = next(iter(axes.values()))
         return [], [_malformed(document, (MATRIX,), "no cell is left", "exclude fewer, or take the matrix out")]
@@ -130,21 +130,14 @@ def cells_of(
     return _named(rows), []
 
 
-def _identity(row: Iterable[Setting]) -> str:
-    """What a cell sets, whatever the order."""
-    return json.dumps({setting.key: setting.value for setting in row}, sort_keys=True, default=str)
+def _values(row: Iterable[Setting], legal: Catalogue) -> dict[str, Any]:
+    """What a cell or an entry sets, each value as its field has it, so that 20k and 20000 are one."""
+    return {setting.key: as_field(setting.key, setting.value, legal) for setting in row}
 
 
-def _typed(key: str, value: Any, legal: Catalogue) -> Any:
-    """A value of an axis by the type of its key, so that 20k and 20000 are one."""
-    parts = key.split(".")
-    node: Any = value
-    for part in reversed(parts):
-        node = {part: node}
-    node = typed(node, legal)
-    for part in parts:
-        node = node[part]
-    return canonical(node, legal.field(key) or {})
+def _identity(row: Iterable[Setting], legal: Catalogue) -> str:
+    """What a cell sets, whatever the order and however it is written."""
+    return json.dumps(_values(row, legal), sort_keys=True, default=str)
 
 
 def _column(key: str, value: Any, document: Document, problems: list[Diagnostic], legal: Catalogue) -> list[Setting]:
@@ -165,15 +158,13 @@ def _column(key: str, value: Any, document: Document, problems: list[Diagnostic]
     column = []
     for index, item in enumerate(value):
         place = document.values.get((*path, index)) or document.span(path)
-        column.append(Setting(key, _typed(key, item, legal), place, document.span(path)))
-    if len({_identity([setting]) for setting in column}) < len(column):
+        column.append(Setting(key, as_field(key, item, legal), place, document.span(path)))
+    if len({_identity([setting], legal) for setting in column}) < len(column):
         problems.append(_malformed(document, path, f"{key} has a value twice"))
     return column
 
 
-def _entries(
-    name: str, axes: _Axes, overridden: Collection[str], problems: list[Diagnostic], legal: Catalogue
-) -> list[list[Setting]]:
+def _entries(name: str, axes: _Axes, overridden: Collection[str], problems: list[Diagnostic]) -> list[list[Setting]]:
     """The entries of include or exclude, each as settings."""
     if name not in axes:
         return []
@@ -196,17 +187,16 @@ def _entries(
                 what = "is no axis" if name == "exclude" else "is the same in all cells"
                 problems.append(_malformed(document, path, f"{key} {what}"))
             if key not in overridden or name == "exclude":
-                settings.append(
-                    Setting(key, item, document.values.get(path) or document.span(path), document.span(path))
-                )
+                key_place = document.span(path)
+                settings.append(Setting(key, item, document.values.get(path) or key_place, key_place))
         found.append(settings)
     return found
 
 
-def _has(row: Iterable[Setting], entry: Iterable[Setting]) -> bool:
-    """Whether a cell has all values of an entry."""
+def _has(row: Iterable[Setting], entry: Mapping[str, Any]) -> bool:
+    """Whether a cell, of axes alone, has all values of an entry."""
     values = {setting.key: setting.value for setting in row}
-    return all(setting.key in values and values[setting.key] == setting.value for setting in entry)
+    return all(key in values and values[key] == value for key, value in entry.items())
 
 
 def _named(rows: list[tuple[Setting, ...]]) -> list[Cell]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dfmspec.diagnostics import Diagnostic, Path, Severity
 from dfmspec.read.document import Budget, Document
 from dfmspec.read.interpolation import Unfit, keys_in, with_keys
-from dfmspec.read.scalars import canonical, typed
+from dfmspec.read.scalars import as_field
 from dfmspec.read.structure import meant_key, structural_findings
 from dfmspec.spec.paths import PATH_KEYS, is_relative
 from dfmspec.targets import catalogue, target_module
@@ -81,14 +81,13 @@ class _Filling:
         legal = catalogue(draft.spec.target)
         path: Path = tuple(key.split("."))
         try:
-            value = with_keys(written, self._value)
+            value = as_field(key, with_keys(written, self._value), legal)
         except Unfit as unfit:
             self._report(key, "SPC106", "unresolved-reference", f"{key}: {unfit}", "refer to a key with one value")
             return
         node: Any = value
         for part in reversed(path):
             node = {part: node}
-        node = typed(node, legal)
         origin = draft.origins[key]
         places = {path[: depth + 1]: origin.span for depth in range(len(path))}
         document = Document(origin.span.file, " ", keys=places, values=places)
@@ -97,9 +96,7 @@ class _Filling:
         if any(problem.severity is Severity.ERROR for problem in problems):
             draft.unknown.add(key)
             return
-        for part in path:
-            node = node[part]
-        draft.values[key] = self._located(key, written, canonical(node, legal.field(key) or {}))
+        draft.values[key] = self._located(key, written, value)
         shown = origin.note or (written if isinstance(written, str) else json.dumps(written))
         draft.origins[key] = origin._replace(note=shown)
 

@@ -82,6 +82,11 @@ def _in_units(value: Any, field: dict[str, Any]) -> Any:
     return value if number is None else number
 
 
+def as_field(key: str, value: Any, legal: Catalogue) -> Any:
+    """A value as the field of a key has it: 20k, of train.train_iters, is 20000."""
+    return canonical(typed(value, legal, tuple(key.split("."))), legal.field(key) or {})
+
+
 def canonical(value: Any, field: dict[str, Any]) -> Any:
     """A number field's integer as a float."""
     # To Python, true is an integer.

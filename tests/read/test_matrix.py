@@ -163,6 +163,16 @@ def test_values_are_the_same_by_their_type_however_they_are_written(
     ]
 
 
+def test_entries_are_the_same_as_cells_by_their_type_too(tmp_path: Path) -> None:
+    found = cells(
+        tmp_path,
+        "matrix:\n  train.train_iters: [10000, 20000, 30k]\n"
+        "  exclude: [{train.train_iters: 20k}]\n  include: [{train.train_iters: 10k}]\n",
+    )
+
+    assert sorted(cell["train.train_iters"] for cell in found) == [10_000, 30_000]
+
+
 def test_each_cell_writes_into_folders_of_its_own(tmp_path: Path) -> None:
     found = cells(tmp_path, "logger: {tensorboard_dir: tb}\nmatrix: {rng.seed: [1, 2]}\n")
 
