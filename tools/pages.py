@@ -104,10 +104,11 @@ LOOKS_AT = {
     "paths": "the spec and the files it names",
     "data": "samples of the dataset",
     "deep": "Megatron's own objects",
+    "policy": "the policy of the site",
     "fault": "dfmspec itself",
 }
 """The level of a rule, in words."""
-WITHOUT_EXAMPLE = ("deep", "fault")
+WITHOUT_EXAMPLE = ("deep", "policy", "fault")
 """Levels of rules that no file alone makes fire."""
 _DEPENDS_ON_THE_MACHINE = ("CKP113", "DAT212")
 """Rules whose message is another one on every machine."""

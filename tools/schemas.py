@@ -14,6 +14,7 @@ import yaml
 from dfmspec import __version__
 from dfmspec.spec.experiment import Experiment
 from dfmspec.spec.launchers import LAUNCHERS
+from dfmspec.spec.presets import PRESETS
 from dfmspec.spec.units import SUFFIXES, UNITS, pattern_of, unit_of
 from dfmspec.targets import TARGETS, recipes_of, target_module
 from dfmspec.targets.dfm.bridge import CLASSES
@@ -84,6 +85,15 @@ def with_names(target: str, schema: Node) -> Node:
 
 def _document(name: str, description: str, properties: Node) -> Node:
     composition = {
+        "profile": {
+            "type": ["array", "string", "null"],
+            "items": {"type": "string"},
+            "description": (
+                "Profiles of the site, the user and the project that lie under this spec: a name, several with commas "
+                "or as a list; --profile takes their place."
+            ),
+            "x-null": "default",
+        },
         "extends": {
             "type": ["array", "string"],
             "items": {"type": "string"},
@@ -127,6 +137,7 @@ def megatron_core() -> Node:
     properties["target"] = _one_of(TARGETS, properties["target"])
     launcher = properties["launcher"]["properties"]
     launcher["kind"] = _one_of(LAUNCHERS, launcher["kind"])
+    launcher["env_presets"]["items"] = {"enum": list(PRESETS)}
     return _document(
         "megatron_core-0.16.1",
         "An experiment for dfmspec's trainer on megatron-core 0.16.1.",

@@ -46,7 +46,7 @@ def suppressed(
 
     Args:
         judged: codes whose rules ran; a comment for another one is not called unused.
-        levels: the level of every code there is; those of level "load" cannot be suppressed.
+        levels: the level of every code there is; those of levels "load" and "policy" cannot be suppressed.
     """
     # The comments, and those of them that are no suppressions.
     comments: list[_Suppression] = []
@@ -149,7 +149,9 @@ def _problem(codes: tuple[str, ...], reason: str, levels: Mapping[str, str]) -> 
     unknown = [code for code in codes if code not in levels]
     if unknown:
         return f"there is no rule {unknown[0]}"
-    fixed = [code for code in codes if levels[code] in ("load", "fault") and code not in _LOADED_ANYWAY]
+    fixed = [code for code in codes if levels[code] in ("load", "policy", "fault") and code not in _LOADED_ANYWAY]
+    if fixed and levels[fixed[0]] == "policy":
+        return f"{fixed[0]} cannot be suppressed: it is the site's policy that says so"
     if fixed:
         return (
             f"{fixed[0]} cannot be suppressed: "

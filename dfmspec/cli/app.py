@@ -34,6 +34,8 @@ COMMANDS = {
     "data": "data",
     "init": "init",
     "import": "importing",
+    "profiles": "profiles",
+    "policy": "policy",
     "rule": "rule",
     "explain": "rule",
     "schema": "schema",
@@ -46,7 +48,7 @@ GROUPS = {
     "Start": ("init", "import", "data"),
     "Check": ("validate", "fix", "plan"),
     "Run": ("run", "runs", "show", "sample", "export"),
-    "Look up": ("explain", "rule", "schema"),
+    "Look up": ("explain", "rule", "profiles", "policy", "schema"),
 }
 """The commands as the top help shows them."""
 
@@ -127,7 +129,7 @@ def _nothing() -> None:
 def _add_command(app: typer.Typer, name: str) -> None:
     """Import a command's module, and add the command to the program."""
     module = import_module(f"dfmspec.cli.{COMMANDS[name]}")
-    if name == "data":
+    if name in ("data", "policy"):
         app.add_typer(module.app, name=name)
     elif name == "import":
         # Its words are another program's, with options that are not ours.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from dfmspec.check.policy import policy_findings
 from dfmspec.check.report import REPORTERS
 from dfmspec.check.rules import LEVELS, all_findings, check_spec
 from dfmspec.cli.voice import detail, is_quiet
@@ -36,6 +37,26 @@ CellOption = Annotated[
 """--cell."""
 
 
+def complete_profile(incomplete: str) -> list[tuple[str, str]]:
+    """Names of profiles, with whose they are."""
+    from dfmspec.read.sites import known_profiles, places
+
+    found = dict(known_profiles(places(".")))
+    return [(name, f"of the {whose}") for name, whose in found.items() if name.startswith(incomplete)]
+
+
+ProfileOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--profile",
+        help="A profile that lies under the spec, in place of those that it names; may be given again.",
+        metavar="NAME",
+        autocompletion=complete_profile,
+    ),
+]
+"""--profile."""
+
+
 class Checked(NamedTuple):
     """A configuration, and what was found in it."""
 
@@ -43,14 +64,19 @@ class Checked(NamedTuple):
     findings: tuple[Diagnostic, ...]
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional words as (files, key=value overrides); a file that has an `=` in its name wins."""
+def split_words(words: Sequence[str], profiles: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """Positional words as (files, key=value overrides); a file that has an `=` in its name wins.
+
+    The profiles of --profile are the first override.
+    """
     files = []
     for word in words:
         is_override = "=" in word or word[:1] in ("", "~", "+")
         if not is_override or exists(word):
             files.append(word)
     overrides = [word for word in words if word not in files]
+    if profiles:
+        overrides.insert(0, f"profile={','.join(profiles)}")
     return files, overrides
 
 
@@ -62,13 +88,13 @@ def exists(word: str) -> bool:
         return False
 
 
-def one_file(words: Sequence[str]) -> tuple[str, list[str]]:
+def one_file(words: Sequence[str], profiles: Sequence[str] | None = None) -> tuple[str, list[str]]:
     """Exactly one file, and overrides.
 
     Raises:
         UsageError: there are several files, or none.
     """
-    files, overrides = split_words(words)
+    files, overrides = split_words(words, profiles)
     if len(files) != 1:
         named = ", ".join(files) or "none"
         raise UsageError(f"give one spec, then key=value overrides; got {len(files)} files: {named}")
@@ -105,6 +131,7 @@ def load_checked(
     text: str | None = None,
     cell: Cell | None = None,
     texts: Mapping[str, str] | None = None,
+    policy: bool = True,
 ) -> Checked:
     """A spec (or - for stdin), resolved, with its findings.
 
@@ -117,6 +144,7 @@ def load_checked(
         text: instead of what the file holds.
         cell: of its matrix.
         texts: instead of what files that it builds on hold, by their real paths.
+        policy: with what the site's policy says of it.
 
     Raises:
         UsageError: the file cannot be read, or an override is not key=value.
@@ -128,9 +156,11 @@ def load_checked(
         resolved = resolve_spec(spec)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    if everything:
-        return Checked(resolved, all_findings(resolved, levels=levels))
-    return Checked(resolved, check_spec(resolved, levels=levels))
+    found = all_findings if everything else check_spec
+    findings = found(resolved, levels=levels)
+    if policy:
+        findings = (*findings, *policy_findings(resolved))
+    return Checked(resolved, findings)
 
 
 def cells_checked(

@@ -14,6 +14,7 @@ from dfmspec.cli.arguments import (
     CellOption,
     Checked,
     DatasetPath,
+    ProfileOption,
     cells_checked,
     check_format,
     complete_override,
@@ -102,6 +103,7 @@ def plan(
     check: _Check = None,
     cell: CellOption = None,
     dataset_path: DatasetPath = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Resolve and compile a spec, and show the commands of every node.
 
@@ -117,7 +119,7 @@ def plan(
     form = _form(format_, node, answers)
     if exit_code and diff is None:
         raise UsageError("--exit-code says whether plans differ: give --diff OTHER too")
-    names, overrides = split_words(words)
+    names, overrides = split_words(words, profile)
     files = expanded(names)
 
     # Of many, bundles; of one, whatever is asked.

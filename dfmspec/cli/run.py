@@ -14,6 +14,7 @@ import typer
 
 from dfmspec.cli.arguments import (
     CellOption,
+    ProfileOption,
     cells_checked,
     load_checked,
     named_folder,
@@ -113,6 +114,7 @@ def run(
     words: _Words,
     dry_run: _DryRun = False,
     dataset_path: _DatasetPath = None,
+    profile: ProfileOption = None,
     detach: _Detach = False,
     run_output: _OutputDir = None,
     preflight: _Preflight = "quick",
@@ -136,7 +138,7 @@ def run(
     from dfmspec.run.preflight import LEVELS, Preflight
 
     # The plans: as one was saved, or compiled now.
-    file, overrides = one_file(words)
+    file, overrides = one_file(words, profile)
     looked_at = Preflight(_level(preflight, LEVELS), allow_revision)
     if not Path(file).exists() and file != "-" and not file.endswith((".yaml", ".yml")):
         file = str(named_folder(Path(file), "a spec, a bundle, a run directory"))
@@ -211,6 +213,8 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
     plan = source.plan
     if run_output is not None:
         plan = dataclasses.replace(plan, run={**plan.run, "output_dir": run_output})
+    if source.is_saved or source.run is not None:
+        _require_allowed(plan, source)
     _require_startable(plan, detach=detach)
     is_here = plan.launcher["kind"] == "local"
     found = look_here(plan, looked_at) if is_here else {}
@@ -232,6 +236,24 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
 
 _SHOWN_NODES = 4
 """Of how many nodes -v shows the command."""
+
+
+def _require_allowed(plan: Plan, source: _Source) -> None:
+    """Refuse what the site's policy forbids of a plan that was made elsewhere, or before there was one.
+
+    Raises:
+        InvalidSpec: it does; what, is told on stderr.
+    """
+    from dfmspec.check.policy import plan_findings
+
+    file = source.file or plan.name
+    found = plan_findings(plan.target, plan.as_values(), file)
+    errors = [finding for finding in found if finding.severity is Severity.ERROR]
+    if errors:
+        from dfmspec.check.report.text import report
+
+        typer.echo(report(errors, {}, stream=sys.stderr), err=True)
+        raise InvalidSpec(f"the plan of {file} is not allowed here; nothing was started")
 
 
 def _talk(line: str) -> None:
@@ -327,7 +349,7 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
 def _tell_of_config(plan: Plan, file: Path) -> None:
     """The warnings that a saved configuration has, which no rank tells."""
     if target_module(plan.target).OWN and file.is_file():
-        require_valid(load_checked(str(file), (), None, ("spec",)))
+        require_valid(load_checked(str(file), (), None, ("spec",), policy=False))  # which is asked of the plan
 
 
 def _checked(

@@ -20,6 +20,7 @@ _NAMES = {
     "plan": "schemas/plan.schema.json",
     "manifest": "schemas/manifest.schema.json",
     "events": "schemas/events.schema.json",
+    "policy": "schemas/policy.schema.json",
 }
 """Each schema, and its file among the package's."""
 _LISTED = ", ".join(_NAMES)

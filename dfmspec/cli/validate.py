@@ -17,6 +17,7 @@ import typer
 from dfmspec.check.report import REPORTERS, reporter
 from dfmspec.cli.arguments import (
     DatasetPath,
+    ProfileOption,
     cells_checked,
     check_format,
     check_levels,
@@ -134,6 +135,7 @@ def validate(
     exit_zero: _ExitZero = False,
     jobs: _Jobs = 0,
     dataset_path: DatasetPath = None,
+    profile: ProfileOption = None,
     hints: _Hints = False,
 ) -> None:
     """Check specs and show every finding at once.
@@ -148,7 +150,7 @@ def validate(
     least = _severity(fail_on)
     chosen = _codes("--select", select)
     ignored = _codes("--ignore", ignore)
-    names, overrides = split_words(words)
+    names, overrides = split_words(words, profile)
     files = _without_excluded(names, exclude or (), forced=force_exclude)
     if not files:
         note("nothing to check: every file is excluded")
@@ -245,11 +247,14 @@ def _chosen(
         return findings
     codes = {finding.code for finding in findings}
     asked = {code for code in codes if _is_asked(code, chosen, ignored)}
-    left = [finding for finding in findings if finding.code in asked or _is_structural(finding)]
+    left = [finding for finding in findings if finding.code in asked or _always_counts(finding)]
     kept = sorted({finding.code for finding in left} - asked)
     if kept:
         listed = ", ".join(kept)
-        typer.echo(f"note: {listed} are errors of reading, which --select and --ignore do not leave out", err=True)
+        typer.echo(
+            f"note: {listed} are of reading or of the site's policy, which --select and --ignore do not leave out",
+            err=True,
+        )
     return left
 
 
@@ -437,20 +442,20 @@ def _refuse_inputs(files: Sequence[str], outputs: Sequence[Path]) -> None:
             raise UsageError(f"{path} is a part of the specs, and nothing of yours is overwritten; name another file")
 
 
-def _is_structural(finding: Diagnostic) -> bool:
-    """Whether the finding is an error of reading: such a spec says nothing certain.
+def _always_counts(finding: Diagnostic) -> bool:
+    """Whether the finding can be neither left out nor accepted: an error of reading, or one of the site's policy.
 
-    It can be neither left out nor accepted.
+    A spec that was not read says nothing certain.
     """
-    return finding.severity is Severity.ERROR and finding.code in _codes_of_reading()
+    level = _levels_of_codes().get(finding.code)
+    return level == "policy" or (finding.severity is Severity.ERROR and level in ("load", "fault"))
 
 
 @lru_cache
-def _codes_of_reading() -> frozenset[str]:
-    """The codes that are given out while a spec is read."""
+def _levels_of_codes() -> dict[str, str]:
     from dfmspec.check.rules import RULES
 
-    return frozenset(rule.code for rule in RULES if rule.level in ("load", "fault"))
+    return {rule.code: rule.level for rule in RULES}
 
 
 def _codes(option: str, text: str | None) -> tuple[str, ...]:
@@ -486,11 +491,12 @@ def _against_baseline(
     if write is not None:
         from dfmspec.check.baseline import write_baseline
 
-        accepted = [finding for finding in findings if not _is_structural(finding)]
+        accepted = [finding for finding in findings if not _always_counts(finding)]
         left = len(findings) - len(accepted)
         if left:
             note(
-                f"{counted(left, 'error')} of reading cannot be accepted: the rest is judged without what stands there"
+                f"{counted(left, 'finding')} of reading or of the site's policy cannot be accepted: "
+                "without what stands there the rest is not certain"
             )
         write_baseline(accepted, write)
         baseline = write

@@ -171,7 +171,7 @@ def _command(resolved: Resolved, made: Plan, node: int | None) -> list[str]:
     lines = []
     for name, value in made.env.items():
         line = shell_line(name, value)
-        why = reason(name, resolved["launcher.env"])
+        why = reason(name, resolved.values)
         lines.append(f"{line}  # {why}")
     words = []
     for word in made.words(node):

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dfmspec.spec.presets import PRESETS, preset_of
 from dfmspec.targets import target_module
 
 Values = Mapping[str, Any]
@@ -142,7 +143,7 @@ VARIABLES = (
         "a resumed run goes on in the same Weights & Biases run",
     ),
 )
-"""What the plan sets; `launcher.env` goes over it."""
+"""What the plan sets; the presets of `launcher.env_presets` go over it, and `launcher.env` over those."""
 
 
 def environment(values: Values) -> dict[str, str | None]:
@@ -152,8 +153,11 @@ def environment(values: Values) -> dict[str, str | None]:
         value = variable.value(values)
         if value is not None:
             found[variable.name] = None if value == UNSET else str(value)
-    of_the_user = dict(sorted(values["launcher.env"].items()))
-    return found | of_the_user
+    of_presets = {
+        setting.name: setting.value for preset in values["launcher.env_presets"] for setting in PRESETS[preset]
+    }
+    # In the order in which a bundle's plan.json has them, of which scripts are made again.
+    return dict(sorted((found | of_presets | values["launcher.env"]).items()))
 
 
 PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "170"}
@@ -199,13 +203,12 @@ def shell_line(name: str, value: str | None) -> str:
     return f"export {name}={quoted}"
 
 
-def reason(name: str, of_the_user: Mapping[str, str]) -> str:
-    """Why a variable is set.
-
-    Args:
-        name: a variable of the plan's environment.
-        of_the_user: `launcher.env` of the spec.
-    """
-    if name in of_the_user:
+def reason(name: str, values: Values) -> str:
+    """Why a variable of the plan's environment is set."""
+    if name in values["launcher.env"]:
         return "launcher.env"
+    found = preset_of(name, values["launcher.env_presets"])
+    if found is not None:
+        preset, setting = found
+        return f"launcher.env_presets {preset}: {setting.why}"
     return next(variable.why for variable in VARIABLES if variable.name == name)

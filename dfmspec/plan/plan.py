@@ -153,6 +153,16 @@ class Plan:
         """A path of the plan, absolute; an address as it is."""
         return absolute(str(self.seen(path)))
 
+    def as_values(self) -> dict[str, Any]:
+        """Keys of a spec, with what the plan has of them: its configuration, its launch and its machines."""
+        values: dict[str, Any] = {"name": self.name, "target": self.target}
+        for section, fields in {**self.config, "launcher": self.launcher, "run": self.run}.items():
+            if isinstance(fields, Mapping):
+                values |= {f"{section}.{field}": self.seen(value) for field, value in fields.items()}
+        values["cluster.nnodes"] = self.nnodes
+        values["cluster.nproc_per_node"] = int(self.command[self.command.index("--nproc-per-node") + 1])
+        return values
+
     @property
     def launch_digest(self) -> str:
         """sha256 of what stands beside the identity."""
@@ -213,7 +223,7 @@ def make_plan(resolved: Resolved) -> Plan:
         gpus_per_node=nproc if values["cluster.device"] == "cuda" else 0,
         env=environment(values),
         run=_section(values, "run."),
-        launcher=_section(values, "launcher."),
+        launcher=_section(values, "launcher.", but=("launcher.env_presets",)),  # which are in env
         guards=guards(resolved.values, resolved.spec.target),
         spec_dir=os.path.relpath(resolved.spec.folder) if needs_spec_dir else None,
     )
@@ -280,9 +290,9 @@ def _without_resolver(value: Any) -> Any:
     return value
 
 
-def _section(values: Mapping[str, Any], start: str) -> dict[str, Any]:
-    """The fields of one section, of which the keys begin with `start`."""
-    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+def _section(values: Mapping[str, Any], start: str, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of one section, of which the keys begin with `start`, less some."""
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start) and key not in but}
 
 
 def _torchrun_flags(nproc: int, nnodes: int, rendezvous: str) -> list[str]:

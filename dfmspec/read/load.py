@@ -1,8 +1,8 @@
 """From files and overrides to a Spec: one value per key, the origin of each, and every structural finding.
 
-Layers, lowest first: the target's defaults, the recipe, `extends` left to right, `config_file`, the spec's own keys,
-a cell of its matrix, flags, `key=value`. Every layer is checked alike: unknown keys, types and ranges are errors
-wherever they stand. Values that refer to keys are kept as they are written; `resolve` fills them in.
+Layers, lowest first: the target's defaults, the recipe, profiles, `extends` left to right, `config_file`, the spec's
+own keys, a cell of its matrix, flags, `key=value`. Every layer is checked alike: unknown keys, types and ranges are
+errors wherever they stand. Values that refer to keys are kept as they are written; `resolve` fills them in.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dfmspec.read.document import MAX_DEPTH, Budget, Document, parse_document, r
 from dfmspec.read.interpolation import Typeless, Unset, refers, with_variables
 from dfmspec.read.scalars import canonical, plain, typed, unquoted
 from dfmspec.read.structure import layer_entries, structural_findings
-from dfmspec.spec.catalogue import COMPOSITION, MATRIX, Catalogue, types
+from dfmspec.spec.catalogue import COMPOSITION, MATRIX, PROFILE, Catalogue, types
 from dfmspec.spec.iterations import split_iteration
 from dfmspec.spec.paths import PATH_KEYS, SPEC_DIR, in_run_dir, is_relative
 from dfmspec.spec.recipes import recipe_text
@@ -29,6 +29,7 @@ from dfmspec.targets import DEFAULT_TARGET, TARGETS, catalogue, recipes_of, unpi
 
 if TYPE_CHECKING:
     from dfmspec.read.matrix import Cell
+    from dfmspec.read.sites import Place
 
 ALIASES = (("checkpoint_dir", "save"), ("load_checkpoint", "load"))
 """The how-to's names for keys of the checkpoint section."""
@@ -55,8 +56,8 @@ class Origin(NamedTuple):
 
     layer: str
     (
-        '"default", "recipe dit_xl", "spec", "extends", "config file", "matrix", "flag", "override", "environment" or '
-        '"derived".'
+        '"default", "recipe dit_xl", "profile", "spec", "extends", "config file", "matrix", "flag", "override", '
+        '"environment" or "derived".'
     )
     span: Span
     note: str = ""
@@ -68,7 +69,7 @@ class Origin(NamedTuple):
         return self.layer in _USER_LAYERS
 
 
-_FILE_LAYERS = ("spec", "extends", "config file", "matrix")
+_FILE_LAYERS = ("profile", "extends", "config file", "spec", "matrix")
 _USER_LAYERS = frozenset({*_FILE_LAYERS, "flag", "override", "environment"})
 _NEEDED_FIRST = ("spec_version", "target", "recipe", *COMPOSITION)
 """Keys that cannot refer to others: what they say is needed before there are others."""
@@ -146,6 +147,7 @@ def load_spec(
         loader.lay("flag", {"dataset": {"path": dataset_path}}, flag)
     for line, override in enumerate(overrides, 1):
         loader.lay_override(override, line)
+    loader.lay_profiles(own)
     loader.fixed.update(environment or {})
 
     # The command line as a document, from which reporters quote.
@@ -170,6 +172,24 @@ def _own_document(file: str | FilePath | None, text: str | None, budget: Budget)
 _CIRCULAR = ("SPC105", "circular-extends", "remove one of the two references")
 _UNREADABLE = ("SPC104", "unreadable-base", "paths in a spec are relative to that spec")
 _TOO_MANY = ("SPC104", "unreadable-base", "put what they say together into fewer files")
+
+
+_NO_PROFILE = ("SPC110", "unknown-profile", "dfmspec profiles lists them, and where they are looked for")
+_NOT_IN_PROFILES = ("name", PROFILE, MATRIX)
+_KIND_OF = {PROFILE: "profile", "extends": "extends", "config_file": "config file"}
+"""The kind of the layer that a file is, by the key that names it."""
+
+
+def _unknown_profile(name: str, among: Sequence[Place]) -> str:
+    """That no folder has a profile, and what is meant perhaps."""
+    from difflib import get_close_matches
+
+    from dfmspec.read import sites
+
+    known = list(dict.fromkeys(name for name, _ in sites.known_profiles(among)))
+    near = get_close_matches(name, known, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"profile {name} is in no folder of the project's, the user's and the site's{meant}"
 
 
 class _Layer(NamedTuple):
@@ -244,7 +264,8 @@ class _Loader:
         """
         if len(self.laid) > MAX_FILES:
             return []
-        path = FilePath(document.file).parent / name
+        # The file of a profile was found, and is named as seen from here.
+        path = FilePath(name) if key == PROFILE else FilePath(document.file).parent / name
         ancestors = (*ancestors, os.path.realpath(document.file))
         # A file that is laid under itself would be read for ever.
         try:
@@ -268,8 +289,48 @@ class _Loader:
             reason = getattr(error, "strerror", None) or error
             self._refused_reference(document, key, *_UNREADABLE, f"{key}: {path} cannot be read: {reason}")
             return []
-        kind = "extends" if key == "extends" else "config file"
-        return self._laid_document(base, kind, ancestors)
+        return self._laid_document(base, _KIND_OF[key], ancestors)
+
+    def lay_profiles(self, own: Document) -> None:
+        """Under every layer of the spec, the files of the profiles that its highest layer with such a key names."""
+        naming = [layer for layer in self.layers if PROFILE in layer.data]
+        if not naming:
+            return
+        from dfmspec.read import sites
+
+        # Each profile over those that are named before it, and of one the project's file over the user's.
+        document = naming[-1].document
+        among = sites.places(os.path.realpath(FilePath(own.file).parent))
+        files: list[str] = []
+        for name in sites.names_of(naming[-1].data[PROFILE]):
+            found = sites.files_of(name, among)
+            if not found:
+                self._refused_reference(document, PROFILE, *_NO_PROFILE, _unknown_profile(name, among))
+            files += map(str, found)
+
+        # A file is laid at the highest of its places.
+        over = self.layers
+        self.layers = []
+        for file in dict.fromkeys(reversed(files)):
+            self.documents += self._laid_reference(document, PROFILE, file, ())
+        for layer in self.layers:
+            self._refuse_in_profile(layer)
+        self.layers = [*reversed(self.layers), *over]
+
+    def _refuse_in_profile(self, layer: _Layer) -> None:
+        """Report the keys of a profile that are of one spec alone."""
+        for key in _NOT_IN_PROFILES:
+            if key not in layer.data:
+                continue
+            del layer.data[key]
+            self._problem(
+                layer.document.span((key,)),
+                "SPC111",
+                "key-not-for-profiles",
+                f"{key} is of one spec, and a profile is laid under many",
+                "put it in the spec" if key != PROFILE else "name both profiles in the spec, or use extends here",
+                (key,),
+            )
 
     def _refused_reference(self, document: Document, key: str, code: str, rule: str, hint: str, message: str) -> None:
         """Report a file that cannot be laid, at the key that names it."""

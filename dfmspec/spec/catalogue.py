@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from dfmspec.resources import resource
 
 MATRIX = "matrix"
-COMPOSITION = ("extends", "config_file", MATRIX)
+PROFILE = "profile"
+COMPOSITION = (PROFILE, "extends", "config_file", MATRIX)
 """Keys that say what a spec is made of; a configuration has none of them."""
 
 

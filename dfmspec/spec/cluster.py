@@ -97,6 +97,11 @@ class Launcher(Section):
         "Environment variables of every process, such as NCCL_ALGO; never secrets. OMP_NUM_THREADS and torchrun's "
         "PET_* are those of here alone, whatever the shell has."
     )
+    env_presets: list[str] = Field(default=[])
+    (
+        "Variables that go together, by name: infiniband and roce (NCCL over verbs or not at all), ethernet, no_nvls, "
+        "nccl_debug; launcher.env goes over them."
+    )
     torchrun_options: list[_TorchrunOption] = Field(default=[])
     """Further options of torchrun, such as --max-restarts=2; `dfmspec run SPEC -- WORDS` adds some."""
     setup: list[str] = Field(default=[])

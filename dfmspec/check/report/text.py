@@ -18,6 +18,7 @@ _WIDTH = 160
 """How many characters of a line are shown."""
 _LAYERS = {
     "default": "the target's default",
+    "profile": "a profile",
     "extends": "a file that the spec extends",
     "config file": "the spec's config_file",
     "flag": "a flag",

@@ -23,6 +23,7 @@ from dfmspec.check.rules import (
     optimizer,
     parallel,
     pipeline,
+    policies,
     precision,
     samples,
     sequence,
@@ -55,6 +56,7 @@ FAMILIES = (
     launch,
     launchers,
     containers,
+    policies,
 )
 RULES: tuple[Rule, ...] = tuple(chain.from_iterable(family.RULES for family in FAMILIES))
 LETTERS = {
@@ -76,6 +78,7 @@ LETTERS = {
     "DAT": "The dataset, its metadata and its samples",
     "RUN": "Processes, machines, launchers, paths",
     "ENV": "Environment variables",
+    "POL": "The policy of the site",
 }
 """The letters of a code, and what such rules look at."""
 LEVELS = ("spec", "paths", "data")
@@ -127,7 +130,7 @@ def _findings(rule: Rule, view: View) -> list[Diagnostic]:
     found = []
     try:
         for finding in rule.check(view):
-            found.append(_diagnostic(rule, finding, view.resolved))
+            found.append(diagnostic_of(rule, finding, view.resolved))
     except (UnknownValue, ZeroDivisionError):
         pass
     except (OSError, RuntimeError, ValueError) as error:
@@ -166,7 +169,8 @@ def _fault(rule: Rule, error: Exception, resolved: Resolved) -> Diagnostic:
     return fault(f"rule {rule.code} {rule.name}", error, Span(resolved.spec.file))
 
 
-def _diagnostic(rule: Rule, finding: Finding, resolved: Resolved) -> Diagnostic:
+def diagnostic_of(rule: Rule, finding: Finding, resolved: Resolved) -> Diagnostic:
+    """What a rule says, at the place where the value was set."""
     span, layer = _place(finding.path, resolved)
     return Diagnostic(
         span=span,
@@ -198,7 +202,7 @@ def _unseen(error: Exception, resolved: Resolved) -> Diagnostic:
 
     path = tuple(key.split(".")) if key else ()
     finding = Finding(path, message, "check the path and its permissions")
-    return _diagnostic(launch.UNSEEN, finding, resolved)
+    return diagnostic_of(launch.UNSEEN, finding, resolved)
 
 
 def _key_that_names(place: str, resolved: Resolved) -> str:

@@ -168,7 +168,7 @@ class Rule(NamedTuple):
     level: str = "spec"
     """"spec" needs the spec alone, "paths" looks at files, "data" reads samples.
 
-    "load", "deep" and "fault" are given out elsewhere.
+    "load", "deep", "policy" and "fault" are given out elsewhere.
     """
 
 

@@ -19,7 +19,7 @@ _SIGMA = "model.sigma_data"
 _DEVIATION = "model.init_method_std"
 _PRECISION = "mixed_precision.recipe"
 
-_NOT_PASSING = ("spec", "extends", "config file", "default", "derived")
+_NOT_PASSING = ("spec", "profile", "extends", "config file", "default", "derived")
 """Layers that stay; what a flag or an override sets holds for one run."""
 _TOLD_ELSEWHERE = (_SIGMA, _DEVIATION)
 """Keys without effect of which SPC305 and SPC307 say more."""

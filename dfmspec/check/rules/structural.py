@@ -100,6 +100,20 @@ RULES = (
         "A file that lies under itself has no lowest layer.",
         "extends and config_file",
     ),
+    _rule(
+        "SPC110",
+        "unknown-profile",
+        ERROR,
+        "The machines, the account and the paths of the profile are missing, and defaults would stand in for them.",
+        "profile and --profile",
+    ),
+    _rule(
+        "SPC111",
+        "key-not-for-profiles",
+        ERROR,
+        "A profile is laid under many specs: a name or a matrix in it would be of all of them.",
+        "profile and --profile",
+    ),
     # What values refer to.
     _rule(
         "SPC106",

@@ -5,8 +5,8 @@ set -eo pipefail
 for name in "${!PET_@}" "${!TORCHELASTIC_@}" "${!TORCH_ELASTIC_@}"; do unset "$name"; done  # flags and words of another launcher
 unset RANK LOCAL_RANK GROUP_RANK ROLE_RANK ROLE_NAME NODE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE OMP_NUM_THREADS PYTHON_EXEC PYTHONSTARTUP PYTHONINSPECT PYTHONOPTIMIZE MASTER_ADDR MASTER_PORT  # torchrun gives them to its ranks, or launcher.env does
 set -u
-export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export NOTE='$HOME '"'"'and'"'"' "more"'
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
 export DFMSPEC_BASE="${DFMSPEC_BASE:-$PWD}"

@@ -7,8 +7,8 @@ unset RANK LOCAL_RANK GROUP_RANK ROLE_RANK ROLE_NAME NODE_RANK WORLD_SIZE LOCAL_
 module load cuda/12.8
 source /opt/venv/bin/activate
 set -u
-export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export A_FIRST=2
+export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=600
 export Z_LAST=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=170  # torchrun waits so long for ranks that save
 DFMSPEC_BUNDLE=$(CDPATH="" cd -- "$(dirname -- "$0")" > /dev/null && pwd)
