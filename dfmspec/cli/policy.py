@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dfmspec.check.policy import Policy, PolicyRule
 
 app = typer.Typer(
-    help="What the site's policy says, and whether it does what it is meant to.",
+    help="List the rules of the site's policy, and try them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
