@@ -290,7 +290,8 @@ def run(experiment: Experiment, *, config: dict[str, Any]) -> int:
         stages.end("process groups")
         run_dir = _run()
         attempt = _attempt()
-        identity = Identity(_with_its_data(config, experiment), _plan_id(run_dir))
+        run_id = run_dir.path.name if run_dir else None
+        identity = Identity(_with_its_data(config, experiment), _plan_id(run_dir), run_id)
         loop.train(
             experiment,
             identity=identity,

@@ -158,6 +158,10 @@ def _flat(node: Node, definitions: Node) -> Node:
     if "const" in node:
         node = {**without(node, "const"), "enum": [node["const"]]}
 
+    # The entries of a mapping.
+    if isinstance(node.get("additionalProperties"), dict):
+        node["additionalProperties"] = without(_flat(node["additionalProperties"], definitions), "description")
+
     # A section has no default of its own; its fields have.
     node = without(node, "title")
     if "properties" in node:

@@ -29,6 +29,8 @@ COMMANDS = {
     "run": "run",
     "runs": "runs",
     "show": "runs",
+    "verify": "verify",
+    "reproduce": "reproduce",
     "sample": "sample",
     "export": "export",
     "data": "data",
@@ -47,7 +49,7 @@ The function in the module has the command's name; for `import`, which Python ke
 GROUPS = {
     "Start": ("init", "import", "data"),
     "Check": ("validate", "fix", "plan"),
-    "Run": ("run", "runs", "show", "sample", "export"),
+    "Run": ("run", "runs", "show", "verify", "reproduce", "sample", "export"),
     "Look up": ("explain", "rule", "profiles", "policy", "schema"),
 }
 """The commands as the top help shows them."""
@@ -151,7 +153,7 @@ def _with_torchrun_words(arguments: list[str]) -> list[str]:
     return [*arguments[:at], f"launcher.torchrun_options={options}"] if words else arguments[:at]
 
 
-_HAS_CHILDREN = ("run", "sample", "export", "data")
+_HAS_CHILDREN = ("run", "reproduce", "sample", "export", "data")
 """Commands that start processes or threads, and end as Python ends."""
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dfmspec.run.preflight import Preflight
 
 
-class _Source(NamedTuple):
+class PlanSource(NamedTuple):
     """What is run, and what it was made of."""
 
     plan: Plan
@@ -177,7 +177,7 @@ def _severity(code: int) -> int:
     return _SEVERITY.index(code) if code in _SEVERITY else len(_SEVERITY)
 
 
-def _tell_of_cell(source: _Source, number: int, count: int) -> None:
+def _tell_of_cell(source: PlanSource, number: int, count: int) -> None:
     _talk(f"Cell {number} of {count}: {source.plan.name}")
 
 
@@ -187,14 +187,17 @@ def _tell_of_rest(count: int) -> None:
         typer.echo(f"{cells} not started; the same command starts over with what is left of the matrix", err=True)
 
 
-def _run_one(source: _Source, looked_at: Preflight, run_output: str | None, *, detach: bool, keep_going: bool) -> int:
+def _run_one(
+    source: PlanSource, looked_at: Preflight, run_output: str | None, *, detach: bool, keep_going: bool
+) -> int:
     """Run one plan; the exit code. With --keep-going, an error that is told is one of its own.
 
     Raises:
         DfmspecError: it cannot be started.
     """
     try:
-        return _started(source, looked_at, run_output, detach=detach)
+        code, _ = started(source, looked_at, run_output, detach=detach)
+        return code
     except DfmspecError as error:
         if not keep_going or error.exit_code == INTERNAL:
             raise
@@ -202,8 +205,12 @@ def _run_one(source: _Source, looked_at: Preflight, run_output: str | None, *, d
         return error.exit_code
 
 
-def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, detach: bool) -> int:
-    """Run one plan: what is started, and whether this machine can; the run, and its pictures. Returns the exit code."""
+def started(source: PlanSource, looked_at: Preflight, run_output: str | None, *, detach: bool) -> tuple[int, Path]:
+    """Run one plan: what is started, and whether this machine can; the run, and its pictures.
+
+    Returns:
+        The exit code, and the run directory.
+    """
     from dfmspec.record.run_dir import RunDir
     from dfmspec.run.preflight import look_here
     from dfmspec.run.request import Request
@@ -214,7 +221,7 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
     if run_output is not None:
         plan = dataclasses.replace(plan, run={**plan.run, "output_dir": run_output})
     if source.is_saved or source.run is not None:
-        _require_allowed(plan, source)
+        require_allowed(plan, source.file)
     _require_startable(plan, detach=detach)
     is_here = plan.launcher["kind"] == "local"
     found = look_here(plan, looked_at) if is_here else {}
@@ -231,14 +238,14 @@ def _started(source: _Source, looked_at: Preflight, run_output: str | None, *, d
         with suppress(KeyboardInterrupt):  # the run has succeeded
             _draw(RunDir(run_dir), plan.run["num_samples"])
     _conclude(RunDir(run_dir), own=is_own)
-    return code
+    return code, run_dir
 
 
 _SHOWN_NODES = 4
 """Of how many nodes -v shows the command."""
 
 
-def _require_allowed(plan: Plan, source: _Source) -> None:
+def require_allowed(plan: Plan, spec_file: str | None) -> None:
     """Refuse what the site's policy forbids of a plan that was made elsewhere, or before there was one.
 
     Raises:
@@ -246,7 +253,7 @@ def _require_allowed(plan: Plan, source: _Source) -> None:
     """
     from dfmspec.check.policy import plan_findings
 
-    file = source.file or plan.name
+    file = spec_file or plan.name
     found = plan_findings(plan.target, plan.as_values(), file)
     errors = [finding for finding in found if finding.severity is Severity.ERROR]
     if errors:
@@ -275,7 +282,7 @@ def _level(name: str, known: Sequence[str]) -> str:
     return name
 
 
-def _from_folder(folder: Path, overrides: Sequence[str], output_dir: str | None, *, dry_run: bool) -> _Source:
+def _from_folder(folder: Path, overrides: Sequence[str], output_dir: str | None, *, dry_run: bool) -> PlanSource:
     """The plan of a folder: of a run that goes on, or of a bundle."""
     from dfmspec.record.run_dir import RunDir
 
@@ -295,7 +302,7 @@ def _was_a_run(run: RunDir) -> bool:
     return run.plan.exists() and (run.events.exists() or run.attempts.exists())
 
 
-def _from_run(run: RunDir) -> _Source:
+def _from_run(run: RunDir) -> PlanSource:
     """The plan of a run, as its guards hold.
 
     Raises:
@@ -319,10 +326,12 @@ def _from_run(run: RunDir) -> _Source:
         raise CheckpointError(f"{run.plan} is not the plan that {run.manifest} names; put it back")
     if manifest.verdict != "succeeded":
         check_guards(plan)
-    return _Source(plan, manifest.spec_file, None, tuple(manifest.overrides), run, is_saved=manifest.spec_file is None)
+    return PlanSource(
+        plan, manifest.spec_file, None, tuple(manifest.overrides), run, is_saved=manifest.spec_file is None
+    )
 
 
-def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _Source:
+def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> PlanSource:
     """The plan of a bundle, as it stands and as its guards hold.
 
     Raises:
@@ -342,8 +351,8 @@ def _from_bundle(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> _S
     _tell_of_config(plan, folder / CONFIG)
     source = read_source(folder, plan)
     if source is None:
-        return _Source(plan, file=None, text=None, is_saved=True)
-    return _Source(plan, source.spec_file, source.spec_text, source.overrides, is_saved=True)
+        return PlanSource(plan, file=None, text=None, is_saved=True)
+    return PlanSource(plan, source.spec_file, source.spec_text, source.overrides, is_saved=True)
 
 
 def _tell_of_config(plan: Plan, file: Path) -> None:
@@ -378,12 +387,12 @@ def _checked(
     return [resolved for resolved, _ in found]
 
 
-def _from_spec(file: str, resolved: Resolved) -> _Source:
+def _from_spec(file: str, resolved: Resolved) -> PlanSource:
     from dfmspec.plan.plan import make_plan
     from dfmspec.run.bundle import Source
 
     source = Source.of(resolved)
-    return _Source(make_plan(resolved), file, source.spec_text, source.overrides)
+    return PlanSource(make_plan(resolved), file, source.spec_text, source.overrides)
 
 
 def _show(checked: Sequence[Resolved], plans: Sequence[Plan]) -> None:

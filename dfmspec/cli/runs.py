@@ -184,7 +184,11 @@ def _git(state: dict[str, Any] | None) -> str:
     if state is None:
         return "-"
     changes = {True: " with changes", None: ", changes unknown"}
-    return str(state["commit"]) + changes.get(state["dirty"], "")
+    if "patch" in state:
+        changes[True] = f" with changes, kept in {state['patch']}"
+    branch = state.get("branch")  # which earlier records do not have
+    on = f" on {branch}" if branch else ""
+    return str(state["commit"]) + on + changes.get(state["dirty"], "")
 
 
 def _metrics_lines(metrics: Metrics) -> list[str]:

@@ -108,7 +108,7 @@ def _by_docker(plan: Plan, program: str, node: str, command: str) -> list[str]:
         options.append('--ulimit memlock=-1 --user "$(id -u):$(id -g)" --env HOME=/tmp')
     options += map(shlex.quote, plan.launcher["container_options"])
     image = _image(plan, str)
-    passed = " ".join(_PASSED)
+    passed = " ".join([*_PASSED, *sorted(set(plan.secrets) - set(_PASSED))])
     return [
         f'name="{name}"',
         f"trap '{program} kill \"$name\" > /dev/null 2>&1 || true' EXIT",

@@ -173,6 +173,8 @@ def _command(resolved: Resolved, made: Plan, node: int | None) -> list[str]:
         line = shell_line(name, value)
         why = reason(name, resolved.values)
         lines.append(f"{line}  # {why}")
+    for name, reference in made.secrets.items():
+        lines.append(f"export {name}=...  # launcher.env: secret, {reference} of each node")
     words = []
     for word in made.words(node):
         words.append(word._replace(text=made.seen(word.text)))

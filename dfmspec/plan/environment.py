@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dfmspec.plan.secrets import references
 from dfmspec.spec.presets import PRESETS, preset_of
 from dfmspec.targets import target_module
 
@@ -157,7 +158,10 @@ def environment(values: Values) -> dict[str, str | None]:
         setting.name: setting.value for preset in values["launcher.env_presets"] for setting in PRESETS[preset]
     }
     # In the order in which a bundle's plan.json has them, of which scripts are made again.
-    return dict(sorted((found | of_presets | values["launcher.env"]).items()))
+    of_the_user = {name: value for name, value in values["launcher.env"].items() if isinstance(value, str)}
+    plain = found | of_presets | of_the_user
+    secret = references(values["launcher.env"])
+    return {name: value for name, value in sorted(plain.items()) if name not in secret}
 
 
 PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "170"}

@@ -20,6 +20,7 @@ from dfmspec.data.energon_metadata import metadata_files
 from dfmspec.data.metadataset import everything, is_metadataset
 from dfmspec.errors import InvalidSpec
 from dfmspec.plan.environment import environment
+from dfmspec.plan.secrets import references
 from dfmspec.read.document import write_scalar
 from dfmspec.read.resolve import Resolved
 from dfmspec.spec.containers import is_file
@@ -152,6 +153,11 @@ class Plan:
     def located(self, path: str) -> str:
         """A path of the plan, absolute; an address as it is."""
         return absolute(str(self.seen(path)))
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Variable -> where each node has its value: env:NAME, file:PATH or cmd:COMMAND."""
+        return references(self.launcher["env"])
 
     def as_values(self) -> dict[str, Any]:
         """Keys of a spec, with what the plan has of them: its configuration, its launch and its machines."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dfmspec.plan.containers import entering, outside
 from dfmspec.plan.environment import patience, shell_line, unset_lines
 from dfmspec.plan.plan import RANK, Plan, Role, Word
+from dfmspec.plan.secrets import shell_lines
 from dfmspec.plan.shell import shell_path
 from dfmspec.spec.paths import PLAN_ID, is_relative
 from dfmspec.targets import Upstream, target_module
@@ -124,6 +125,7 @@ def node_script(plan: Plan, node: int | None) -> str:
 
     # The plan's variables stand before what the script sets, which they so cannot undo.
     lines += [shell_line(name, value) for name, value in plan.env.items()]
+    lines += outside(plan, shell_lines(plan.secrets))
     for name, value in patience(plan.env).items():
         lines.append(f"{shell_line(name, value)}  # torchrun waits so long for ranks that save")
     if node is None:

@@ -15,9 +15,9 @@ from dfmspec.read.document import Document, parse_document, read_document
 from dfmspec.read.fixes import scalar
 from dfmspec.read.load import unaliased
 from dfmspec.read.shell import commands_of
+from dfmspec.redaction import names_a_secret
 from dfmspec.spec.iterations import split_iteration
 from dfmspec.spec.paths import RUN_DIR
-from dfmspec.spec.secrets import names_a_secret
 from dfmspec.targets import DEFAULT_UPSTREAM, TARGETS, target_module
 from dfmspec.targets.dfm.upstream import Refused, loaded, value_of
 

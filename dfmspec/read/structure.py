@@ -455,11 +455,13 @@ def _field_of(path: Path, legal: Catalogue) -> dict[str, Any]:
     field = legal.field(dotted(path[:2]))
     if not field:
         field = legal.field(dotted(path[:1])) or {}
-    if len(path) > 2:
-        for name in ("additionalProperties", "items"):
-            inner = field.get(name)
-            if isinstance(inner, dict):
-                return inner
+    for part in path[2:]:
+        named = field.get("properties", {}).get(part)
+        every = [field.get(name) for name in ("additionalProperties", "items")]
+        inner = next((node for node in (named, *every) if isinstance(node, dict)), None)
+        if inner is None:
+            break
+        field = inner
     return field
 
 

@@ -16,7 +16,6 @@ import subprocess
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -25,6 +24,7 @@ from dfmspec import __version__
 from dfmspec.files import write_aside
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import RunDir
+from dfmspec.redaction import without_secrets
 
 _PACKAGES = ("dfmspec", "torch", "megatron-core", "megatron-energon", "transformer-engine", "webdataset", "numpy")
 
@@ -126,7 +126,15 @@ class Manifest(_Record):
     """The keys of section `checkpoint` by which the run starts there."""
     created: str
     git: dict[str, Any] | None
-    """Commit, and whether the working tree differed (null: git took too long to tell); null outside a repository."""
+    (
+        "Of the spec's repository: commit, branch, remote, whether the working tree differed (null: git took too long "
+        "to tell) and in which files, submodules, and under run.git patch the file of what differed with its digest; "
+        "null outside a repository."
+    )
+    code: dict[str, Any] = Field(default_factory=dict)
+    """dfmspec's own version, and the commit of its checkout, where it is one."""
+    data: dict[str, Any] | None = None
+    """The dataset at the start: its place, and number, bytes and a digest of names and sizes of its shards."""
     environment: dict[str, Any]
     """Python, packages, host, processors, GPUs."""
     attempts: list[Attempt] = Field(default_factory=list)
@@ -160,7 +168,7 @@ def moment(seconds: float) -> str:
 
 def write_manifest(run: RunDir, manifest: Manifest) -> None:
     """Replace manifest.json, atomically."""
-    text = json.dumps(manifest.model_dump(), indent=2, allow_nan=False)
+    text = json.dumps(without_secrets(manifest.model_dump()), indent=2, allow_nan=False)
     write_aside(run.manifest, f"{text}\n")
 
 
@@ -205,18 +213,6 @@ def _gpus() -> list[dict[str, str]]:
         if len(words) == len(fields):
             found.append(dict(zip(fields, words, strict=True)))
     return found
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and state of the repository around a folder; None outside one."""
-    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
-    if not commit:
-        return None
-    changes = _output(["git", "-C", str(folder), "--no-optional-locks", "status", "--porcelain"])
-    is_dirty = None  # git took too long to tell
-    if changes is not None:
-        is_dirty = bool(changes.strip())
-    return {"commit": commit.strip(), "dirty": is_dirty}
 
 
 def _output(argv: list[str]) -> str | None:

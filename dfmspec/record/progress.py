@@ -31,6 +31,8 @@ class Identity(NamedTuple):
     """The configuration that it is trained with, as the target reads it."""
     plan_id: str | None
     """The plan's; None: torchrun was started by hand."""
+    run_id: str | None = None
+    """The run's that writes it; None likewise."""
 
     @property
     def config_digest(self) -> str:

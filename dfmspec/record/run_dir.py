@@ -1,7 +1,7 @@
 """The layout of a run directory: every name in it, in one place.
 
 runs/<name>/<run-id>/
-  spec.yaml plan.json config.yaml manifest.json events.jsonl
+  spec.yaml source.patch plan.json config.yaml manifest.json events.jsonl
   attempts/<n>/node<i>/rank<r>/{stdout,stderr,pid,error.json}
   checkpoints/ tensorboard/ samples/
 runs/<name>/latest -> <run-id>
@@ -175,6 +175,11 @@ class RunDir(NamedTuple):
     def spec(self) -> Path:
         """The spec as it was written."""
         return self.path / "spec.yaml"
+
+    @property
+    def patch(self) -> Path:
+        """What was not committed where the spec lies."""
+        return self.path / "source.patch"
 
     @property
     def plan(self) -> Path:

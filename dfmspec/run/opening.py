@@ -15,12 +15,14 @@ from dfmspec.files import write_aside
 from dfmspec.plan.plan import Plan
 from dfmspec.record import bridge_checkpoints
 from dfmspec.record.checkpoints import iteration_of, newest_described
-from dfmspec.record.manifest import Manifest, git_state, launch_host, now, read_manifest, write_manifest
+from dfmspec.record.manifest import Manifest, launch_host, now, read_manifest, write_manifest
 from dfmspec.record.progress import Identity, Progress, check_start, plan_id_of, saved_in
+from dfmspec.record.provenance import own_code
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import broken_runs, latest_of, new_run_id, runs_of
 from dfmspec.run.launch import launcher
 from dfmspec.run.request import Launch
+from dfmspec.run.sources import Sources, fingerprint_of
 from dfmspec.spec.digest import config_digest, text_digest
 from dfmspec.spec.iterations import iteration_folders
 from dfmspec.spec.paths import local_path
@@ -168,6 +170,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
     starts_from = _start_elsewhere(launch)
     run_id = new_run_id(plan)
     run = RunDir(launch.folder / run_id)
+    sources = Sources.of(request)
     check_progress(launch, run, starts_from)
     _check_something_to_train(launch, starts_from)
     _tell_of_another(launch)
@@ -178,6 +181,7 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
         write_aside(run.spec, request.spec_text)
     write_aside(run.plan, launch.plan_text(run))
     write_aside(run.path / CONFIG, launch.config_text(starts_from))
+    sources.keep_patch(run)
 
     # The record.
     manifest = Manifest(
@@ -187,14 +191,16 @@ def new_run(launch: Launch) -> tuple[RunDir, Manifest]:
         plan_id=launch.plan_id,
         spec_file=request.spec_file,
         spec_digest=None if request.spec_text is None else text_digest(request.spec_text),
-        config_digest=config_digest(plan.config),
+        config_digest=config_digest(launch.config_of(starts_from)),
         overrides=list(request.overrides),
         guards=dict(plan.guards),
         resumed_from=launch.resume.source,
         begins_anew=launch.resume.kind == "never",
         starts_from=starts_from,
         created=now(),
-        git=git_state(Path.cwd()),
+        git=sources.git,
+        code=own_code(),
+        data=fingerprint_of(launch),
         environment=launch_host(),
     )
     write_manifest(run, manifest)

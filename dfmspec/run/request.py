@@ -106,9 +106,13 @@ class Launch:
 
     def config_text(self, starts_from: Mapping[str, Any]) -> str:
         """config.yaml of a run; `starts_from`: keys of section `checkpoint` that are the run's own."""
+        return config_text(self.config_of(starts_from))
+
+    def config_of(self, starts_from: Mapping[str, Any]) -> dict[str, Any]:
+        """What config.yaml of a run holds, of which its checkpoints have the digest."""
         config = dict(self.config)
         config["checkpoint"] = config["checkpoint"] | dict(starts_from)
-        return config_text(config)
+        return config
 
     def goes_on(self) -> dict[str, Any]:
         """The keys of section `checkpoint` by which a script goes on from where it saves, wherever it began."""

@@ -33,6 +33,7 @@ from dfmspec.record.manifest import (
 from dfmspec.record.progress import Progress, Start, committed_before, plan_id_of
 from dfmspec.record.run_dir import RunDir
 from dfmspec.record.runs import link_latest, owned
+from dfmspec.record.scrub import scrub
 from dfmspec.record.verdict import Ended, Saved, conclude, span
 from dfmspec.run.bundle import at, programs, write_files
 from dfmspec.run.launch import Handle, Launcher, Place, launcher
@@ -284,6 +285,8 @@ class _Supervisor:
         ended: str | None = None,
     ) -> None:
         attempt.ended = ended or now()
+        for file in scrub(self.run_dir.attempt(attempt.number).path):
+            self.launch.request.talk(f"[WARNING] {file} is too long to be searched for secrets, and stays as it is")
         folder = self.launch.checkpoints(self.run_dir) if self.launch.saves else None
         saved = Saved(folder, self.launch.own, self.launch.place_of_start(self.manifest.starts_from))
         conclude(self.manifest, attempt, self.run_dir, saved, Ended(codes, self.signals, word, seen.remark))

@@ -73,8 +73,22 @@ _Mount = Annotated[
     str,
     _form(r"^/[^:,\n]*(:/[^:,\n]*)?$", "an absolute path, or two with a colon between"),
 ]
+
+
+class _Reference(Section):
+    """Where a node has a secret: the variable, file or command of the node's that has the value."""
+
+    secret: Annotated[
+        str,
+        _form(
+            r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:[~/][^\n]*|cmd:[^\n]+)$",
+            "env:NAME, file:/PATH or cmd:COMMAND",
+        ),
+    ]
+
+
 _Environment = Annotated[
-    dict[str, str],
+    dict[str, str | _Reference],
     Field(json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}}),
 ]
 
@@ -94,7 +108,8 @@ class Launcher(Section):
     )
     env: _Environment = Field(default={})
     (
-        "Environment variables of every process, such as NCCL_ALGO; never secrets. OMP_NUM_THREADS and torchrun's "
+        "Environment variables of every process, such as NCCL_ALGO; a secret by reference alone: WANDB_API_KEY: "
+        "{secret: env:WANDB_API_KEY}, file:PATH or cmd:COMMAND, as each node has it. OMP_NUM_THREADS and torchrun's "
         "PET_* are those of here alone, whatever the shell has."
     )
     env_presets: list[str] = Field(default=[])
@@ -169,6 +184,11 @@ class Run(Section):
     (
         "auto: continue the unfinished run of the same plan. require: that, or an error. never: a new run. "
         "Or an iteration, or a folder: from there."
+    )
+    git: Literal["record", "require-clean", "patch"] = "record"
+    (
+        "The repository that the spec lies in. record: its state is written down. require-clean: a run starts only "
+        "where everything is committed. patch: what is not committed is kept with the run, as git apply takes it."
     )
     num_samples: NonNegativeInt = 0
     """Pictures to sample from the final checkpoint of a run that succeeded."""

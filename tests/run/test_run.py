@@ -329,11 +329,6 @@ def test_what_the_machine_says_of_itself_ends_no_run(monkeypatch: pytest.MonkeyP
     )
     assert [gpu["name"] for gpu in manifests._gpus()] == ["NVIDIA H100"]
 
-    monkeypatch.setattr(
-        manifests, "_output", lambda argv: "abc\n" if "rev-parse" in argv else None
-    )  # a status that takes too long
-    assert manifests.git_state(Path()) == {"commit": "abc", "dirty": None}
-
 
 @pytest.mark.long
 def test_a_path_that_is_no_utf_8_stays_in_a_manifest(spec: Path, tmp_path: Path) -> None:

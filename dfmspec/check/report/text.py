@@ -11,6 +11,7 @@ from dfmspec.check.report import printable
 from dfmspec.colours import BLUE, CYAN, GREEN, RED, YELLOW, painted
 from dfmspec.diagnostics import COMMAND_LINE, UNASKED, Diagnostic, Severity, Span, not_suppressed
 from dfmspec.read.document import lines_of
+from dfmspec.redaction import redacted
 
 _COLOURS = {Severity.ERROR: RED, Severity.WARNING: YELLOW, Severity.HINT: CYAN}
 
@@ -83,7 +84,7 @@ def _frame(span: Span, text: str, stream: TextIO) -> list[str]:
     lines = _shown_lines(text)
     if not span.line or span.line > len(lines):
         return []
-    line = printable(lines[span.line - 1])
+    line = redacted(printable(lines[span.line - 1]))
     if span.column > _WIDTH:
         return [f"  {span.line} | {line}"]
 

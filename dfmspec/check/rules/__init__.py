@@ -35,6 +35,7 @@ from dfmspec.diagnostics import UNASKED, Diagnostic, Finding, Path, Severity, Sp
 from dfmspec.figures import counted
 from dfmspec.read.document import Document
 from dfmspec.read.resolve import Resolved
+from dfmspec.redaction import redacted
 from dfmspec.spec.paths import PLACES, local_path
 
 FAMILIES = (
@@ -120,9 +121,18 @@ def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"
         level_of = {rule.code: rule.level for rule in RULES}
         found = suppressed(found, marked, judged, level_of)
 
-    # A dict drops what was found twice, and keeps the order where places are equal.
-    once = dict.fromkeys(found)
+    # A dict drops what was found twice, and keeps the order where places are equal. What is told has no secret.
+    once = dict.fromkeys(map(_told, found))
     return tuple(sorted(once, key=lambda diagnostic: diagnostic.sort_key))
+
+
+def _told(finding: Diagnostic) -> Diagnostic:
+    """A finding whose words have no secret of the spec's."""
+    message = redacted(finding.message)
+    hint = redacted(finding.hint)
+    if (message, hint) == (finding.message, finding.hint):
+        return finding
+    return finding._replace(message=message, hint=hint, fix=())
 
 
 def _findings(rule: Rule, view: View) -> list[Diagnostic]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
-from dfmspec.diagnostics import Edit, Finding, Path
+from dfmspec.diagnostics import Edit, Finding, Path, dotted
 from dfmspec.read.interpolation import SYNTAX, variables
+from dfmspec.redaction import REFERENCE, names_a_secret, secrets_in
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
-from dfmspec.spec.secrets import is_a_token, names_a_secret
 from dfmspec.targets import Derived, catalogue, target_module
 from dfmspec.targets.dfm.script import OVERLAPS
 
@@ -235,6 +235,7 @@ def _meant_reference(text: str, view: View) -> str | None:
 
 
 def _secrets(view: View) -> Iterator[Finding]:
+    told: set[str] = set()
     for key, _ in _marked(view):
         value = view.or_null(key)
         # What a variable held is in the value by now, and its name says what it was.
@@ -243,17 +244,45 @@ def _secrets(view: View) -> Iterator[Finding]:
                 message = (
                     f"{key} takes the value of {name}, a secret by its name, and a spec's values are kept and shared"
                 )
-                yield Finding(path(key), message, "export it where the run starts, and leave it out of the spec")
-        named = value if isinstance(value, dict) else {key: value}
-        for name, text in named.items():
-            # The name of a variable is no secret, only its value is.
-            if not isinstance(text, str) or not text or text.startswith("$"):
+                yield Finding(path(key), message, _instead(key, name))
+        for place, text in _texts_at(path(key), value):
+            # A reference names where the secret is.
+            is_reference = place[-1] == REFERENCE and len(place) > 2
+            if is_reference or not _is_secret(place, text):
                 continue
-            last_word = str(name).rpartition(".")[2]
-            if names_a_secret(last_word) or is_a_token(text):
-                message = f"{name} looks like a secret, and a spec is kept, hashed and shared"
-                place = (*path(key), name) if isinstance(value, dict) else path(key)
-                yield Finding(place, message, "export it where the run starts; remove it here and renew it")
+            told.add(text)
+            name = dotted(place)
+            if len(place) > 2 and isinstance(value, dict):
+                name = str(place[2])
+            message = f"{name} looks like a secret, and a spec is kept, hashed and shared"
+            yield Finding(place, message, _instead(key, str(place[-1])))
+    yield from _secrets_beside(view, told)
+
+
+def _is_secret(place: Path, text: str) -> bool:
+    """Whether a text is a secret by the name before it, or has one in it."""
+    if not text or text.startswith("$"):
+        return False
+    return names_a_secret(str(place[-1]).rpartition(".")[2]) or bool(secrets_in(text))
+
+
+def _instead(key: str, name: str) -> str:
+    """How a run gets a secret that is not in its spec."""
+    if key == "launcher.env":
+        return f"write {name}: {{secret: env:{name}}} (or file:PATH, cmd:COMMAND); remove it here and renew it"
+    return "give it by launcher.env: NAME: {secret: env:NAME}; remove it here and renew it"
+
+
+def _secrets_beside(view: View, told: set[str]) -> Iterator[Finding]:
+    """Secrets in comments, or in what another layer lies over: a bundle holds the spec's text."""
+    for document in view.resolved.spec.documents:
+        for secret in secrets_in(document.text):
+            text = document.text[secret.start : secret.end]
+            if any(text in known for known in told):
+                continue
+            line = document.text.count("\n", 0, secret.start) + 1
+            message = f"line {line} of {document.file} has what looks like a secret, and a spec is kept and shared"
+            yield Finding((), message, "remove it, in a comment too, and renew it")
 
 
 def _quoting(view: View) -> Iterator[Finding]:

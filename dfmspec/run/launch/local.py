@@ -28,6 +28,7 @@ from dfmspec.resources import resource
 from dfmspec.run.launch import Place, of_the_run, tell_namesakes
 from dfmspec.run.launch.remote import ask_to_stop
 from dfmspec.run.preflight import RANK_FILE, environment_here, path_here, root_here
+from dfmspec.run.secrets import filled_in
 from dfmspec.spec.containers import ENGINES
 from dfmspec.spec.paths import PLAN_ID
 from dfmspec.targets import CONFIG, target_module
@@ -64,6 +65,8 @@ def launch(plan: Plan, place: Place) -> LocalRun:
     tell_namesakes(place)
     env = _environment(plan, place)
     engine = engine_of(plan)
+    if engine is None:  # whose script fills them in
+        env |= filled_in(plan.secrets)
     run = LocalRun(place, inherited(os.environ, nnodes=plan.nnodes), engine)
     for node in range(plan.nnodes):
         argv = _entering(plan, place, node) if engine else _commanded(plan, place, node, env)

@@ -129,6 +129,7 @@ class Writer:
                 "format_version": FORMAT_VERSION,
                 "iteration": iteration,
                 "plan_id": self._identity.plan_id,
+                "run_id": self._identity.run_id,
                 "config_digest": self._identity.config_digest,
                 "config": self._identity.config,
                 "files": files,
