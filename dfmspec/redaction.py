@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -122,10 +123,10 @@ _SAYS_IT = (
 _SECRET_NAME = rf"(?:.*_)?{_SAYS_IT}"
 _OF_TEXT = r"(?:.*_)?(?:bos|cls|cut|end|eos|last|mask|max|min|next|num|pad|per|sep|special|start|stop|sos|unk)_token"
 """Tokens of text, which are no secrets."""
-_VALUE = r"(?P<open>['\"]?)(?P<secret>[^\s'\"`,;&|<>(){}\[\]\\]{6,})"
+_VALUE = r"\\?['\"]?(?P<secret>[^\s'\"`,;&|<>(){}\[\]\\]{6,})"
 _GIVEN_NAME = rf"(?P<name>(?:[A-Za-z][\w.-]{{0,60}}[._-])?{_SAYS_IT})"
 _GIVEN = (
-    rf"(?i)(?<![\w.-]){_GIVEN_NAME}['\"]?\s*[:=]\s*{_VALUE}",
+    rf"(?i)(?<![\w.-]){_GIVEN_NAME}\\?['\"]?\s*[:=]\s*{_VALUE}",
     rf"(?i)(?<![\w.-])--{_GIVEN_NAME}(?:\s+|\s*[:=]\s*){_VALUE}",
 )
 """A name, and a value that is given to it: NAME=value, "name": "value"; --name value."""
@@ -213,13 +214,14 @@ def remember(value: str) -> None:
     _remembered.update(line for line in (value, *value.splitlines()) if len(line) >= _SHORTEST)
 
 
-def redacted(text: str) -> str:
-    """A text without its secrets: those that are known to the letter, and those that look like one.
+def redacted(text: str, known: Collection[str] = ()) -> str:
+    """A text without its secrets: those that look like one, and those that are known.
 
-    Known are the values that this process was told to remember, and those of its variables whose names say it. Of
-    fewer than eight letters they are left, since they may be words.
+    Args:
+        text: what a person, a program or a machine said.
+        known: values that are secret to the letter, whatever they look like: `known_here()`, where a machine speaks.
     """
-    for value in sorted({*_remembered, *_values_around()}, key=len, reverse=True):
+    for value in known:
         if value in text:
             text = text.replace(value, MASK)
     out = []
@@ -232,18 +234,35 @@ def redacted(text: str) -> str:
     return "".join(out)
 
 
+def masked(text: str) -> str:
+    """A text with a star for each letter of its secrets: what stands after them keeps its line and column."""
+    letters = list(text)
+    for secret in secrets_in(text):
+        for at in range(secret.start, secret.end):
+            letters[at] = "\n" if letters[at] == "\n" else "*"
+    return "".join(letters)
+
+
+def known_here() -> list[str]:
+    """Values that this process was told to remember, and those of its variables whose names say it; the longest first.
+
+    Of fewer than eight letters they are left, since they may be words.
+    """
+    return sorted({*_remembered, *_values_around()}, key=len, reverse=True)
+
+
 def _values_around() -> list[str]:
     """The values of this process's variables whose names say that they are secret."""
     named = [value for name, value in os.environ.items() if names_a_secret(name)]
     return [value for value in named if len(value) >= _SHORTEST and re.fullmatch(_HARMLESS, value) is None]
 
 
-def without_secrets(value: Any) -> Any:
-    """Data, as JSON has them, whose texts have no secrets."""
+def without_secrets(value: Any, known: Collection[str] = ()) -> Any:
+    """Data, as JSON has them, whose texts have no secrets; `known` as of `redacted`."""
     if isinstance(value, str):
-        return redacted(value)
+        return redacted(value, known)
     if isinstance(value, dict):
-        return {name: without_secrets(inner) for name, inner in value.items()}
+        return {name: without_secrets(inner, known) for name, inner in value.items()}
     if isinstance(value, list):
-        return [without_secrets(inner) for inner in value]
+        return [without_secrets(inner, known) for inner in value]
     return value

@@ -9,7 +9,17 @@ import pytest
 from detect_secrets.core.scan import scan_line
 from detect_secrets.settings import transient_settings
 
-from dfmspec.redaction import KINDS, MASK, names_a_secret, redacted, remember, secrets_in, without_secrets
+from dfmspec.redaction import (
+    KINDS,
+    MASK,
+    known_here,
+    masked,
+    names_a_secret,
+    redacted,
+    remember,
+    secrets_in,
+    without_secrets,
+)
 from tests.conftest import ROOT
 from tests.tokens import tokens
 
@@ -137,5 +147,15 @@ def test_what_is_known_is_taken_out_whatever_it_looks_like(monkeypatch: pytest.M
     monkeypatch.setattr("dfmspec.redaction._remembered", set())
     remember("first line\nsecond line of it")
 
-    assert redacted("it is correct horse battery, in short") == f"it is {MASK}, in short"
-    assert without_secrets({"a": ["second line of it", 3], "b": None}) == {"a": [MASK, 3], "b": None}
+    known = known_here()
+
+    assert redacted("it is correct horse battery, in short", known) == f"it is {MASK}, in short"
+    assert without_secrets({"a": ["second line of it", 3], "b": None}, known) == {"a": [MASK, 3], "b": None}
+
+
+def test_stars_keep_every_line_and_column() -> None:
+    text = "a: 1\n" + "\n".join(text for text, _ in tokens(5).values()) + "\nb: 2"
+    stars = masked(text)
+
+    assert [len(line) for line in stars.splitlines()] == [len(line) for line in text.splitlines()]
+    assert not any(secret in stars for _, secret in tokens(5).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dfmspec import __version__
-from dfmspec.redaction import redacted
+from dfmspec.redaction import known_here, redacted
 
 
 def told(traceback: str) -> str:
@@ -18,5 +18,5 @@ def kept(traceback: str) -> str:
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", prefix="dfmspec-", suffix=".log", delete=False, errors="replace") as log:
-        log.write(redacted(f"dfmspec {__version__}: {sys.argv}\n{traceback}"))
+        log.write(redacted(f"dfmspec {__version__}: {sys.argv}\n{traceback}", known_here()))
     return log.name

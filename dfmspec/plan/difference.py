@@ -31,6 +31,7 @@ _QUIET_KEYS = {
     "cluster.master_port",
     "dist.distributed_timeout_minutes",
     "name",
+    "run.git",
     "run.group",
     "run.num_samples",
     "run.output_dir",
@@ -84,15 +85,16 @@ def differences(one: Plan, other: Plan) -> list[Difference]:
         value = values.get(key, _ABSENT)
         other_value = other_values.get(key, _ABSENT)
         # A key of a later version is left out.
-        is_newer = key.startswith(("launcher.", "run.")) and _is_newer(value, other_value)
+        is_newer = key.startswith(("launcher.", "run.")) and _is_newer(key, value, other_value, one.target)
         if value != other_value and not is_newer:
             found.append(Difference(_group(key, one.target), key, value, other_value))
     return sorted(found, key=lambda difference: (_GROUPS.index(difference.group), difference.key))
 
 
-def _is_newer(value: Any, other: Any) -> bool:
-    """Whether one plan has a key, and nothing in it, that the other one's version did not know."""
-    return _ABSENT in (value, other) and any(each in (None, [], {}) for each in (value, other))
+def _is_newer(key: str, value: Any, other: Any, target: str) -> bool:
+    """Whether one plan has a key, and no more than its default in it, that the other one's version did not know."""
+    default = (catalogue(target).field(key) or {}).get("default")
+    return _ABSENT in (value, other) and any(each in (None, [], {}, default) for each in (value, other))
 
 
 def _group(key: str, target: str) -> str:

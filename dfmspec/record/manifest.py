@@ -24,7 +24,7 @@ from dfmspec import __version__
 from dfmspec.files import write_aside
 from dfmspec.record.files import read_json
 from dfmspec.record.run_dir import RunDir
-from dfmspec.redaction import without_secrets
+from dfmspec.redaction import known_here, without_secrets
 
 _PACKAGES = ("dfmspec", "torch", "megatron-core", "megatron-energon", "transformer-engine", "webdataset", "numpy")
 
@@ -168,7 +168,7 @@ def moment(seconds: float) -> str:
 
 def write_manifest(run: RunDir, manifest: Manifest) -> None:
     """Replace manifest.json, atomically."""
-    text = json.dumps(without_secrets(manifest.model_dump()), indent=2, allow_nan=False)
+    text = json.dumps(without_secrets(manifest.model_dump(), known_here()), indent=2, allow_nan=False)
     write_aside(run.manifest, f"{text}\n")
 
 

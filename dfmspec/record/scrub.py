@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfmspec.files import write_aside
-from dfmspec.redaction import redacted
+from dfmspec.redaction import known_here, redacted
 
 _MOST = 256 * 2**20
 """Bytes of a file that is looked at; a longer one is left, and told."""
@@ -20,13 +20,14 @@ def scrub(folder: Path) -> list[Path]:
         Those that are too long to be looked at.
     """
     left = []
+    known = known_here()
     for file in _files(folder):
         try:
             if file.stat().st_size > _MOST:
                 left.append(file)
                 continue
             text = file.read_bytes().decode(errors="surrogateescape")
-            clean = redacted(text)
+            clean = redacted(text, known)
             if clean != text:
                 write_aside(file, clean)
         except OSError:  # it is gone, or somebody else's

@@ -26,6 +26,8 @@ from tests.tokens import tokens
 REFERENCES = {"A_KEY": "env:MY_VALUE", "B": "file:~/secret", "C": "cmd:cat ~/other"}
 VALUES = {"A_KEY": "of a variable", "B": "of a file", "C": "of-a-command"}
 
+PHRASE = "correct horse battery staple"
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -136,11 +138,11 @@ def test_nothing_that_a_run_writes_has_a_secret(home: Path) -> None:
         f"  env: {json.dumps({name: {'secret': reference} for name, reference in REFERENCES.items()})}\n"
     )
     planned = dfmspec("plan", "s.yaml", *TINY[1:], "-o", "b", cwd=home)
-    result = dfmspec("run", "s.yaml", *TINY[1:], cwd=home, HF_TOKEN="correct horse battery staple")
+    result = dfmspec("run", "s.yaml", *TINY[1:], cwd=home, HF_TOKEN=PHRASE)
     written = under(home / "runs") + under(home / "b") + result.stdout + result.stderr + planned.stdout + planned.stderr
 
     assert result.returncode == 0, result.stderr
-    for name, value in {**VALUES, "HF_TOKEN": "correct horse battery staple"}.items():
+    for name, value in {**VALUES, "HF_TOKEN": PHRASE}.items():
         assert value not in written, name
     for kind, (_, secret) in made.items():
         assert secret not in written, kind

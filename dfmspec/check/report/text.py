@@ -11,7 +11,7 @@ from dfmspec.check.report import printable
 from dfmspec.colours import BLUE, CYAN, GREEN, RED, YELLOW, painted
 from dfmspec.diagnostics import COMMAND_LINE, UNASKED, Diagnostic, Severity, Span, not_suppressed
 from dfmspec.read.document import lines_of
-from dfmspec.redaction import redacted
+from dfmspec.redaction import masked
 
 _COLOURS = {Severity.ERROR: RED, Severity.WARNING: YELLOW, Severity.HINT: CYAN}
 
@@ -84,7 +84,7 @@ def _frame(span: Span, text: str, stream: TextIO) -> list[str]:
     lines = _shown_lines(text)
     if not span.line or span.line > len(lines):
         return []
-    line = redacted(printable(lines[span.line - 1]))
+    line = printable(lines[span.line - 1])
     if span.column > _WIDTH:
         return [f"  {span.line} | {line}"]
 
@@ -103,8 +103,8 @@ def _frame(span: Span, text: str, stream: TextIO) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _shown_lines(text: str) -> tuple[str, ...]:
-    """The lines of a text as a terminal shows them, with tabs as wide as the carets take them to be."""
-    return tuple(line.rstrip()[:_WIDTH].replace("\t", " ") for line in lines_of(text))
+    """The lines of a text as a terminal shows them: tabs as wide as the carets take them to be, and no secrets."""
+    return tuple(line.rstrip()[:_WIDTH].replace("\t", " ") for line in lines_of(masked(text)))
 
 
 def summary(findings: Sequence[Diagnostic]) -> str:

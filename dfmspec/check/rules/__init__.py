@@ -31,6 +31,7 @@ from dfmspec.check.rules import (
     structural,
 )
 from dfmspec.check.rules.base import Rule, UnknownValue, View, listed
+from dfmspec.check.rules.spec import has_secrets
 from dfmspec.diagnostics import UNASKED, Diagnostic, Finding, Path, Severity, Span, dotted, fault, not_suppressed
 from dfmspec.figures import counted
 from dfmspec.read.document import Document
@@ -122,7 +123,9 @@ def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"
         found = suppressed(found, marked, judged, level_of)
 
     # A dict drops what was found twice, and keeps the order where places are equal. What is told has no secret.
-    once = dict.fromkeys(map(_told, found))
+    if has_secrets(documents):
+        found = [_told(finding) for finding in found]
+    once = dict.fromkeys(found)
     return tuple(sorted(once, key=lambda diagnostic: diagnostic.sort_key))
 
 

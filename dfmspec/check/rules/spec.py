@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING, Rule, View, as_yaml, excludes, path
 from dfmspec.diagnostics import Edit, Finding, Path, dotted
+from dfmspec.read.document import Document
 from dfmspec.read.interpolation import SYNTAX, variables
 from dfmspec.redaction import REFERENCE, names_a_secret, secrets_in
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
@@ -236,6 +237,8 @@ def _meant_reference(text: str, view: View) -> str | None:
 
 def _secrets(view: View) -> Iterator[Finding]:
     told: set[str] = set()
+    # Few specs have anything that looks like one, and need not be gone through value by value.
+    is_suspect = has_secrets(view.resolved.spec.documents)
     for key, _ in _marked(view):
         value = view.or_null(key)
         # What a variable held is in the value by now, and its name says what it was.
@@ -248,7 +251,7 @@ def _secrets(view: View) -> Iterator[Finding]:
         for place, text in _texts_at(path(key), value):
             # A reference names where the secret is.
             is_reference = place[-1] == REFERENCE and len(place) > 2
-            if is_reference or not _is_secret(place, text):
+            if is_reference or not _is_secret(place, text, is_suspect=is_suspect):
                 continue
             told.add(text)
             name = dotted(place)
@@ -259,11 +262,18 @@ def _secrets(view: View) -> Iterator[Finding]:
     yield from _secrets_beside(view, told)
 
 
-def _is_secret(place: Path, text: str) -> bool:
+def has_secrets(documents: Iterable[Document]) -> bool:
+    """Whether what was read may have a secret: by its look, or filled in from a variable."""
+    return any("${env:" in document.text or secrets_in(document.text) for document in documents)
+
+
+def _is_secret(place: Path, text: str, *, is_suspect: bool) -> bool:
     """Whether a text is a secret by the name before it, or has one in it."""
     if not text or text.startswith("$"):
         return False
-    return names_a_secret(str(place[-1]).rpartition(".")[2]) or bool(secrets_in(text))
+    if names_a_secret(str(place[-1]).rpartition(".")[2]):
+        return True
+    return is_suspect and bool(secrets_in(text))
 
 
 def _instead(key: str, name: str) -> str:
