@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dfmspec.plan.deviations import met
 from dfmspec.plan.plan import Plan
 from dfmspec.spec.paths import RUN_DIR, RUN_DIR_UPSTREAM
-from dfmspec.targets import TARGETS, target_module
+from dfmspec.targets import TARGETS, catalogue, target_module
 
 NUMBERS = "changes the numbers"
 PLACES = "changes where it runs (the same numbers, up to rounding)"
