@@ -175,7 +175,8 @@ def _is_given(match: re.Match[str]) -> bool:
     value = match["secret"]
     if not names_a_secret(name) or re.fullmatch(_HARMLESS, value):
         return False
-    is_a_variable = name.isupper() and match[0].startswith(f"{match['name']}=")
+    # A constant's name is no value of a variable.
+    is_a_variable = name.isupper() and match[0].startswith(f"{match['name']}=") and not value.isupper()
     return is_a_variable or re.fullmatch(_OF_CODE, value) is None
 
 
