@@ -54,6 +54,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps roc-validator==0.13.0
 	@$(BIN)/python -m compileall -q dfmspec
 	@touch $@
 	@echo "== ready: $(BIN)/dfmspec"
