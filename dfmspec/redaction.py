@@ -24,7 +24,7 @@ KINDS: dict[str, str] = {
     # Code and packages.
     "github": r"gh[pousr]_[A-Za-z0-9]{30,255}",
     "github-fine-grained": r"github_pat_[A-Za-z0-9_]{22,255}",
-    "gitlab": r"gl(?:pat|ptt|dt|rt|ft|soat|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{20,300}",
+    "gitlab": r"gl(?=[\w.-]*\d)(?:pat|ptt|dt|rt|ft|soat|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{20,300}",
     "gitlab-ci": r"glcbt-(?:[0-9a-fA-F]{1,5}_)?[A-Za-z0-9_-]{20,50}",
     "gitlab-runner": r"GR1348941[A-Za-z0-9_-]{20,50}",
     "bitbucket": r"ATBB[A-Za-z0-9]{24,}",
@@ -38,7 +38,7 @@ KINDS: dict[str, str] = {
     # Models and what trains them.
     "hugging-face": r"(?:hf|api_org)_[A-Za-z0-9]{30,}",
     "anthropic": r"sk-ant-[A-Za-z0-9_-]{20,}",
-    "openai": r"sk-(?:proj-|svcacct-|admin-|None-)?[A-Za-z0-9_-]{20,}",
+    "openai": r"sk-(?=[\w-]*[A-Z])(?=[\w-]*\d)(?:proj-|svcacct-|admin-|None-)?[A-Za-z0-9_-]{20,}",
     "nvidia": r"nvapi-[A-Za-z0-9_-]{20,}",
     "wandb": r"wandb_v1_[A-Za-z0-9_-]{20,}",
     "replicate": r"r8_[A-Za-z0-9]{30,}",
@@ -112,6 +112,14 @@ _INSIDE: dict[str, str] = {
     "slack-webhook": r"hooks\.slack\.com/(?:services|workflows|triggers)/(?P<secret>[\w/-]{20,})",
     "discord-webhook": r"discord(?:app)?\.com/api/webhooks/\d+/(?P<secret>[\w-]{30,})",
     "teams-webhook": r"webhook\.office\.com/webhookb2/(?P<secret>[\w@/-]{30,})",
+    "wandb-login": r"\bwandb\s+login\s+(?:--\S+\s+)*(?P<secret>(?=\w*\d)\w{20,})",
+    "registry-login": (
+        r"\b(?:docker|podman|nerdctl|skopeo|oras|helm\s+registry|apptainer\s+registry)\s+login\b[^\n;|&]*?"
+        r"\s-p[ =]?(?P<secret>[^\s'\"$]{4,})"
+    ),
+    "curl-user": r"\bcurl\b[^\n;|&]*?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"$]+:(?P<secret>[^\s'\"$]{4,})",
+    "sshpass": r"\bsshpass\s+-p\s*['\"]?(?P<secret>[^\s'\"$]{4,})",
+    "mysql": r"\bmysql(?:dump|admin|import)?\b[^\n;|&]*?\s-p(?P<secret>[^\s'\"$]{4,})",
     "npm-registry": r":_auth(?:Token)?\s*=\s*(?P<secret>[^\s$'\"]{8,})",
 }
 
@@ -121,7 +129,9 @@ _SAYS_IT = (
     r"token|secret|password|passwd|passphrase)"
 )
 _SECRET_NAME = rf"(?:.*_)?{_SAYS_IT}"
-_OF_TEXT = r"(?:.*_)?(?:bos|cls|cut|end|eos|last|mask|max|min|next|num|pad|per|sep|special|start|stop|sos|unk)_token"
+_OF_TEXT = (
+    r"(?:.*_)?(?:bos|class|cls|cut|end|eos|last|mask|max|min|next|num|pad|per|sep|special|start|stop|sos|unk)_token"
+)
 """Tokens of text, which are no secrets."""
 _VALUE = r"\\?['\"]?(?P<secret>[^\s'\"`,;&|<>(){}\[\]\\]{6,})"
 _GIVEN_NAME = rf"(?P<name>(?:[A-Za-z][\w.-]{{0,60}}[._-])?{_SAYS_IT})"
@@ -143,6 +153,14 @@ class Secret(NamedTuple):
     start: int
     end: int
     kind: str
+
+
+def is_a_switch(value: str) -> bool:
+    """Whether a value only says yes or no, or nothing, whatever its name."""
+    return value.strip().lower() in _SWITCHES
+
+
+_SWITCHES = ("", "0", "1", "true", "false", "yes", "no", "on", "off", "none", "null")
 
 
 @lru_cache(maxsize=4096)
@@ -173,7 +191,8 @@ def _is_given(match: re.Match[str]) -> bool:
     """Whether what is given to a name is a secret, and not the code or the prose of something else."""
     name = match["name"].rpartition(".")[2].replace("-", "_")
     value = match["secret"]
-    if not names_a_secret(name) or re.fullmatch(_HARMLESS, value):
+    is_a_number = name.isupper() and value.isdigit()
+    if not names_a_secret(name) or (re.fullmatch(_HARMLESS, value) and not is_a_number):
         return False
     # A constant's name is no value of a variable.
     is_a_variable = name.isupper() and match[0].startswith(f"{match['name']}=") and not value.isupper()
@@ -190,7 +209,7 @@ _SHORTEST = 8
 def _forms() -> re.Pattern[str]:
     """All forms as one pattern, each where no word goes on around it."""
     alternatives = "|".join(f"(?P<{kind.replace('-', '_')}>{form})" for kind, form in KINDS.items())
-    return re.compile(f"(?<![A-Za-z0-9_])(?:{alternatives})(?![A-Za-z0-9_])")
+    return re.compile(f"(?<![A-Za-z0-9])(?:{alternatives})(?![A-Za-z0-9_])")
 
 
 @lru_cache

@@ -94,6 +94,10 @@ def test_many_in_one_text_are_taken_out_and_the_rest_stays() -> None:
     assert redacted(clean) == clean
 
 
+MADE_UP = ("tests/test_redaction.py", "tests/record/test_attestation.py", "tests/run/test_secrets.py")
+"""Tests that have to write one down."""
+
+
 def _own_texts() -> list[Path]:
     """What is kept here of bundles, logs, specs, documents and code."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -107,7 +111,7 @@ def test_no_letter_of_this_repository_is_taken_for_a_secret() -> None:
         name = file.relative_to(ROOT).as_posix()
         wrong += [f"{name}: {text[each.start : each.end][:60]} ({each.kind})" for each in secrets_in(text)]
 
-    assert wrong == []
+    assert [each for each in wrong if not each.startswith(MADE_UP)] == []
 
 
 @pytest.mark.parametrize(
@@ -159,3 +163,36 @@ def test_stars_keep_every_line_and_column() -> None:
 
     assert [len(line) for line in stars.splitlines()] == [len(line) for line in text.splitlines()]
     assert not any(secret in stars for _, secret in tokens(5).values())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "wandb login 0123456789abcdef0123456789abcdef01234567",
+        "wandb login --relogin 0123456789abcdef0123456789abcdef01234567",
+        "docker login -u x -p hunter2abc nvcr.io",
+        "curl -s -u bob:hunter2abc https://x",
+        "sshpass -p hunter2abc ssh x",
+        "mysqldump -uada -phunter2abc x",
+        "export DB_PASSWORD=48291734",
+        "x_ghp_" + "aB3d" * 9,
+    ],
+)
+def test_logins_and_numbers_are_found(line: str) -> None:
+    assert MASK in redacted(line)
+    assert "hunter2abc" not in redacted(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sk-sweep-learning-rate-warmup-cosine-20k",
+        "/data/sk-butterflies-512px-webdataset-v2",
+        "glpat-for-everyone-in-the-team",
+        "docker run -p 8080:80 x; ssh -p 2222 host; mkdir -p /a/b; wandb login",
+        "curl -u $USER:$PASSWORD https://x",
+        "docker login -u x -p $PASSWORD",
+    ],
+)
+def test_words_with_hyphens_ports_and_variables_are_none(line: str) -> None:
+    assert redacted(line) == line

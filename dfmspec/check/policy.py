@@ -24,6 +24,7 @@ from dfmspec.read.resolve import Resolved
 from dfmspec.read.scalars import as_field, plain
 from dfmspec.read.sites import is_the_sites, site_policies, site_profiles
 from dfmspec.resources import resource
+from dfmspec.spec.catalogue import types
 from dfmspec.spec.paths import absolute, in_run_dir, scheme
 from dfmspec.targets import TARGETS, catalogue, minutes_of
 
@@ -160,20 +161,79 @@ def _rules_of(entry: Mapping[str, Any], place: Span) -> Iterator[PolicyRule]:
 
 
 def _fault_of(rule: PolicyRule) -> str:
-    """What makes a rule of no use: a key that no target has, or a limit that no value of the key compares with."""
+    """What makes a rule of no use: a key that no target has, or something that no value of the key compares with."""
     for key in (rule.key, *rule.when):
-        if key not in COMPUTED and not any(catalogue(target).field(key) for target in TARGETS):
+        if key not in COMPUTED and not any(_is_a_field(key, target) for target in TARGETS):
             return f"no target has a key {key}; dfmspec explain {key} tells what is near"
-    if rule.shape == "matches":
+    for key, wanted in rule.when.items():
+        for each in wanted if isinstance(wanted, list) else [wanted]:
+            if not _may_be(key, each):
+                return f"when: {key} is never {as_yaml(each)}"
+    return _unfit(rule)
+
+
+def _is_a_field(key: str, target: str) -> bool:
+    legal = catalogue(target)
+    return legal.field(key) is not None and not legal.is_section(key)
+
+
+def _unfit(rule: PolicyRule) -> str:
+    """Why a shape does not fit its key."""
+    key = rule.key
+    limit = rule.limit
+    if rule.shape in ("max", "min", "multiple_of"):
+        is_counted = key in COMPUTED or _takes(key, "integer", "number") or key == "launcher.time_limit"
+        if not is_counted or (key not in COMPUTED and not _is_a_limit(key, limit)):
+            return f"{rule.shape} {as_yaml(limit)}: no value of {key} compares with it"
+    elif rule.shape in ("under", "owners"):
+        if not _takes(key, "string"):
+            return f"{rule.shape}: {key} is no path"
+    elif rule.shape == "allowed":
+        never = [each for each in limit if key not in COMPUTED and not _may_be(key, each)]
+        if never:
+            return f"allowed: {key} is never {as_yaml(never[0])}"
+    elif rule.shape == "matches":
         try:
-            re.compile(rule.limit)
+            re.compile(limit)
         except re.error as error:
-            return f"{rule.limit!r} is no regular expression: {error}"
-    if rule.shape in ("max", "min") and isinstance(rule.limit, str):
-        known = [target for target in TARGETS if catalogue(target).field(rule.key)]
-        if not known or _number(_typed(rule.key, rule.limit, known[0])) is None:
-            return f"{rule.limit!r} is no number of {rule.key}"
+            return f"{limit!r} is no regular expression: {error}"
     return ""
+
+
+def _fields(key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The key's field of each target that has it."""
+    found = [(target, catalogue(target).field(key)) for target in TARGETS]
+    return [(target, field) for target, field in found if field is not None]
+
+
+def _takes(key: str, *names: str) -> bool:
+    return any({*names} & {*types(field)} for _, field in _fields(key))
+
+
+def _is_a_limit(key: str, limit: Any) -> bool:
+    return any(_number(_typed(key, limit, target)) is not None for target, _ in _fields(key))
+
+
+def _may_be(key: str, value: Any) -> bool:
+    """Whether some target's key may have a value, or an entry of its list."""
+    if key in COMPUTED:
+        return isinstance(value, int | float)
+    return any(_fits(_typed(key, value, target), field) for target, field in _fields(key))
+
+
+_NAMES = {bool: ("boolean",), int: ("integer", "number"), float: ("number",), str: ("string",)}
+"""What JSON calls a value of a type."""
+
+
+def _fits(value: Any, field: dict[str, Any]) -> bool:
+    if "enum" in field:
+        return value in field["enum"]
+    if value is None:
+        return True
+    declared = types(field)
+    if "array" in declared and not isinstance(value, list):
+        return True
+    return bool({*_NAMES.get(type(value), ())} & {*declared}) or not declared
 
 
 # What they find.
@@ -403,12 +463,23 @@ def _elsewhere(rule: PolicyRule, judged: Judged) -> str:
     if place is None:
         return ""
     try:
-        folders = [str(plain(with_variables(folder, os.environ))) for folder in rule.limit]
+        folders = [str(plain(with_variables(folder, _environment()))) for folder in rule.limit]
     except Unset as unset:
         return f"{rule.key}: the policy needs the variable {unset.name}, which is not set here"
     if any(_is_in(place, folder) for folder in folders):
         return ""
     return f"{rule.key} is {place}, and must lie in {listed(folders, ' or ')}"
+
+
+def _environment() -> dict[str, str]:
+    """The variables here; the user's name and home are the system's, whatever a shell says."""
+    import pwd
+
+    try:
+        own = pwd.getpwuid(os.getuid())
+    except KeyError:  # a user without an entry, as in containers
+        return dict(os.environ)
+    return {**os.environ, "USER": own.pw_name, "LOGNAME": own.pw_name, "HOME": own.pw_dir}
 
 
 def _anothers(rule: PolicyRule, judged: Judged) -> str:

@@ -213,7 +213,9 @@ def main() -> None:
 
 def _tell(kind: str, message: str) -> None:
     """An error on stderr."""
-    typer.echo(f"{painted(kind, RED, sys.stderr)}: {message}", err=True)
+    from dfmspec.redaction import redacted
+
+    typer.echo(f"{painted(kind, RED, sys.stderr)}: {redacted(message)}", err=True)
 
 
 _Misuse: Any = typer.BadParameter.__mro__[2]

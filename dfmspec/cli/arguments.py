@@ -68,6 +68,9 @@ def split_words(words: Sequence[str], profiles: Sequence[str] | None = None) -> 
     """Positional words as (files, key=value overrides); a file that has an `=` in its name wins.
 
     The profiles of --profile are the first override.
+
+    Raises:
+        UsageError: one of them has no name.
     """
     files = []
     for word in words:
@@ -75,6 +78,8 @@ def split_words(words: Sequence[str], profiles: Sequence[str] | None = None) -> 
         if not is_override or exists(word):
             files.append(word)
     overrides = [word for word in words if word not in files]
+    if profiles and not all(name.strip() for name in profiles):
+        raise UsageError("--profile is empty; name a profile, or leave it out")
     if profiles:
         overrides.insert(0, f"profile={','.join(profiles)}")
     return files, overrides

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dfmspec.errors import UsageError
 from dfmspec.read.scalars import plain
 
 SITE_VARIABLE = "DFMSPEC_SITE"
@@ -37,9 +38,15 @@ _POLICY = "policy.yaml"
 
 
 def site_folder() -> Path:
-    """The folder that a site's administrators write."""
+    """The folder that a site's administrators write.
+
+    Raises:
+        UsageError: the one that is named is not there: its policy would be left out in silence.
+    """
     named = os.environ.get(SITE_VARIABLE)
     if named:
+        if not Path(named).is_dir():
+            raise UsageError(f"{SITE_VARIABLE}: {named} is no folder; name the site's, or unset it")
         return Path(named)
     import platformdirs
 
@@ -48,8 +55,7 @@ def site_folder() -> Path:
 
 def site_policies() -> list[Path]:
     """The policies of the site that there are."""
-    named = os.environ.get(SITE_VARIABLE)
-    folders = [_SITE, Path(named)] if named else [_SITE]
+    folders = [_SITE, site_folder()] if os.environ.get(SITE_VARIABLE) else [_SITE]
     return [folder / _POLICY for folder in folders if os.path.lexists(folder / _POLICY)]
 
 

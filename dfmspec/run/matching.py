@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,8 @@ def matches(manifest: Manifest, again: Plan) -> list[Match]:
         found.append(Match(name, packages[name], now["packages"].get(name, "not installed")))
     found.append(Match("GPUs", _gpus(then), _gpus(now)))
     found += _data(manifest, again)
+    for name, reference in again.secrets.items():
+        found.append(Match(f"secret {name}", reference, reference if _is_here(reference) else "not here"))
     guards = again.guards
     for name in sorted(manifest.guards.keys() - {"code"}):
         found.append(Match(_GUARDS.get(name, name), manifest.guards[name][:19], guards.get(name, "not here")[:19]))
@@ -58,6 +61,14 @@ def matches(manifest: Manifest, again: Plan) -> list[Match]:
 
 
 _GUARDS = {"dataset": "data's metadata", "container": "image"}
+
+
+def _is_here(reference: str) -> bool:
+    """Whether a secret is on this machine; of a command nobody knows before it is run."""
+    kind, _, rest = reference.partition(":")
+    if kind == "env":
+        return bool(os.environ.get(rest))
+    return kind == "cmd" or Path(os.path.expanduser(rest)).is_file()
 
 
 def _git_here(manifest: Manifest) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in which a policy.yaml holds, and no site's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(HOLDS, "policy.yaml")
+    (tmp_path / "site").mkdir()
     monkeypatch.setenv(SITE_VARIABLE, str(tmp_path / "site"))
     return tmp_path
 
@@ -107,6 +108,21 @@ def test_of_a_group_one_may(held: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found("checkpoint.save=/a/b") == []
 
 
+def test_a_users_name_is_the_systems_whatever_the_shell_says(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(held, {"key": "checkpoint.save", "under": ["/scratch/${env:USER}"]})
+    for name in (".", "../tmp", "bob"):
+        monkeypatch.setenv("USER", name)
+        assert [code for code, _ in found("checkpoint.save=/scratch/bob/x")] == ["POL105"]
+        assert [code for code, _ in found("checkpoint.save=/tmp/x")] == ["POL105"]
+
+
+def test_a_site_that_is_named_and_not_there_is_an_error(held: Path) -> None:
+    result = dfmspec("validate", "-", DFMSPEC_SITE="/nonexist", DFMSPEC_POLICY="")
+
+    assert result.returncode == 2
+    assert "DFMSPEC_SITE: /nonexist is no folder" in result.stderr
+
+
 def test_a_link_is_followed_to_where_it_leads(held: Path) -> None:
     (held / "allowed").mkdir()
     (held / "allowed/link").symlink_to("/tmp")
@@ -152,6 +168,11 @@ MALFORMED = {
     "no shape": "rules: [{key: cluster.nnodes}]",
     "an unknown word": "rules: [{key: cluster.nnodes, most: 3}]",
     "no number": "rules: [{key: launcher.time_limit, max: soon}]",
+    "a limit of a word": "rules: [{key: launcher.partition, max: 3}]",
+    "a folder of a number": "rules: [{key: train.train_iters, under: [/x]}]",
+    "a section": "rules: [{key: cluster, forbidden: true}]",
+    "a condition that never holds": "rules: [{key: cluster.nnodes, max: 3, when: {cluster.device: cpuu}}]",
+    "a value that never is": "rules: [{key: train.train_iters, allowed: ['three']}]",
     "no expression": "rules: [{key: run.group, matches: '['}]",
     "no rules": "contact: x",
     "a list": "[]",

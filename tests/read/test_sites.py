@@ -175,6 +175,12 @@ def test_profiles_of_the_command_line_reach_validate_and_plan(folders: dict[str,
     assert "SPC110" in checked.stdout
 
 
+def test_an_empty_name_on_the_command_line_is_refused(folders: dict[str, Path]) -> None:
+    Path("specs/s.yaml").write_text("")
+
+    assert dfmspec("validate", "specs/s.yaml", "--profile", "").returncode == 2
+
+
 def test_presets_are_variables_under_those_of_the_spec() -> None:
     presets = "launcher.env_presets=[infiniband, nccl_debug]"
     resolved = resolve_spec(load_spec(None, [presets, "launcher.env.NCCL_DEBUG=WARN"]))

@@ -125,6 +125,29 @@ def test_a_literal_secret_is_an_error_wherever_it_stands_and_is_not_shown(tmp_pa
         assert secret not in str(found), place
 
 
+def test_a_secret_over_two_lines_and_one_of_digits_is_an_error_and_not_shown(tmp_path: Path) -> None:
+    token = tokens(5)["github-classic"][0]
+    file = tmp_path / "s.yaml"
+    for spec, secret in (
+        (f'launcher:\n  env:\n    FOO: "{token[:20]}\\\n      {token[20:]}"\n', token),
+        ("launcher: {env: {DB_PASSWORD: 48291734}}\n", "48291734"),
+        (f"x_{token}: 1\n", token),
+    ):
+        file.write_text(spec)
+        result = dfmspec("validate", "--check", "spec", file)
+        assert "SEC101" in result.stdout, spec
+        assert secret not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "variable", ["USE_AUTH_TOKEN=true", "HF_HUB_DISABLE_IMPLICIT_TOKEN=1", "HF_TOKEN=none", "CLASS_TOKEN=learned"]
+)
+def test_a_switch_is_no_secret(variable: str) -> None:
+    resolved = resolve_spec(load_spec(None, [f"launcher.env.{variable}"]))
+
+    assert "SEC101" not in {finding.code for finding in check_spec(resolved, levels=("spec",))}
+
+
 def test_nothing_that_a_run_writes_has_a_secret(home: Path) -> None:
     made = tokens(6)
     said = home / "said.txt"

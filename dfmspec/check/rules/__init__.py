@@ -6,7 +6,7 @@ rule raises is a finding as well (SPC501).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
 from dfmspec.check.rules import (
@@ -36,7 +36,7 @@ from dfmspec.diagnostics import UNASKED, Diagnostic, Finding, Path, Severity, Sp
 from dfmspec.figures import counted
 from dfmspec.read.document import Document
 from dfmspec.read.resolve import Resolved
-from dfmspec.redaction import redacted
+from dfmspec.redaction import redacted, secrets_in
 from dfmspec.spec.paths import PLACES, local_path
 
 FAMILIES = (
@@ -124,15 +124,18 @@ def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"
 
     # A dict drops what was found twice, and keeps the order where places are equal. What is told has no secret.
     if has_secrets(documents):
-        found = [_told(finding) for finding in found]
+        literals = {
+            document.text[each.start : each.end] for document in documents for each in secrets_in(document.text)
+        }
+        found = [_told(finding, literals) for finding in found]
     once = dict.fromkeys(found)
     return tuple(sorted(once, key=lambda diagnostic: diagnostic.sort_key))
 
 
-def _told(finding: Diagnostic) -> Diagnostic:
+def _told(finding: Diagnostic, literals: Collection[str]) -> Diagnostic:
     """A finding whose words have no secret of the spec's."""
-    message = redacted(finding.message)
-    hint = redacted(finding.hint)
+    message = redacted(finding.message, literals)
+    hint = redacted(finding.hint, literals)
     if (message, hint) == (finding.message, finding.hint):
         return finding
     return finding._replace(message=message, hint=hint, fix=())

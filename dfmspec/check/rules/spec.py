@@ -10,7 +10,7 @@ from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING,
 from dfmspec.diagnostics import Edit, Finding, Path, dotted
 from dfmspec.read.document import Document
 from dfmspec.read.interpolation import SYNTAX, variables
-from dfmspec.redaction import REFERENCE, names_a_secret, secrets_in
+from dfmspec.redaction import REFERENCE, is_a_switch, names_a_secret, secrets_in
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
 from dfmspec.targets import Derived, catalogue, target_module
 from dfmspec.targets.dfm.script import OVERLAPS
@@ -238,9 +238,11 @@ def _meant_reference(text: str, view: View) -> str | None:
 def _secrets(view: View) -> Iterator[Finding]:
     told: set[str] = set()
     # Few specs have anything that looks like one, and need not be gone through value by value.
-    is_suspect = has_secrets(view.resolved.spec.documents)
-    for key, _ in _marked(view):
-        value = view.or_null(key)
+    # What is written over several lines is whole in its value alone.
+    values = {key: view.or_null(key) for key, _ in _marked(view)}
+    texts = [text for key, value in values.items() for _, text in _texts_at(path(key), value)]
+    is_suspect = has_secrets(view.resolved.spec.documents) or bool(secrets_in("\n".join(texts)))
+    for key, value in values.items():
         # What a variable held is in the value by now, and its name says what it was.
         for name in variables(view.resolved.origins[key].note):
             if names_a_secret(name):
@@ -269,7 +271,7 @@ def has_secrets(documents: Iterable[Document]) -> bool:
 
 def _is_secret(place: Path, text: str, *, is_suspect: bool) -> bool:
     """Whether a text is a secret by the name before it, or has one in it."""
-    if not text or text.startswith("$"):
+    if is_a_switch(text) or text.startswith("$"):
         return False
     if names_a_secret(str(place[-1]).rpartition(".")[2]):
         return True
@@ -278,6 +280,8 @@ def _is_secret(place: Path, text: str, *, is_suspect: bool) -> bool:
 
 def _instead(key: str, name: str) -> str:
     """How a run gets a secret that is not in its spec."""
+    if not key.startswith("launcher."):
+        return "remove it here and renew it; a run is given its secrets by launcher.env: NAME: {secret: env:NAME}"
     if key == "launcher.env":
         return f"write {name}: {{secret: env:{name}}} (or file:PATH, cmd:COMMAND); remove it here and renew it"
     return "give it by launcher.env: NAME: {secret: env:NAME}; remove it here and renew it"
