@@ -287,7 +287,10 @@ class _Loader:
                 base = parse_document(text.encode(errors="surrogateescape"), str(path), self.budget)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = getattr(error, "strerror", None) or error
-            self._refused_reference(document, key, *_UNREADABLE, f"{key}: {path} cannot be read: {reason}")
+            code, rule, hint = _UNREADABLE
+            if key == PROFILE:
+                hint = "a profile is a file that you may read; dfmspec profiles lists them"
+            self._refused_reference(document, key, code, rule, hint, f"{key}: {path} cannot be read: {reason}")
             return []
         return self._laid_document(base, _KIND_OF[key], ancestors)
 
