@@ -18,7 +18,7 @@ from dfmspec.record.manifest import CheckpointRecord, Manifest
 from dfmspec.record.run_dir import RunDir
 from dfmspec.run.bundle import read_plan
 from dfmspec.spec.digest import bytes_digest, config_digest
-from dfmspec.targets import CONFIG, target_module
+from dfmspec.targets import CONFIG, DEFAULT_TARGET, target_module
 
 HOLDS = "holds"
 DIFFERS = "differs"
@@ -173,7 +173,7 @@ def _target(run: RunDir) -> str:
     try:
         return read_plan(run.plan).target
     except (UsageError, StalePlanError):
-        return "megatron_core"
+        return DEFAULT_TARGET
 
 
 def _own_checkpoint(checkpoint: CheckpointRecord, manifest: Manifest) -> Link:

@@ -18,6 +18,7 @@ from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.run.bundle import programs
 from dfmspec.run.request import Launch, Request
+from dfmspec.run.sources import Sources
 from dfmspec.spec.experiment import Experiment
 from dfmspec.spec.launchers import LAUNCHERS
 from dfmspec.spec.recipes import recipe_text
@@ -96,7 +97,9 @@ def asked_by_plans() -> set[str]:
         made = dataclasses.replace(made, launcher=launcher, run=Recorded(made.run, "run.", found))
         programs(made)
         made.words(None)
-        Launch.of(Request(made, None, None, (), print))
+        request = Request(made, None, None, (), print)
+        Launch.of(request)
+        Sources.of(request)
     return found
 
 
