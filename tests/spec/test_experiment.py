@@ -77,6 +77,10 @@ class Recorded(dict[str, Any]):
         self.into.add(self.prefix + key)
         return super().__getitem__(key)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        self.into.add(self.prefix + key)
+        return super().get(key, default)
+
 
 def asked_by_plans() -> set[str]:
     """What a plan, its launchers and its supervisor ask for."""
