@@ -87,6 +87,11 @@ class Diagnostic(NamedTuple):
     """Of a fault of dfmspec's own: what a report of it needs."""
 
     @property
+    def is_of_the_site(self) -> bool:
+        """Whether the site's policy says it, which is nobody's to accept or leave out."""
+        return self.code.startswith("POL")
+
+    @property
     def is_of_nobody(self) -> bool:
         """Whether it is about a value that nobody set; its place is where that would stand."""
         return self.layer in ("default", "derived") or self.layer.startswith("recipe ")

@@ -1,8 +1,8 @@
 """Secrets: what one looks like, by its form or by the name before it; and texts without them.
 
 One table of forms (KINDS), of tokens that their makers gave a mark of their own; passwords in addresses and headers;
-and values that are given to a name that says it. Everything that is written of what a person, a program or a machine
-said goes through `redacted`. A text of which nothing is a secret stays as it is, to the letter.
+and values that are given to a name that says it. Findings, errors, manifests and the logs of ranks go through
+`redacted`. A text of which nothing is a secret stays as it is, to the letter.
 """
 
 from __future__ import annotations
@@ -187,6 +187,12 @@ def secrets_in(text: str) -> list[Secret]:
     return _apart(found)
 
 
+@lru_cache(maxsize=64)
+def secrets_of(text: str) -> tuple[Secret, ...]:
+    """The secrets of a spec's text, which is asked for them several times."""
+    return tuple(secrets_in(text))
+
+
 def _is_given(match: re.Match[str]) -> bool:
     """Whether what is given to a name is a secret, and not the code or the prose of something else."""
     name = match["name"].rpartition(".")[2].replace("-", "_")
@@ -257,7 +263,7 @@ def redacted(text: str, known: Collection[str] = ()) -> str:
 def masked(text: str) -> str:
     """A text with a star for each letter of its secrets: what stands after them keeps its line and column."""
     letters = list(text)
-    for secret in secrets_in(text):
+    for secret in secrets_of(text):
         for at in range(secret.start, secret.end):
             letters[at] = "\n" if letters[at] == "\n" else "*"
     return "".join(letters)

@@ -52,7 +52,7 @@ def marked(
     for finding in findings:
         key = key_of(finding)
         # Each entry accepts as many findings as it counts; one more is new. A policy's are nobody's to accept.
-        if left[key] <= 0 or finding.code.startswith("POL"):
+        if left[key] <= 0 or finding.is_of_the_site:
             out.append(finding._replace(baseline="new"))
             continue
         left[key] -= 1

@@ -12,7 +12,7 @@ import typer
 
 from dfmspec.check.policy import policy_findings
 from dfmspec.check.report import REPORTERS
-from dfmspec.check.rules import LEVELS, all_findings, check_spec
+from dfmspec.check.rules import LEVELS, all_findings
 from dfmspec.cli.voice import detail, is_quiet
 from dfmspec.diagnostics import Diagnostic, Severity, not_suppressed
 from dfmspec.errors import InternalError, InvalidSpec, UsageError
@@ -29,6 +29,8 @@ DatasetPath = Annotated[
 
 if TYPE_CHECKING:
     from dfmspec.read.matrix import Cell
+    from dfmspec.record.manifest import Manifest
+    from dfmspec.record.run_dir import RunDir
 
 CellOption = Annotated[
     str | None,
@@ -64,6 +66,49 @@ class Checked(NamedTuple):
     findings: tuple[Diagnostic, ...]
 
 
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Names of experiments that have runs in the folder `runs`, and the ids of the runs."""
+    names: dict[str, str] = {}
+    for run in sorted(Path("runs").glob("*/*/manifest.json"), reverse=True):
+        names.setdefault(run.parts[1], "its latest run")
+        if run.parts[2] != "latest":
+            names[run.parts[2]] = f"a run of {run.parts[1]}"
+    return [(name, what) for name, what in names.items() if name.startswith(incomplete)]
+
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A run directory, a run id, or an experiment's name (its latest run).",
+        autocompletion=complete_run,
+    ),
+]
+RunsFolder = Annotated[
+    Path,
+    typer.Option(help="Folder of the run directories."),
+]
+TEXT_OR_JSON = ("text", "json")
+TextOrJson = Annotated[
+    str,
+    typer.Option("--format", help="text or json."),
+]
+
+
+def record_of(run: RunDir) -> Manifest:
+    """The record of a run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    from dfmspec.errors import CheckpointError
+    from dfmspec.record.manifest import read_manifest
+
+    try:
+        return read_manifest(run)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the record of run {run} cannot be read: {str(error).splitlines()[0]}") from error
+
+
 def split_words(words: Sequence[str], profiles: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
     """Positional words as (files, key=value overrides); a file that has an `=` in its name wins.
 
@@ -78,9 +123,9 @@ def split_words(words: Sequence[str], profiles: Sequence[str] | None = None) -> 
         if not is_override or exists(word):
             files.append(word)
     overrides = [word for word in words if word not in files]
-    if profiles and not all(name.strip() for name in profiles):
-        raise UsageError("--profile is empty; name a profile, or leave it out")
     if profiles:
+        if not all(name.strip() for name in profiles):
+            raise UsageError("--profile is empty; name a profile, or leave it out")
         overrides.insert(0, f"profile={','.join(profiles)}")
     return files, overrides
 
@@ -161,11 +206,8 @@ def load_checked(
         resolved = resolve_spec(spec)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    found = all_findings if everything else check_spec
-    findings = found(resolved, levels=levels)
-    if policy:
-        findings = (*findings, *policy_findings(resolved))
-    return Checked(resolved, findings)
+    findings = all_findings(resolved, levels=levels, site=policy_findings(resolved) if policy else ())
+    return Checked(resolved, findings if everything else not_suppressed(findings))
 
 
 def cells_checked(
@@ -399,16 +441,6 @@ def complete_target(incomplete: str) -> list[str]:
     from dfmspec.targets import TARGETS
 
     return [name for name in TARGETS if name.startswith(incomplete)]
-
-
-def complete_run(incomplete: str) -> list[tuple[str, str]]:
-    """Names of experiments that have runs in the folder `runs`, and the ids of the runs."""
-    names: dict[str, str] = {}
-    for run in sorted(Path("runs").glob("*/*/manifest.json"), reverse=True):
-        names.setdefault(run.parts[1], "its latest run")
-        if run.parts[2] != "latest":
-            names[run.parts[2]] = f"a run of {run.parts[1]}"
-    return [(name, what) for name, what in names.items() if name.startswith(incomplete)]
 
 
 def complete_code(incomplete: str) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.cli.arguments import complete_run, named_folder, trainer_module
+from dfmspec.cli.arguments import complete_run, named_folder, record_of, trainer_module
 from dfmspec.errors import UsageError
 
 
@@ -117,20 +117,15 @@ def _write_provenance(folder: Path, form: Provenance, out: Path | None) -> None:
     """
     import json
 
-    from dfmspec.errors import CheckpointError
     from dfmspec.files import write_aside
     from dfmspec.record.attestation import ro_crate, slsa
-    from dfmspec.record.manifest import read_manifest
     from dfmspec.record.run_dir import RunDir
     from dfmspec.redaction import known_here, without_secrets
 
     run = RunDir(folder.resolve())
     if not run.manifest.exists():
         raise UsageError(f"{folder} is no run directory: it has no {run.manifest.name}; --provenance is of a run")
-    try:
-        manifest = read_manifest(run)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the record of run {run} cannot be read: {str(error).splitlines()[0]}") from error
+    manifest = record_of(run)
     made = ro_crate(run, manifest) if form is Provenance.ro_crate else slsa(run, manifest)
     names = {Provenance.ro_crate: "ro-crate-metadata.json", Provenance.slsa: "provenance.slsa.json"}
     file = out or run.path / names[form]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from dfmspec.errors import FINDINGS, UsageError
 
 if TYPE_CHECKING:
-    from dfmspec.check.policy import Policy, PolicyRule
+    from dfmspec.check.policy_file import Policy, PolicyRule
 
 app = typer.Typer(
     help="List the rules of the site's policy, and try them.",
@@ -73,7 +72,7 @@ def _chosen(file: Path | None) -> list[Policy]:
     Raises:
         UsageError: there is none.
     """
-    from dfmspec.check.policy import VARIABLE, policies, policy_of
+    from dfmspec.check.policy_file import VARIABLE, policies, policy_of
     from dfmspec.check.report.text import report
 
     found = [policy_of(str(file))] if file is not None else policies()
@@ -113,16 +112,13 @@ def _tried(policy: Policy, case: Mapping[str, Any], broken: set[PolicyRule]) -> 
     from dfmspec.read.load import load_spec
     from dfmspec.read.resolve import resolve_spec
 
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "spec.yaml"
-        spec.write_text(yaml.safe_dump(dict(case.get("spec", {}))))
-        loaded = load_spec(spec, case.get("overrides", ()))
-        wrong = [problem.message for problem in loaded.problems if problem.severity is Severity.ERROR]
-        if wrong:
-            return f"its spec has an error: {wrong[0]}"
-        judged = judged_of(resolve_spec(loaded))
+    text = yaml.safe_dump(dict(case.get("spec", {})))
+    loaded = load_spec(policy.document.file, case.get("overrides", ()), text=text)
+    wrong = [problem.message for problem in loaded.problems if problem.severity is Severity.ERROR]
+    if wrong:
+        return f"its spec has an error: {wrong[0]}"
     found = set()
-    for rule, finding in violations(policy, judged):
+    for rule, finding in violations(policy, judged_of(resolve_spec(loaded))):
         broken.add(rule)
         found.add(dotted(finding.path))
     wanted = set(case["finds"])

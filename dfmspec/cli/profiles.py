@@ -8,21 +8,15 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.cli.arguments import check_format
-
-_FORMATS = ("text", "json")
+from dfmspec.cli.arguments import TEXT_OR_JSON, TextOrJson, check_format
 
 _Folder = Annotated[
     Path,
     typer.Argument(help="The folder of the specs, by which a project's profiles are found."),
 ]
-_Format = Annotated[
-    str,
-    typer.Option("--format", help="text or json."),
-]
 
 
-def profiles(folder: _Folder = Path(), format_: _Format = "text") -> None:
+def profiles(folder: _Folder = Path(), format_: TextOrJson = "text") -> None:
     """List the profiles of project, user and site.
 
     A profile is a layer that lies under specs which name it: `profile: NAME`, or --profile NAME. One that several
@@ -32,7 +26,7 @@ def profiles(folder: _Folder = Path(), format_: _Format = "text") -> None:
     """
     from dfmspec.read.sites import files_of, known_profiles, places
 
-    form = check_format(format_, _FORMATS)
+    form = check_format(format_, TEXT_OR_JSON)
     among = places(str(folder.absolute()))
     files: dict[str, list[str]] = {}
     for name, _ in known_profiles(among):

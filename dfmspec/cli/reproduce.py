@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfmspec.cli.arguments import complete_run
+from dfmspec.cli.arguments import RunArgument, record_of
 from dfmspec.cli.run import PlanSource, require_allowed, started
 from dfmspec.colours import GREEN, RED, YELLOW, painted
-from dfmspec.errors import FINDINGS, OK, CheckpointError
+from dfmspec.errors import FINDINGS, OK
 
 if TYPE_CHECKING:
     from dfmspec.run.matching import Match
 
-_Run = Annotated[
-    str,
-    typer.Argument(
-        help="A run directory, a run id, or an experiment's name (its latest run).", autocompletion=complete_run
-    ),
-]
 _RunsDir = Annotated[
     Path,
     typer.Option("--runs", help="Folder in which the run is looked for."),
@@ -45,7 +39,7 @@ _Exact = Annotated[
 
 
 def reproduce(
-    run: _Run,
+    run: RunArgument,
     runs: _RunsDir = Path("runs"),
     output_dir: _OutputDir = None,
     dataset_path: _DatasetPath = None,
@@ -60,7 +54,6 @@ def reproduce(
 
     Example: dfmspec reproduce butterfly_tiny_cpu --exact
     """
-    from dfmspec.record.manifest import read_manifest
     from dfmspec.record.run_dir import RunDir
     from dfmspec.record.runs import find_run
     from dfmspec.run.bundle import read_plan
@@ -68,12 +61,8 @@ def reproduce(
     from dfmspec.run.preflight import Preflight
 
     # The record, and what of it is here.
-    first = find_run(str(run), runs)
-    first = RunDir(first.path.resolve())
-    try:
-        manifest = read_manifest(first)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the record of run {first} cannot be read: {str(error).splitlines()[0]}") from error
+    first = RunDir(find_run(run, runs).path.resolve())
+    manifest = record_of(first)
     plan = read_plan(first.plan)
     again, changed = plan_again(plan, manifest, output_dir, dataset_path)
     _tell(matches(manifest, again))
@@ -107,5 +96,11 @@ def _tell(found: list[Match]) -> None:
     width = max(len(match.name) for match in found)
     for match in sorted(found, key=lambda match: order[match.is_same]):
         word, colour = words[match.is_same]
-        said = match.now if match.is_same else f"{match.then} -> {match.now}"
+        then, now = (_shown(text) for text in (match.then, match.now))
+        said = now if match.is_same else f"{then} -> {now}"
         typer.echo(f"{painted(f'{word:<7}', colour, sys.stderr)}  {match.name:<{width}}  {said}", err=True)
+
+
+def _shown(text: str) -> str:
+    """A digest by its first twelve digits; anything else as it is."""
+    return text[: len("sha256:") + 12] if text.startswith("sha256:") else text

@@ -8,38 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfmspec.cli.arguments import check_format, complete_run
+from dfmspec.cli.arguments import TEXT_OR_JSON, RunArgument, RunsFolder, TextOrJson, check_format
 from dfmspec.errors import UsageError
 
 if TYPE_CHECKING:
     from dfmspec.record.manifest import Attempt, Manifest, Metrics
     from dfmspec.record.run_dir import RunDir
 
-_FORMATS = ("text", "json")
-
 _OutputDir = Annotated[
     Path,
     typer.Argument(help="Folder of the run directories."),
 ]
-_OutputDirOption = Annotated[
-    Path,
-    typer.Option(help="Folder of the run directories."),
-]
-_Format = Annotated[
-    str,
-    typer.Option("--format", help="text or json."),
-]
-_Run = Annotated[
-    str,
-    typer.Argument(
-        help="A run directory, a run id, or an experiment's name (its latest run).", autocompletion=complete_run
-    ),
-]
 
 
-def runs(output_dir: _OutputDir = Path("runs"), format_: _Format = "text") -> None:
+def runs(output_dir: _OutputDir = Path("runs"), format_: TextOrJson = "text") -> None:
     """List the runs, newest first: state, iterations, loss."""
-    form = check_format(format_, _FORMATS)
+    form = check_format(format_, TEXT_OR_JSON)
     if not output_dir.is_dir():
         raise UsageError(f"{output_dir} is not a folder; name the one that holds the run directories")
     found = _newest_first(output_dir)
@@ -114,15 +98,15 @@ def _row(run_dir: RunDir, manifest: Manifest) -> tuple[str, str, str, str, str, 
 
 
 def show(
-    run: _Run,
-    output_dir: _OutputDirOption = Path("runs"),
-    format_: _Format = "text",
+    run: RunArgument,
+    output_dir: RunsFolder = Path("runs"),
+    format_: TextOrJson = "text",
 ) -> None:
     """Show a run's manifest: what was asked, every attempt, the checkpoints, the verdict."""
     from dfmspec.record.manifest import read_manifest
     from dfmspec.record.runs import find_run
 
-    form = check_format(format_, _FORMATS)
+    form = check_format(format_, TEXT_OR_JSON)
     run_dir = find_run(run, output_dir)
     try:
         manifest = read_manifest(run_dir)

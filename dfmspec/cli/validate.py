@@ -447,15 +447,15 @@ def _always_counts(finding: Diagnostic) -> bool:
 
     A spec that was not read says nothing certain.
     """
-    level = _levels_of_codes().get(finding.code)
-    return level == "policy" or (finding.severity is Severity.ERROR and level in ("load", "fault"))
+    return finding.is_of_the_site or (finding.severity is Severity.ERROR and finding.code in _codes_of_reading())
 
 
 @lru_cache
-def _levels_of_codes() -> dict[str, str]:
+def _codes_of_reading() -> frozenset[str]:
+    """The codes that are given out while a spec is read."""
     from dfmspec.check.rules import RULES
 
-    return {rule.code: rule.level for rule in RULES}
+    return frozenset(rule.code for rule in RULES if rule.level in ("load", "fault"))
 
 
 def _codes(option: str, text: str | None) -> tuple[str, ...]:

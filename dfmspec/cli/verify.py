@@ -9,33 +9,19 @@ from typing import Annotated
 
 import typer
 
-from dfmspec.cli.arguments import check_format, complete_run
+from dfmspec.cli.arguments import TEXT_OR_JSON, RunArgument, RunsFolder, TextOrJson, check_format, record_of
 from dfmspec.colours import GREEN, RED, YELLOW, painted
-from dfmspec.errors import FINDINGS, CheckpointError
+from dfmspec.errors import FINDINGS
 
-_FORMATS = ("text", "json")
-
-_Run = Annotated[
-    str,
-    typer.Argument(
-        help="A run directory, a run id, or an experiment's name (its latest run).", autocompletion=complete_run
-    ),
-]
-_OutputDir = Annotated[
-    Path,
-    typer.Option(help="Folder of the run directories."),
-]
 _Deep = Annotated[
     bool,
     typer.Option("--deep", help="Read the shards too, where the record has the digest of their content."),
 ]
-_Format = Annotated[
-    str,
-    typer.Option("--format", help="text or json."),
-]
 
 
-def verify(run: _Run, output_dir: _OutputDir = Path("runs"), deep: _Deep = False, format_: _Format = "text") -> None:
+def verify(
+    run: RunArgument, output_dir: RunsFolder = Path("runs"), deep: _Deep = False, format_: TextOrJson = "text"
+) -> None:
     """Follow the digests of a run, from its spec to its checkpoints.
 
     A link holds, differs, is gone, or is unknown, where the record does not say. dfmspec's own code and the data are of
@@ -45,16 +31,12 @@ def verify(run: _Run, output_dir: _OutputDir = Path("runs"), deep: _Deep = False
 
     Example: dfmspec verify butterfly_tiny_cpu
     """
-    from dfmspec.record.manifest import read_manifest
     from dfmspec.record.runs import find_run
     from dfmspec.run.chain import DIFFERS, GONE, HOLDS, chain
 
-    form = check_format(format_, _FORMATS)
+    form = check_format(format_, TEXT_OR_JSON)
     found = find_run(run, output_dir)
-    try:
-        manifest = read_manifest(found)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the record of run {found} cannot be read: {str(error).splitlines()[0]}") from error
+    manifest = record_of(found)
     links = chain(found, manifest, deep=deep)
     broken = [link for link in links if link.is_broken]
     if form == "json":

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_SHARDS = (".tar", ".tgz", ".tar.gz")
-_MOST = 1_000_000
-"""Shards of a dataset."""
+from dfmspec.data.energon_metadata import shards_there
 
 
 def fingerprint(dataset: Path, *, deep: bool = False) -> dict[str, Any] | None:
@@ -26,8 +22,9 @@ def fingerprint(dataset: Path, *, deep: bool = False) -> dict[str, Any] | None:
     content = hashlib.sha256()
     count = 0
     total = 0
-    for shard in _shards(dataset):
-        name = shard.relative_to(dataset).as_posix().encode("utf-8", "surrogateescape")
+    for place in sorted(shards_there(dataset)):
+        shard = dataset / place
+        name = place.encode("utf-8", "surrogateescape")
         size = shard.stat().st_size
         count += 1
         total += size
@@ -45,14 +42,3 @@ def fingerprint(dataset: Path, *, deep: bool = False) -> dict[str, Any] | None:
     if deep:
         found["content"] = f"sha256:{content.hexdigest()}"
     return found
-
-
-def _shards(dataset: Path) -> Iterator[Path]:
-    """The shards under a folder, by name."""
-    found = []
-    for parent, folders, names in os.walk(dataset):
-        folders.sort()
-        found += [Path(parent, name) for name in names if name.endswith(_SHARDS)]
-        if len(found) > _MOST:
-            break
-    yield from sorted(found)

@@ -5,7 +5,6 @@ https://slsa.dev/spec/v1.0/provenance, https://w3id.org/ro/wfrun/process/0.5
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dfmspec.errors import DataError
 from dfmspec.record.manifest import CheckpointRecord, Manifest
 from dfmspec.record.run_dir import RunDir
 from dfmspec.spec.checkpoints import MANIFEST
+from dfmspec.spec.digest import bytes_digest
 
 Entity = dict[str, Any]
 
@@ -125,8 +125,7 @@ def _hex(digest: str) -> str:
 
 
 def _file_hex(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return _hex(bytes_digest(file.read_bytes()))
 
 
 # RO-Crate.

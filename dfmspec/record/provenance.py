@@ -13,6 +13,11 @@ _LISTED = 50
 """How many files that git does not know are named."""
 
 
+def folder_of_spec(spec_file: str | None) -> Path:
+    """The folder of a spec's file; the working directory, where there is none."""
+    return Path(spec_file).parent if spec_file and Path(spec_file).is_file() else Path.cwd()
+
+
 def git_state(folder: Path, but: Path | None = None) -> dict[str, Any] | None:
     """The repository around a folder; None outside one.
 

@@ -21,6 +21,7 @@ OWNER = ".owner.json"
 
 ATTEMPTS = "attempts"
 EVENTS = "events.jsonl"
+PATCH = "source.patch"
 SLURM_JOB = "slurm_job"
 """The job that a run belongs to which nobody watches."""
 
@@ -179,7 +180,7 @@ class RunDir(NamedTuple):
     @property
     def patch(self) -> Path:
         """What was not committed where the spec lies."""
-        return self.path / "source.patch"
+        return self.path / PATCH
 
     @property
     def plan(self) -> Path:

@@ -15,7 +15,7 @@ from dfmspec.record import bridge_checkpoints
 from dfmspec.record.checkpoints import manifest_digest, problem, read_manifest
 from dfmspec.record.files import read_whole
 from dfmspec.record.manifest import CheckpointRecord, Manifest
-from dfmspec.record.run_dir import RunDir
+from dfmspec.record.run_dir import PATCH, RunDir
 from dfmspec.run.bundle import read_plan
 from dfmspec.spec.digest import bytes_digest, config_digest
 from dfmspec.targets import CONFIG, DEFAULT_TARGET, target_module
@@ -83,7 +83,7 @@ def _read(file: Path) -> bytes | None:
 def _patch(run: RunDir, manifest: Manifest) -> Link:
     git = manifest.git or {}
     if "patch_digest" in git:
-        return _text("source.patch", run.patch, git["patch_digest"])
+        return _text(PATCH, run.patch, git["patch_digest"])
     if not git:
         return Link("git", UNKNOWN, "the spec was in no repository")
     if git.get("dirty"):

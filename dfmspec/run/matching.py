@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ from dfmspec.data.fingerprint import fingerprint
 from dfmspec.plan.plan import Plan, code_digest
 from dfmspec.record.events import read_events
 from dfmspec.record.manifest import Manifest, launch_host
-from dfmspec.record.provenance import git_state, own_code
+from dfmspec.record.provenance import folder_of_spec, git_state, own_code
 from dfmspec.record.run_dir import RunDir
 from dfmspec.run.guards import guards_now
+from dfmspec.run.secrets import is_here
 from dfmspec.spec.iterations import folder_of
 from dfmspec.spec.paths import RUN_DIR, in_run_dir
 
@@ -39,11 +39,11 @@ def matches(manifest: Manifest, again: Plan) -> list[Match]:
     now = launch_host()
     then = manifest.environment
     git = manifest.git or {}
-    here = _git_here(manifest) or {}
+    here = git_state(folder_of_spec(manifest.spec_file)) or {}
     own = own_code()
     found = [
         Match("dfmspec", _code_of(manifest.code), _code_of(own)),
-        Match("dfmspec's code", manifest.guards.get("code", _NOTHING)[:19], code_digest()[:19]),
+        Match("dfmspec's code", manifest.guards.get("code", _NOTHING), code_digest()),
         Match("spec's commit", str(git.get("commit", _NOTHING))[:12], str(here.get("commit", "none"))[:12]),
         Match("python", str(then.get("python", _NOTHING)), str(now["python"])),
     ]
@@ -53,27 +53,14 @@ def matches(manifest: Manifest, again: Plan) -> list[Match]:
     found.append(Match("GPUs", _gpus(then), _gpus(now)))
     found += _data(manifest, again)
     for name, reference in again.secrets.items():
-        found.append(Match(f"secret {name}", reference, reference if _is_here(reference) else "not here"))
+        found.append(Match(f"secret {name}", reference, reference if is_here(reference) else "not here"))
     guards = again.guards
     for name in sorted(manifest.guards.keys() - {"code"}):
-        found.append(Match(_GUARDS.get(name, name), manifest.guards[name][:19], guards.get(name, "not here")[:19]))
+        found.append(Match(_GUARDS.get(name, name), manifest.guards[name], guards.get(name, "not here")))
     return found
 
 
 _GUARDS = {"dataset": "data's metadata", "container": "image"}
-
-
-def _is_here(reference: str) -> bool:
-    """Whether a secret is on this machine; of a command nobody knows before it is run."""
-    kind, _, rest = reference.partition(":")
-    if kind == "env":
-        return bool(os.environ.get(rest))
-    return kind == "cmd" or Path(os.path.expanduser(rest)).is_file()
-
-
-def _git_here(manifest: Manifest) -> dict[str, Any] | None:
-    file = manifest.spec_file
-    return git_state(Path(file).parent if file and Path(file).is_file() else Path.cwd())
 
 
 def _code_of(code: Mapping[str, Any]) -> str:
@@ -96,7 +83,7 @@ def _data(manifest: Manifest, again: Plan) -> Iterator[Match]:
     recorded = manifest.data
     if recorded is not None:
         found = fingerprint(Path(again.located(again.config["dataset"]["path"]))) or {}
-        yield Match("data's shards", recorded["sizes"][:19], str(found.get("sizes", "not here"))[:19])
+        yield Match("data's shards", recorded["sizes"], str(found.get("sizes", "not here")))
 
 
 def plan_again(plan: Plan, manifest: Manifest, output_dir: str | None, dataset: str | None) -> tuple[Plan, list[str]]:

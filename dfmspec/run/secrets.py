@@ -1,5 +1,7 @@
-"""Secrets on the machine of the launch: filled in for processes that it starts itself, and remembered to be kept out of
-what is written."""
+"""Secrets on the machine of the launch: filled in for processes that it starts itself.
+
+They are remembered, to be kept out of what is written.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +52,11 @@ def _value(name: str, reference: str) -> str:
     if done.returncode:
         raise PreflightError(f"{missing}: its command ended with {done.returncode}")
     return done.stdout.rstrip("\n")
+
+
+def is_here(reference: str) -> bool:
+    """Whether a secret is on this machine; of a command nobody knows before it is run."""
+    kind, _, rest = reference.partition(":")
+    if kind == "env":
+        return bool(os.environ.get(rest))
+    return kind == "cmd" or os.path.isfile(os.path.expanduser(rest))  # noqa: PTH113  the user's own text

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from dfmspec.data.fingerprint import fingerprint
 from dfmspec.errors import PreflightError
 from dfmspec.files import write_aside
-from dfmspec.record.provenance import git_state, patch_of
-from dfmspec.record.run_dir import RunDir
+from dfmspec.record.provenance import folder_of_spec, git_state, patch_of
+from dfmspec.record.run_dir import PATCH, RunDir
 from dfmspec.redaction import secrets_in
 from dfmspec.run.request import Launch, Request
 from dfmspec.spec.digest import text_digest
@@ -32,8 +32,7 @@ class Sources(NamedTuple):
         Raises:
             PreflightError: everything is to be committed, and is not; or what is not committed cannot be kept.
         """
-        file = request.spec_file
-        folder = Path(file).parent if file and Path(file).is_file() else Path.cwd()
+        folder = folder_of_spec(request.spec_file)
         wanted = request.plan.run.get("git", "record")  # which earlier plans do not have
         state = git_state(folder, but=Path(request.plan.located(request.plan.run["output_dir"])))
         if wanted == "require-clean":
@@ -48,7 +47,7 @@ class Sources(NamedTuple):
                 "run.git is patch, and what is not committed has what looks like a secret; take it out, or set it to "
                 "record"
             )
-        return cls({**state, "patch": RunDir(Path()).patch.name, "patch_digest": text_digest(patch)}, patch)
+        return cls({**state, "patch": PATCH, "patch_digest": text_digest(patch)}, patch)
 
     def keep_patch(self, run: RunDir) -> None:
         """Write what is not committed beside the record of a run."""

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dfmspec.check.policy import RULE_OF, policies, policy_findings, policy_of
+from dfmspec.check.policy import policy_findings
+from dfmspec.check.policy_file import policies, policy_of
+from dfmspec.check.rules.policies import RULE_OF
 from dfmspec.read.load import load_spec
 from dfmspec.read.resolve import resolve_spec
 from dfmspec.read.sites import SITE_VARIABLE, site_folder

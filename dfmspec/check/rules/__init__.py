@@ -36,7 +36,7 @@ from dfmspec.diagnostics import UNASKED, Diagnostic, Finding, Path, Severity, Sp
 from dfmspec.figures import counted
 from dfmspec.read.document import Document
 from dfmspec.read.resolve import Resolved
-from dfmspec.redaction import redacted, secrets_in
+from dfmspec.redaction import redacted, secrets_of
 from dfmspec.spec.paths import PLACES, local_path
 
 FAMILIES = (
@@ -92,8 +92,16 @@ def check_spec(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"))
     return not_suppressed(all_findings(resolved, levels=levels))
 
 
-def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths")) -> tuple[Diagnostic, ...]:
-    """Every finding of a spec, sorted by place; those that a comment suppresses say so."""
+def all_findings(
+    resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"), site: Iterable[Diagnostic] = ()
+) -> tuple[Diagnostic, ...]:
+    """Every finding of a spec, sorted by place; those that a comment suppresses say so.
+
+    Args:
+        resolved: the spec.
+        levels: what is looked at.
+        site: what the site's policy finds, which no comment suppresses.
+    """
     wanted = {*levels}
     target = resolved.spec.target
     documents = resolved.spec.documents
@@ -122,11 +130,12 @@ def all_findings(resolved: Resolved, *, levels: Iterable[str] = ("spec", "paths"
         level_of = {rule.code: rule.level for rule in RULES}
         found = suppressed(found, marked, judged, level_of)
 
+    found = [*found, *site]
+
     # A dict drops what was found twice, and keeps the order where places are equal. What is told has no secret.
     if has_secrets(documents):
-        literals = {
-            document.text[each.start : each.end] for document in documents for each in secrets_in(document.text)
-        }
+        texts = [document.text for document in documents]
+        literals = {text[each.start : each.end] for text in texts for each in secrets_of(text)}
         found = [_told(finding, literals) for finding in found]
     once = dict.fromkeys(found)
     return tuple(sorted(once, key=lambda diagnostic: diagnostic.sort_key))

@@ -10,7 +10,7 @@ from dfmspec.check.rules.base import DFM, DFM_DIT, ERROR, HINT, LAYERS, WARNING,
 from dfmspec.diagnostics import Edit, Finding, Path, dotted
 from dfmspec.read.document import Document
 from dfmspec.read.interpolation import SYNTAX, variables
-from dfmspec.redaction import REFERENCE, is_a_switch, names_a_secret, secrets_in
+from dfmspec.redaction import REFERENCE, is_a_switch, names_a_secret, secrets_in, secrets_of
 from dfmspec.spec.paths import PATH_KEYS, RUN_DIR
 from dfmspec.targets import Derived, catalogue, target_module
 from dfmspec.targets.dfm.script import OVERLAPS
@@ -266,7 +266,7 @@ def _secrets(view: View) -> Iterator[Finding]:
 
 def has_secrets(documents: Iterable[Document]) -> bool:
     """Whether what was read may have a secret: by its look, or filled in from a variable."""
-    return any("${env:" in document.text or secrets_in(document.text) for document in documents)
+    return any("${env:" in document.text or secrets_of(document.text) for document in documents)
 
 
 def _is_secret(place: Path, text: str, *, is_suspect: bool) -> bool:
@@ -290,7 +290,7 @@ def _instead(key: str, name: str) -> str:
 def _secrets_beside(view: View, told: set[str]) -> Iterator[Finding]:
     """Secrets in comments, or in what another layer lies over: a bundle holds the spec's text."""
     for document in view.resolved.spec.documents:
-        for secret in secrets_in(document.text):
+        for secret in secrets_of(document.text):
             text = document.text[secret.start : secret.end]
             if any(text in known for known in told):
                 continue
